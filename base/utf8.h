@@ -1,0 +1,13 @@
+/* UTF-8 as the record format means it: RFC 3629 (no overlong forms, no surrogates, at most U+10FFFF). */
+#ifndef ENGRAM_BASE_UTF8_H
+#define ENGRAM_BASE_UTF8_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+bool utf8_valid(const char *data, size_t bytes);
+
+/* The longest prefix of valid UTF-8 that is at most max bytes and ends at a character's end. */
+size_t utf8_cut(const char *data, size_t bytes, size_t max);
+
+#endif

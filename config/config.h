@@ -1,0 +1,108 @@
+/* What the user decides: the one options table, the reader of file, environment and flags, and the command line.
+ * Precedence: flag > environment > file > default. Every command takes every option. */
+#ifndef ENGRAM_CONFIG_CONFIG_H
+#define ENGRAM_CONFIG_CONFIG_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/buffer.h"
+#include "base/error.h"
+
+enum config_start { START_EARLIEST, START_LATEST };
+enum config_guarantee { GUARANTEE_AT_LEAST_ONCE, GUARANTEE_EXACTLY_ONCE };
+enum config_timestamp { TIMESTAMP_INPUT, TIMESTAMP_NOW };
+enum config_key_dtype { CONFIG_BF16, CONFIG_F32 };
+enum config_log_format { LOG_TEXT, LOG_JSON };
+
+/* The values in force. Strings are owned by the config. Read-only after config_read: any thread may read. */
+struct config {
+    /* [topics] */
+    char *texts_topic, *predictions_topic, *instances_topic, *labels_topic, *dead_letters_topic;
+    bool create_topics;
+    int64_t topic_partitions;
+    int64_t topic_replication;
+    /* [stage] */
+    char *group;
+    char *instance_id;
+    int start_from;           /* enum config_start */
+    int processing_guarantee; /* enum config_guarantee */
+    int64_t batch_tokens;     /* 0: what the backend asks for */
+    int64_t batch_wait_ms;
+    int64_t queue_tokens;
+    int timestamp; /* enum config_timestamp */
+    /* [encoder] */
+    char *model; /* "": the folder beside the binary, else the installed one */
+    int64_t max_seq_length;
+    char *text_prefix, *label_prefix;
+    int64_t threads;
+    /* [memory] */
+    char *memory;
+    int64_t map_size; /* bytes; suffixes KiB MiB GiB TiB and K M G T are read */
+    int key_dtype;    /* enum config_key_dtype */
+    bool store_text;
+    int64_t keys_max;
+    /* [predict] */
+    double lambda, tau;
+    int64_t b;
+    int64_t labels_max;
+    double min_score;
+    int64_t evidence_max;
+    bool evidence_text;
+    /* [log] */
+    int log_level; /* enum log_level */
+    int log_format;
+    /* [kafka], [kafka.consumer], [kafka.producer], and where each value of all of this is from: config's own. */
+    struct config_private *private;
+};
+
+/* A command's own flag, besides -c FILE, -X, --help and every option of the table. */
+struct config_flag {
+    const char *name;  /* "label": --label */
+    const char *value; /* the value's name in the help, e.g. "FILE"; NULL: a switch */
+    const char *help;
+    bool repeated;
+};
+
+/* A command, as its help prints it. Positional arguments are counted against the bounds. */
+struct config_command {
+    const char *name;                /* "teach" */
+    const char *usage;               /* "--id ID --label L [--label L]... TEXT" */
+    const char *help;                /* one or more sentences */
+    const char *example;             /* whole lines, as typed */
+    const struct config_flag *flags; /* ends with a NULL name; NULL: none */
+    int positional_min, positional_max; /* max -1: any number */
+};
+
+struct arguments;
+
+/* Reads argv (behind the subcommand), the environment and the file into *config and *arguments; the caller frees both,
+ * also after an error. An error is E_USAGE with a line that names the flag, variable or file:line and, for a misspelt name, the nearest one.
+ * Returns 1 when --help was asked for and printed to standard output: the command then ends with status 0. */
+int config_read(const struct config_command *command, int argc, char **argv, struct config *config,
+                struct arguments **arguments, struct error *e);
+void config_free(struct config *config);
+
+bool arguments_has(const struct arguments *a, const char *flag);
+const char *arguments_value(const struct arguments *a, const char *flag); /* the last one given, or NULL */
+size_t arguments_count(const struct arguments *a, const char *flag);
+const char *arguments_nth(const struct arguments *a, const char *flag, size_t i);
+size_t arguments_positional_count(const struct arguments *a);
+const char *arguments_positional(const struct arguments *a, size_t i);
+void arguments_free(struct arguments *a);
+
+/* Every option: name, value in force, from where (flag, environment, file:line, default); secrets (sasl.password,
+ * ssl.key.password, ... ) masked. As a readable table or one JSON object. */
+void config_print(const struct config *config, bool json, struct buffer *out);
+void config_document(struct buffer *out);  /* docs/CONFIG.md */
+
+/* A new librdkafka configuration (rd_kafka_conf_t) with bootstrap.servers, our own defaults and what passes through for
+ * that client. Our own refused properties are not set here: the consumer and the producer set theirs.
+ * The caller hands it to rd_kafka_new (which then owns it) or destroys it. NULL: an error, E_USAGE. */
+enum config_client { CLIENT_CONSUMER, CLIENT_PRODUCER };
+struct rd_kafka_conf_s;
+struct rd_kafka_conf_s *config_kafka(const struct config *config, enum config_client client, struct error *e);
+const char *config_bootstrap_servers(const struct config *config); /* for messages */
+
+#endif

@@ -1,0 +1,108 @@
+/* RAE inference (arXiv 2502.10615) on encoder, backend and memory: predict, fold, forget, evaluate. No Kafka here: the stage and
+ * the command line use it as it is.
+ *   p = sum over the top-b keys of softmax(q.k / tau) * v,  v = lambda * y for instances, (1 - lambda) * e for labels
+ * The engine owns the backend and hands it out in slices: a waiting fold goes first, but never twice in a row while
+ * texts wait. engine_predict and engine_fold may be called from two threads at once. */
+#ifndef ENGRAM_ENGINE_ENGINE_H
+#define ENGRAM_ENGINE_ENGINE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/buffer.h"
+#include "base/error.h"
+#include "gpu/backend.h"
+#include "gpu/encoder/encoder.h"
+#include "record/record.h"
+#include "store/memory.h"
+
+struct predict_options {
+    double lambda, tau;
+    size_t b;
+    size_t labels_max; /* 0: no limit */
+    double min_score;
+    size_t evidence_max;
+    bool evidence_text;
+};
+
+struct engine;
+
+/* Borrowed: all three must outlive the engine. memory may be NULL where only encoding is asked for. */
+int engine_open(struct engine **out, struct backend *backend, struct encoder *encoder, struct memory *memory,
+                const struct predict_options *options, struct error *e);
+void engine_close(struct engine *g);
+struct encoder *engine_encoder(const struct engine *g);
+size_t engine_batch_tokens(const struct engine *g); /* what the backend asks for */
+size_t engine_slice_tokens(const struct engine *g); /* the most that one turn on the backend takes */
+
+/* Encode: out [n, dim] f32. */
+int engine_encode(struct engine *g, const struct tokens *const *inputs, size_t n, float *out, struct error *e);
+
+/* Predict from one snapshot of the memory: out[n], each freed with prediction_free. Inputs come tokenized. */
+struct predict_times { /* microseconds spent, for metrics; may be NULL */
+    uint64_t encode_us, retrieve_us;
+};
+int engine_predict(struct engine *g, const struct tokens *const *inputs, size_t n, struct prediction *out,
+                   struct predict_times *times, struct error *e);
+
+/* One change of the memory, in the order of its partition. */
+enum fold_kind {
+    FOLD_INSTANCE, /* fold or replace an instance */
+    FOLD_LABEL,    /* define or redefine a label */
+    FOLD_FORGET,   /* forget an instance */
+    FOLD_UNDEFINE, /* forget a label's definition */
+    FOLD_SKIP,     /* nothing but the offset: a record without a usable key */
+};
+
+struct fold {
+    enum fold_kind kind;
+    struct slice name; /* the instance's id or the label's name */
+    struct slice text;
+    const struct slice *labels; /* sorted, no repeats */
+    size_t labels_count;
+    struct memory_source source; /* topic bytes 0: by hand */
+    bool found;                  /* out: for a forget, whether there was something to forget */
+    bool moved;                  /* out: the key was last seen in another partition */
+};
+
+/* Encodes what needs it (in slices) and applies all in one transaction, offsets included: source.offset + 1 of each record with a
+ * topic. *applied counts the records that were committed: all of them, or on E_KEYS_MAX those before the first refused one.
+ * E_MAP_FULL, E_DISK_FULL, E_KEYS_MAX are RETRY: nothing is lost, try again from record *applied. */
+int engine_fold(struct engine *g, struct fold *folds, size_t n, size_t *applied, struct error *e);
+
+/* While false (a stage that catches up before it is ready), folds need not let texts through. */
+void engine_set_ready(struct engine *g, bool ready);
+
+/* ---- evaluation ------------------------------------------------------------------------------------------------- */
+
+/* Metrics in percent. P@k (Jain et al. 2016): hits in the top k / k; R@k: hits / gold; nDCG@k: DCG / ideal DCG over
+ * min(k, gold); PSP@k: sum over the test set of hits' 1/p divided by the same sum for the best possible choice,
+ * p = 1 / (1 + C exp(-A ln(N_l + B))), C = (ln N - 1)(B + 1)^A. NaN where not defined (PSP with N < 3). */
+struct metrics {
+    double precision[3]; /* @1 @3 @5 */
+    double recall[2];    /* @10 @100 */
+    double ndcg5;
+    double psp[3]; /* @1 @3 @5 */
+    uint64_t n;    /* texts with at least one gold label left */
+};
+
+/* Label counts and N for propensities. */
+struct propensity_source {
+    double a, b;
+    bool from_train;             /* false: from the memory's instances */
+    uint64_t n;                  /* from_train: number of instances */
+    const struct slice *names;   /* from_train: label names, sorted */
+    const uint64_t *name_counts; /* from_train */
+    size_t names_count;
+};
+
+struct evaluation; /* an accumulator */
+int evaluation_open(struct evaluation **out, struct engine *g, const struct propensity_source *propensity,
+                    bool exclude_self, struct error *e);
+/* Predicts the texts and adds them; labels[i] are text i's gold names (sorted). Ignores labels_max and min_score. */
+int evaluation_add(struct evaluation *v, const struct instance_record *texts, size_t n, struct error *e);
+void evaluation_metrics(const struct evaluation *v, struct metrics *out);
+void evaluation_close(struct evaluation *v);
+
+#endif

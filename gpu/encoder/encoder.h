@@ -1,0 +1,50 @@
+/* The encoder f(x): a Hugging Face / sentence-transformers folder of the BERT family, WordPiece, the forward pass on a
+ * backend, pooling, L2 norm. Reads the folder once at open; nothing of it is changed later. */
+#ifndef ENGRAM_GPU_ENCODER_ENCODER_H
+#define ENGRAM_GPU_ENCODER_ENCODER_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/buffer.h"
+#include "base/error.h"
+#include "gpu/backend.h"
+
+struct encoder;
+
+struct encoder_options {
+    const char *folder;
+    size_t max_seq_length;    /* 0: the model's own; counts [CLS] and [SEP] */
+    const char *text_prefix;  /* put before each text as it stands; NULL or "": none */
+    const char *label_prefix; /* the same for label texts */
+};
+
+enum encoder_input { ENCODER_TEXT, ENCODER_LABEL };
+
+/* Word-piece ids of one input, [CLS] and [SEP] included, after truncation. */
+struct tokens {
+    int32_t *ids; /* owned; tokens_free */
+    uint32_t count;
+    bool truncated;
+};
+
+/* Errors are FATAL E_MODEL: one line that names the file and what this reader cannot do. The backend must outlive the encoder. */
+int encoder_open(struct encoder **out, struct backend *backend, const struct encoder_options *options,
+                 struct error *e);
+void encoder_close(struct encoder *enc);
+
+size_t encoder_dim(const struct encoder *enc);
+size_t encoder_max_seq_length(const struct encoder *enc);
+const char *encoder_name(const struct encoder *enc);          /* the folder's last name */
+const char *encoder_fingerprint(const struct encoder *enc);   /* 32 hex digits, over what the encoder uses */
+const char *encoder_model_version(const struct encoder *enc); /* its first 16 */
+
+/* Any thread may tokenize; valid UTF-8 goes in. */
+void encoder_tokenize(const struct encoder *enc, enum encoder_input input, struct slice text, struct tokens *out);
+void tokens_free(struct tokens *t);
+
+/* out [n, dim] f32, host memory. One call at a time (the backend's streams are all used): the engine sees to that. */
+int encoder_forward(struct encoder *enc, const struct tokens *const *inputs, size_t n, float *out, struct error *e);
+
+#endif

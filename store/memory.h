@@ -1,0 +1,148 @@
+/* The knowledge memory in LMDB: keys (vectors) and values (labels) in blocks of one kind, a tail for rows that no block
+ * holds yet, instances, labels, offsets, and a digest over what was folded. Layout: docs/MEMORY.md.
+ * One writer (flock on writer.lock), any number of readers in other processes of the same PID namespace.
+ * A memory is opened once a process; snapshots may be taken from any thread, a transaction belongs to one thread. */
+#ifndef ENGRAM_STORE_MEMORY_H
+#define ENGRAM_STORE_MEMORY_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/buffer.h"
+#include "base/digest.h"
+#include "base/error.h"
+#include "gpu/backend.h"
+
+struct memory;
+
+enum memory_mode {
+    MEMORY_READ,   /* an existing memory, read-only, beside a running writer */
+    MEMORY_WRITE,  /* an existing or a new one, as the only writer */
+};
+
+struct memory_options {
+    const char *path; /* the folder */
+    uint64_t map_size;
+    enum key_dtype dtype;    /* of a new memory; an existing one keeps its own, a difference is E_FINGERPRINT in MEMORY_WRITE */
+    size_t dim;              /* 0: take what is there (a reader without an encoder) */
+    const char *fingerprint; /* the encoder's, 32 hex digits; NULL: do not check (a reader without an encoder) */
+    const char *model_name;  /* for messages */
+    bool store_text;         /* applies to what is folded from now on */
+    uint64_t keys_max;       /* rows of both kinds together; 0: no limit */
+};
+
+/* Errors: FATAL E_LOCKED (another writer, with its pid), E_FINGERPRINT, E_CORRUPT, E_FORMAT, E_IO, E_NOT_FOUND. */
+int memory_open(struct memory **out, enum memory_mode mode, const struct memory_options *options, struct error *e);
+void memory_close(struct memory *m);
+
+/* ---- reading ---------------------------------------------------------------------------------------------------- */
+
+/* One version of the memory, for one batch. Slices that come from a snapshot point into the map and end with it. */
+struct snapshot;
+
+int memory_snapshot(struct memory *m, struct snapshot **out, struct error *e);
+void snapshot_release(struct snapshot *s);
+
+const struct keys_view *snapshot_keys(const struct snapshot *s);
+uint64_t snapshot_version(const struct snapshot *s); /* memory_version: sum over partitions of next offsets */
+
+/* Label ids of an instance's slot (ascending), of a label's slot: its own. 0 or -1 (E_CORRUPT). */
+int snapshot_values(const struct snapshot *s, uint64_t slot, const uint32_t **labels, size_t *count, struct error *e);
+
+struct memory_label {
+    struct slice name;
+    struct slice text; /* data NULL: not stored or not defined */
+    uint32_t id;
+    bool defined;
+    uint64_t instances; /* how many instances name it */
+    uint64_t tie;       /* XXH3-64 of the name */
+};
+
+struct memory_instance {
+    struct slice id;
+    struct slice text;      /* data NULL: not stored */
+    const uint32_t *labels; /* ids, ascending */
+    size_t labels_count;
+    uint64_t slot;
+    int64_t time_ms;    /* the record's timestamp */
+    struct slice topic; /* bytes 0: loaded by hand */
+    int32_t partition;
+    int64_t offset;
+};
+
+/* 1 found, 0 not, -1 error. */
+int snapshot_label(const struct snapshot *s, uint32_t id, struct memory_label *out, struct error *e);
+int snapshot_label_named(const struct snapshot *s, struct slice name, struct memory_label *out, struct error *e);
+int snapshot_instance(const struct snapshot *s, struct slice id, struct memory_instance *out, struct error *e);
+int snapshot_instance_at(const struct snapshot *s, uint64_t slot, struct memory_instance *out, struct error *e);
+
+/* Every label in the order of its name, every instance in the order of its id; each() returns 0 to go on. */
+int snapshot_each_label(const struct snapshot *s, int (*each)(const struct memory_label *l, void *context),
+                        void *context, struct error *e);
+int snapshot_each_instance(const struct snapshot *s, int (*each)(const struct memory_instance *i, void *context),
+                           void *context, struct error *e);
+
+struct memory_offset {
+    char *cluster, *topic;
+    int32_t partition;
+    int64_t next;
+};
+
+struct memory_stats {
+    uint64_t instances, labels, label_keys;
+    size_t dim;
+    enum key_dtype dtype;
+    uint64_t version;
+    struct digest digest;
+    uint64_t bytes; /* of data.mdb that are in use */
+    char fingerprint[33];
+    uint64_t local_changes;
+    int64_t caught_up_ms; /* wall time last caught up; 0: never */
+    struct memory_offset *offsets; /* owned; memory_stats_free */
+    size_t offsets_count;
+};
+
+int snapshot_stats(const struct snapshot *s, struct memory_stats *out, struct error *e);
+void memory_stats_free(struct memory_stats *stats);
+
+/* Everything checked: every checksum, block, slot, label count, and the digest computed anew from ids, labels and texts where they
+ * are stored. *problems counts what does not hold; each is handed to report(). 0 also with problems. */
+int memory_verify(struct memory *m, void (*report)(const char *line, void *context), void *context, uint64_t *problems,
+                  struct error *e);
+
+/* ---- writing ---------------------------------------------------------------------------------------------------- */
+
+/* One LMDB write transaction. What fold, define and forget did is seen by nobody until the commit. After E_MAP_FULL or E_DISK_FULL
+ * (class RETRY), abort it: nothing of it stays. E_KEYS_MAX (class RETRY) refuses one fold and leaves the transaction whole. */
+struct transaction;
+
+int memory_begin(struct memory *m, struct transaction **out, struct error *e);
+int transaction_commit(struct transaction *t, struct error *e); /* ends it, also on error */
+void transaction_abort(struct transaction *t);                  /* NULL is fine */
+
+struct memory_source {
+    struct slice cluster, topic; /* topic bytes 0: by hand (counts as a local change) */
+    int32_t partition;
+    int64_t offset;
+    int64_t time_ms;
+};
+
+/* Same id or label again: replaces. labels sorted by bytes, without repeats. vector [dim] f32.
+ * moved (may be NULL): set when the key was last seen in another partition. */
+int transaction_fold(struct transaction *t, struct slice id, struct slice text, const struct slice *labels,
+                     size_t labels_count, const float *vector, const struct memory_source *source, bool *moved,
+                     struct error *e);
+int transaction_define(struct transaction *t, struct slice label, struct slice text, const float *vector,
+                       const struct memory_source *source, bool *moved, struct error *e);
+/* found (may be NULL): whether there was something to forget. */
+int transaction_forget(struct transaction *t, struct slice id, bool *found, struct error *e);
+int transaction_undefine(struct transaction *t, struct slice label, bool *found, struct error *e);
+
+/* The next offset of a partition; what the memory's version sums. */
+int transaction_offset(struct transaction *t, struct slice cluster, struct slice topic, int32_t partition,
+                       int64_t next, struct error *e);
+int transaction_local_change(struct transaction *t, struct error *e); /* counts one change made by hand */
+int transaction_caught_up(struct transaction *t, int64_t wall_ms, struct error *e);
+
+#endif
