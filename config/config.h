@@ -84,6 +84,9 @@ int config_read(const struct config_command *command, int argc, char **argv, str
                 struct arguments **arguments, struct error *e);
 void config_free(struct config *config);
 
+/* The name of smallest edit distance, or NULL where none is near enough to have been meant. */
+const char *config_nearest(const char *name, const char *const *names, size_t count);
+
 bool arguments_has(const struct arguments *a, const char *flag);
 const char *arguments_value(const struct arguments *a, const char *flag); /* the last one given, or NULL */
 size_t arguments_count(const struct arguments *a, const char *flag);

@@ -1,0 +1,94 @@
+/* main(): finds the subcommand in the table and hands it the rest of the line. `engram --version` and `engram --help`
+ * are answered here. A command takes part by its line in the table. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cli/internal.h"
+
+struct command {
+    const char *name;
+    const char *help;
+    int (*run)(int argc, char **argv);
+};
+
+static const struct command commands[] = {
+    {"encode", "tokens and embedding of each line of standard input", command_encode},
+    {"config", "every option, what is in force and from where", command_config},
+};
+
+enum { COMMANDS = sizeof commands / sizeof commands[0] };
+
+static int print_help(void) {
+    printf("Engram tags texts that stream through Kafka, from labelled examples that it remembers.\n\n"
+           "Usage: engram COMMAND [ARGUMENTS]\n\nCommands\n");
+    for (size_t i = 0; i < COMMANDS; i++) {
+        printf("  %-8s %s\n", commands[i].name, commands[i].help);
+    }
+    printf("\n`engram COMMAND --help` shows a command's flags, an example and the options.\n"
+           "`engram --version` names the versions of Engram, its libraries and the model.\n");
+    return fflush(stdout) ? STATUS_FAILED : STATUS_OK;
+}
+
+/* Answers always: a library's version is wanted most when nothing else works. */
+static int print_version(int argc, char **argv) {
+    static const struct config_command command = {
+        .name = "--version",
+        .usage = "",
+        .help = "The versions of Engram, librdkafka, LMDB, the compute library, and the model in force.",
+        .example = "engram --version",
+    };
+    struct config config = {0};
+    struct arguments *arguments = NULL;
+    struct backend *backend = NULL;
+    struct buffer out = {0};
+    char *model = NULL;
+    int status = STATUS_OK;
+    if (!cli_read(&command, argc, argv, &config, &arguments, &status)) {
+        goto done;
+    }
+    cli_model(&config, &model, NULL);
+    backend_cpu_open(&backend, 1, NULL);
+    cli_versions(backend ? backend->ops->library : NULL, model, &out);
+    buffer_byte(&out, '\n');
+    if (!cli_output("--version", &out)) {
+        status = STATUS_FAILED;
+    }
+done:
+    backend_close(backend);
+    free(model);
+    buffer_free(&out);
+    arguments_free(arguments);
+    config_free(&config);
+    return status;
+}
+
+static int unknown_command(const char *name) {
+    const char *names[COMMANDS];
+    for (size_t i = 0; i < COMMANDS; i++) {
+        names[i] = commands[i].name;
+    }
+    const char *near = config_nearest(name, names, COMMANDS);
+    if (near) {
+        cli_usage(NULL, "there is no command '%s'; did you mean '%s'?", name, near);
+    } else {
+        cli_usage(NULL, "there is no command '%s'", name);
+    }
+    return STATUS_USAGE;
+}
+
+int main(int argc, char **argv) {
+    const char *name = argc > 1 ? argv[1] : "--help";
+    if (strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0 || strcmp(name, "help") == 0) {
+        return print_help();
+    }
+    if (strcmp(name, "--version") == 0) {
+        return print_version(argc - 2, argv + 2);
+    }
+    for (size_t i = 0; i < COMMANDS; i++) {
+        if (strcmp(name, commands[i].name) == 0) {
+            return commands[i].run(argc - 2, argv + 2);
+        }
+    }
+    return unknown_command(name);
+}

@@ -1,0 +1,93 @@
+/* What the commands share: exit statuses, the error line, the progress bar, and opening what a command works with.
+ * One file a command; each gives command_NAME(argc, argv) with argv behind the command's name (argv[0] is the first
+ * argument), and one line in the table of engram.c. Results go to standard output, everything else to standard error. */
+#ifndef ENGRAM_CLI_INTERNAL_H
+#define ENGRAM_CLI_INTERNAL_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/buffer.h"
+#include "base/error.h"
+#include "config/config.h"
+#include "engine/engine.h"
+#include "gpu/backend.h"
+#include "gpu/encoder/encoder.h"
+#include "store/memory.h"
+
+enum { STATUS_OK = 0, STATUS_FAILED = 1, STATUS_USAGE = 2 };
+
+int command_run(int argc, char **argv);
+int command_tag(int argc, char **argv);
+int command_load(int argc, char **argv);
+int command_eval(int argc, char **argv);
+int command_encode(int argc, char **argv);
+int command_replay(int argc, char **argv);
+int command_teach(int argc, char **argv);
+int command_define(int argc, char **argv);
+int command_forget(int argc, char **argv);
+int command_memory(int argc, char **argv);
+int command_config(int argc, char **argv);
+
+/* How every command begins. False: the command ends now with *status (help was printed, or a usage error was named).
+ * The caller frees config and arguments in both cases; zero-initialise them:
+ *     if (!cli_read(&command, argc, argv, &config, &arguments, &status)) goto done; */
+bool cli_read(const struct config_command *command, int argc, char **argv, struct config *config,
+              struct arguments **arguments, int *status);
+
+/* "engram NAME: text" on standard error; returns the exit status: 2 for E_USAGE, else 1. */
+int cli_fail(const char *name, const struct error *e);
+/* The same line for what is no error of a call, e.g. a bad line of a file. Control characters come out as '?'. */
+void cli_complain(const char *name, const char *format, ...) __attribute__((format(printf, 2, 3)));
+/* A usage error that the command finds itself: the line, then where the help is. Returns 2. */
+int cli_usage(const char *name, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+/* Writes to standard output and empties the buffer. False: it cannot be written (the reason was printed): end with 1. */
+bool cli_output(const char *name, struct buffer *out);
+
+/* What a command works with, opened in this order and closed in the reverse one. Zero-initialise. */
+struct cli_engine {
+    struct backend *backend;
+    struct encoder *encoder;
+    struct memory *memory; /* NULL with CLI_ENCODER */
+    struct engine *engine;
+};
+
+enum cli_open_mode {
+    CLI_ENCODER,      /* no memory */
+    CLI_MEMORY_READ,  /* an existing one, beside a running stage */
+    CLI_MEMORY_WRITE, /* as its only writer; made if absent */
+};
+
+int cli_open(struct cli_engine *c, const struct config *config, enum cli_open_mode mode, struct error *e);
+void cli_close(struct cli_engine *c);
+
+/* The memory alone, without an encoder to check it against: for stats, get, verify, forget --local. */
+int cli_memory_open(struct memory **out, const struct config *config, enum memory_mode mode, struct error *e);
+
+/* The model's folder: the option, else the one beside the binary, else the installed one; else E_MODEL says what to do.
+ * Owned by the caller. */
+int cli_model(const struct config *config, char **folder, struct error *e);
+
+/* "engram 0.1.0 (librdkafka 2.0.2, LMDB 0.9.24, oneDNN 2.6.3, model all-MiniLM-L6-v2)". */
+void cli_versions(const char *backend_library, const char *model, struct buffer *out);
+
+/* A progress bar on standard error: redrawn on a terminal; elsewhere a line every few seconds, and nothing for what is
+ * over sooner. One thread. */
+struct progress {
+    const char *what; /* "folding instances" */
+    const char *unit; /* "instances": the rate is in unit/s */
+    uint64_t started_us, shown_us;
+    uint64_t items;
+    bool terminal, shown;
+};
+
+void progress_start(struct progress *p, const char *what, const char *unit);
+/* items done so far; fraction of the whole, 0 to 1, below 0 when unknown. Cheap: call it as often as you like. */
+void progress_update(struct progress *p, uint64_t items, double fraction);
+/* The last state stays on the terminal. Before other lines go to standard error, progress_clear takes the bar away. */
+void progress_end(struct progress *p, uint64_t items);
+void progress_clear(struct progress *p);
+
+#endif
