@@ -1,8 +1,8 @@
-/* RAE inference (arXiv 2502.10615) on encoder, backend and memory: predict, fold, forget, evaluate. No Kafka here: the stage and
- * the command line use it as it is.
- *   p = sum over the top-b keys of softmax(q.k / tau) * v,  v = lambda * y for instances, (1 - lambda) * e for labels
- * The engine owns the backend and hands it out in slices: a waiting fold goes first, but never twice in a row while
- * texts wait. engine_predict and engine_fold may be called from two threads at once. */
+/* RAE inference (arXiv 2502.10615) on encoder, backend and memory: predict, fold, forget, evaluate. No Kafka here: the
+ * stage and the command line use it as it is. p = sum over the top-b keys of softmax(q.k / tau) * v,  v = lambda * y
+ * for instances, (1 - lambda) * e for labels The engine owns the backend and hands it out in slices: a waiting fold
+ * goes first, but never twice in a row while texts wait. engine_predict and engine_fold may be called from two threads
+ * at once. */
 #ifndef ENGRAM_ENGINE_ENGINE_H
 #define ENGRAM_ENGINE_ENGINE_H
 
@@ -28,7 +28,9 @@ struct predict_options {
 
 struct engine;
 
-/* Borrowed: all three must outlive the engine. memory may be NULL where only encoding is asked for. */
+/* Borrowed: all three must outlive the engine. memory may be NULL where only encoding is asked for; backend and encoder
+ * where only forgets are folded. Errors: FATAL E_USAGE (an option outside its range), E_FINGERPRINT (the memory's
+ * vectors are not the encoder's). */
 int engine_open(struct engine **out, struct backend *backend, struct encoder *encoder, struct memory *memory,
                 const struct predict_options *options, struct error *e);
 void engine_close(struct engine *g);
@@ -66,9 +68,11 @@ struct fold {
     bool moved;                  /* out: the key was last seen in another partition */
 };
 
-/* Encodes what needs it (in slices) and applies all in one transaction, offsets included: source.offset + 1 of each record with a
- * topic. *applied counts the records that were committed: all of them, or on E_KEYS_MAX those before the first refused one.
- * E_MAP_FULL, E_DISK_FULL, E_KEYS_MAX are RETRY: nothing is lost, try again from record *applied. */
+/* Encodes what needs it (in slices) and applies all in one transaction, offsets included: source.offset + 1 of each
+ * record with a topic. *applied counts the records that were committed: n on success; on E_KEYS_MAX those before the
+ * first refused one; on E_MAP_FULL a part, smaller and smaller until it fits. E_MAP_FULL, E_DISK_FULL, E_KEYS_MAX are
+ * RETRY: nothing is lost, try again from record *applied (at once where *applied is above 0, later where it is 0).
+ * found and moved are set for the records that were committed. */
 int engine_fold(struct engine *g, struct fold *folds, size_t n, size_t *applied, struct error *e);
 
 /* While false (a stage that catches up before it is ready), folds need not let texts through. */

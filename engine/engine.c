@@ -1,0 +1,138 @@
+/* The engine's life and its encoding: opens the key set on the backend, cuts work into slices and encodes them in
+ * turns. The encoder and the key set are used only between turns_take and turns_give. */
+#include "engine/engine.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/internal.h"
+
+enum {
+    SLICE_BATCHES = 2,       /* of the backend's best batch: beyond one batch a slice gains nothing but the wait */
+    SLICE_TOKENS_MAX = 16384 /* 3 s at 5,000 tokens/s */
+};
+
+static int options_check(const struct predict_options *o, struct error *e)
+{
+    if (!(o->lambda >= 0 && o->lambda <= 1)) {
+        return error_set(e, ERROR_FATAL, E_USAGE, "lambda is %g: it must be from 0 to 1", o->lambda);
+    }
+    if (!(o->tau > 0 && isfinite(o->tau))) {
+        return error_set(e, ERROR_FATAL, E_USAGE, "tau is %g: it must be above 0", o->tau);
+    }
+    if (o->b == 0) {
+        return error_set(e, ERROR_FATAL, E_USAGE, "b is 0: at least one key must be retrieved");
+    }
+    return 0;
+}
+
+/* The key set has the memory's shape, which an encoder of the same fingerprint shares. */
+static int keys_begin(struct engine *g, struct error *e)
+{
+    struct snapshot *snapshot;
+    if (memory_snapshot(g->memory, &snapshot, e)) {
+        return -1;
+    }
+    struct keys_view view = *snapshot_keys(snapshot);
+    snapshot_release(snapshot);
+    if (view.dim != g->dim) {
+        return error_set(e, ERROR_FATAL, E_FINGERPRINT,
+                         "the memory holds vectors of %zu dimensions, the model %s gives %zu", view.dim,
+                         encoder_name(g->encoder), g->dim);
+    }
+    g->keys = g->backend->ops->keys_open(g->backend, view.dim, view.dtype);
+    return 0;
+}
+
+int engine_open(struct engine **out, struct backend *backend, struct encoder *encoder, struct memory *memory,
+                const struct predict_options *options, struct error *e)
+{
+    *out = NULL;
+    if (options_check(options, e)) {
+        return -1;
+    }
+    struct engine *g = mem_zero(1, sizeof *g);
+    g->backend = backend;
+    g->encoder = encoder;
+    g->memory = memory;
+    g->options = *options;
+    turns_open(&g->turns);
+    if (encoder) {
+        size_t batch = backend->ops->batch_tokens(backend);
+        g->dim = encoder_dim(encoder);
+        g->batch_tokens = batch;
+        g->slice_tokens = batch < SLICE_TOKENS_MAX / SLICE_BATCHES ? batch * SLICE_BATCHES : SLICE_TOKENS_MAX;
+        memcpy(g->model_version, encoder_model_version(encoder), sizeof g->model_version);
+        if (memory && keys_begin(g, e)) {
+            engine_close(g);
+            return -1;
+        }
+    }
+    *out = g;
+    return 0;
+}
+
+void engine_close(struct engine *g)
+{
+    if (!g) {
+        return;
+    }
+    if (g->keys) {
+        g->backend->ops->keys_close(g->keys);
+    }
+    turns_close(&g->turns);
+    free(g);
+}
+
+struct encoder *engine_encoder(const struct engine *g)
+{
+    return g->encoder;
+}
+
+size_t engine_batch_tokens(const struct engine *g)
+{
+    return g->batch_tokens;
+}
+
+size_t engine_slice_tokens(const struct engine *g)
+{
+    return g->slice_tokens;
+}
+
+void engine_set_ready(struct engine *g, bool ready)
+{
+    turns_ready(&g->turns, ready);
+}
+
+size_t engine_slice(const struct engine *g, const struct tokens *const *inputs, size_t n, size_t count_max)
+{
+    size_t count = 0, tokens = 0;
+    while (count < n && count < count_max && (count == 0 || tokens + inputs[count]->count <= g->slice_tokens)) {
+        tokens += inputs[count++]->count;
+    }
+    return count;
+}
+
+int engine_encode_turns(struct engine *g, enum turn turn, const struct tokens *const *inputs, size_t n, float *out,
+                        struct error *e)
+{
+    if (n && !g->encoder) {
+        return error_set(e, ERROR_FATAL, E_INTERNAL, "an engine without an encoder was asked to encode");
+    }
+    for (size_t first = 0, count; first < n; first += count) {
+        count = engine_slice(g, inputs + first, n - first, n);
+        turns_take(&g->turns, turn);
+        int failed = encoder_forward(g->encoder, inputs + first, count, out + first * g->dim, e);
+        turns_give(&g->turns);
+        if (failed) {
+            return -1;
+        }
+    }
+    return 0;
+}
+
+int engine_encode(struct engine *g, const struct tokens *const *inputs, size_t n, float *out, struct error *e)
+{
+    return engine_encode_turns(g, TURN_TEXT, inputs, n, out, e);
+}

@@ -1,0 +1,151 @@
+/* Fold: encode what needs it, in slices that let texts through, then apply everything in one transaction of the memory,
+ * offsets included. The backend is not held while the transaction is open.
+ * The surprise: two refusals still commit what stands before the refused record, so that replaces and forgets ahead of
+ * it are never held up: keys_max at the very record, a full map by halving what is tried. */
+#include <stdlib.h>
+
+#include "engine/internal.h"
+
+static bool needs_vector(const struct fold *f)
+{
+    return f->kind == FOLD_INSTANCE || f->kind == FOLD_LABEL;
+}
+
+/* vectors [needs_vector of folds, dim], in their order; the caller frees. */
+static int folds_encode(struct engine *g, const struct fold *folds, size_t n, float **vectors, struct error *e)
+{
+    *vectors = NULL;
+    size_t count = 0;
+    for (size_t i = 0; i < n; i++) {
+        count += needs_vector(&folds[i]);
+    }
+    if (count == 0) {
+        return 0;
+    }
+    if (!g->encoder) {
+        return error_set(e, ERROR_FATAL, E_INTERNAL, "an engine without an encoder was asked to fold a text");
+    }
+    struct tokens *tokens = mem_zero(count, sizeof *tokens);
+    const struct tokens **inputs = mem_alloc(count * sizeof *inputs);
+    *vectors = mem_alloc(count * g->dim * sizeof **vectors);
+    for (size_t i = 0, k = 0; i < n; i++) {
+        if (needs_vector(&folds[i])) {
+            encoder_tokenize(g->encoder, folds[i].kind == FOLD_LABEL ? ENCODER_LABEL : ENCODER_TEXT, folds[i].text,
+                             &tokens[k]);
+            inputs[k] = &tokens[k];
+            k++;
+        }
+    }
+    int result = engine_encode_turns(g, TURN_LEARN, inputs, count, *vectors, e);
+    for (size_t k = 0; k < count; k++) {
+        tokens_free(&tokens[k]);
+    }
+    free(inputs);
+    free(tokens);
+    return result;
+}
+
+static int fold_apply(struct transaction *t, struct fold *f, const float *vector, struct error *e)
+{
+    switch (f->kind) {
+    case FOLD_INSTANCE:
+        return transaction_fold(t, f->name, f->text, f->labels, f->labels_count, vector, &f->source, &f->moved, e);
+    case FOLD_LABEL:
+        return transaction_define(t, f->name, f->text, vector, &f->source, &f->moved, e);
+    case FOLD_FORGET:
+        return transaction_forget(t, f->name, &f->found, e);
+    case FOLD_UNDEFINE:
+        return transaction_undefine(t, f->name, &f->found, e);
+    case FOLD_SKIP:
+        return 0;
+    }
+    return error_set(e, ERROR_FATAL, E_INTERNAL, "no such kind of fold: %d", (int)f->kind);
+}
+
+static bool same_partition(const struct memory_source *a, const struct memory_source *b)
+{
+    return a->partition == b->partition && slice_equal(a->topic, b->topic) && slice_equal(a->cluster, b->cluster);
+}
+
+/* The offsets behind folds[0..n): one put for each run of records of one partition. */
+static int offsets_apply(struct transaction *t, const struct fold *folds, size_t n, struct error *e)
+{
+    for (size_t i = 0; i < n; i++) {
+        const struct memory_source *s = &folds[i].source;
+        bool last_of_run = i + 1 == n || !same_partition(s, &folds[i + 1].source);
+        if (s->topic.bytes && last_of_run &&
+            transaction_offset(t, s->cluster, s->topic, s->partition, s->offset + 1, e)) {
+            return -1;
+        }
+    }
+    return 0;
+}
+
+/* Applies and commits folds[0..n). *applied: n, or fewer on E_KEYS_MAX (then -1); on any other error 0, and *reached is
+ * the record at which it came (n: at the commit). */
+static int prefix_commit(struct engine *g, struct fold *folds, size_t n, const float *vectors, size_t *applied,
+                         size_t *reached, struct error *e)
+{
+    struct transaction *t = NULL;
+    struct error refused = {0};
+    size_t i = 0;
+    *applied = 0;
+    *reached = 0;
+    if (memory_begin(g->memory, &t, e)) {
+        return -1;
+    }
+    for (const float *vector = vectors; i < n; i++) {
+        folds[i].found = folds[i].moved = false;
+        if (fold_apply(t, &folds[i], vector, &refused)) {
+            break;
+        }
+        vector += needs_vector(&folds[i]) ? g->dim : 0;
+    }
+    *reached = i;
+    if (i < n && refused.code != E_KEYS_MAX) {
+        transaction_abort(t);
+        if (e) {
+            *e = refused;
+        }
+        return -1;
+    }
+    if (offsets_apply(t, folds, i, e)) {
+        transaction_abort(t);
+        return -1;
+    }
+    if (transaction_commit(t, e)) {
+        return -1;
+    }
+    *applied = i;
+    if (i < n && e) {
+        *e = refused;
+    }
+    return i < n ? -1 : 0;
+}
+
+int engine_fold(struct engine *g, struct fold *folds, size_t n, size_t *applied, struct error *e)
+{
+    float *vectors;
+    struct error why = {0}, full = {0};
+    int result = -1;
+    *applied = 0;
+    if (folds_encode(g, folds, n, &vectors, &why)) {
+        goto done;
+    }
+    size_t limit = n, reached;
+    while (prefix_commit(g, folds, limit, vectors, applied, &reached, &why)) {
+        if (why.code != E_MAP_FULL || limit <= 1) {
+            goto done;
+        }
+        full = why;
+        limit = reached > 0 && reached < limit ? reached : limit / 2;
+    }
+    result = limit == n ? 0 : -1;
+    why = full;
+done:
+    free(vectors);
+    if (result && e) {
+        *e = why;
+    }
+    return result;
+}
