@@ -19,7 +19,8 @@ static const struct command commands[] = {
 
 enum { COMMANDS = sizeof commands / sizeof commands[0] };
 
-static int print_help(void) {
+static int print_help(void)
+{
     printf("Engram tags texts that stream through Kafka, from labelled examples that it remembers.\n\n"
            "Usage: engram COMMAND [ARGUMENTS]\n\nCommands\n");
     for (size_t i = 0; i < COMMANDS; i++) {
@@ -30,8 +31,9 @@ static int print_help(void) {
     return fflush(stdout) ? STATUS_FAILED : STATUS_OK;
 }
 
-/* Answers always: a library's version is wanted most when nothing else works. */
-static int print_version(int argc, char **argv) {
+/* The model in force may be a flag or a variable, so this reads the options as every command does. */
+static int print_version(int argc, char **argv)
+{
     static const struct config_command command = {
         .name = "--version",
         .usage = "",
@@ -63,7 +65,8 @@ done:
     return status;
 }
 
-static int unknown_command(const char *name) {
+static int unknown_command(const char *name)
+{
     const char *names[COMMANDS];
     for (size_t i = 0; i < COMMANDS; i++) {
         names[i] = commands[i].name;
@@ -77,7 +80,8 @@ static int unknown_command(const char *name) {
     return STATUS_USAGE;
 }
 
-int main(int argc, char **argv) {
+int main(int argc, char **argv)
+{
     const char *name = argc > 1 ? argv[1] : "--help";
     if (strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0 || strcmp(name, "help") == 0) {
         return print_help();

@@ -1,6 +1,7 @@
 /* What the commands share: exit statuses, the error line, the progress bar, and opening what a command works with.
  * One file a command; each gives command_NAME(argc, argv) with argv behind the command's name (argv[0] is the first
- * argument), and one line in the table of engram.c. Results go to standard output, everything else to standard error. */
+ * argument), and one line in the table of engram.c. Results go to standard output, everything else to standard error.
+ */
 #ifndef ENGRAM_CLI_INTERNAL_H
 #define ENGRAM_CLI_INTERNAL_H
 
@@ -43,7 +44,8 @@ void cli_complain(const char *name, const char *format, ...) __attribute__((form
 /* A usage error that the command finds itself: the line, then where the help is. Returns 2. */
 int cli_usage(const char *name, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
-/* Writes to standard output and empties the buffer. False: it cannot be written (the reason was printed): end with 1. */
+/* Writes to standard output and empties the buffer. False: it cannot be written (the reason was printed): end with 1.
+ */
 bool cli_output(const char *name, struct buffer *out);
 
 /* What a command works with, opened in this order and closed in the reverse one. Zero-initialise. */

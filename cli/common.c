@@ -1,0 +1,92 @@
+/* How every command begins, fails and writes: see internal.h. */
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "cli/internal.h"
+
+bool cli_read(const struct config_command *command, int argc, char **argv, struct config *config,
+              struct arguments **arguments, int *status)
+{
+    struct error e = {0};
+    int result = config_read(command, argc, argv, config, arguments, &e);
+    if (result < 0) {
+        *status = cli_fail(command->name, &e);
+        if (*status == STATUS_USAGE && *command->name != '-') {
+            fprintf(stderr, "`engram %s --help` shows its flags and the options.\n", command->name);
+        }
+    } else if (result > 0) {
+        *status = STATUS_OK;
+    }
+    return result == 0;
+}
+
+/* One line, as one write: what comes from outside may hold anything. */
+static void complain(const char *name, const char *text)
+{
+    struct buffer line = {0};
+    buffer_string(&line, "engram");
+    if (name) {
+        buffer_format(&line, " %s", name);
+    }
+    buffer_string(&line, ": ");
+    for (const char *c = text; *c; c++) {
+        buffer_byte(&line, (unsigned char)*c < 0x20 || *c == 0x7f ? '?' : *c);
+    }
+    buffer_byte(&line, '\n');
+    fwrite(line.data, 1, line.bytes, stderr);
+    buffer_free(&line);
+}
+
+int cli_fail(const char *name, const struct error *e)
+{
+    complain(name, e->text);
+    return e->code == E_USAGE ? STATUS_USAGE : STATUS_FAILED;
+}
+
+void cli_complain(const char *name, const char *format, ...)
+{
+    char text[2048];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(text, sizeof text, format, arguments);
+    va_end(arguments);
+    complain(name, text);
+}
+
+int cli_usage(const char *name, const char *format, ...)
+{
+    char text[2048];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(text, sizeof text, format, arguments);
+    va_end(arguments);
+    complain(name, text);
+    if (name) {
+        fprintf(stderr, "`engram %s --help` shows its flags and the options.\n", name);
+    } else {
+        fprintf(stderr, "`engram --help` lists the commands.\n");
+    }
+    return STATUS_USAGE;
+}
+
+bool cli_output(const char *name, struct buffer *out)
+{
+    size_t written = 0;
+    fflush(stdout);
+    while (written < out->bytes) {
+        ssize_t bytes = write(STDOUT_FILENO, out->data + written, out->bytes - written);
+        if (bytes < 0 && errno == EINTR) {
+            continue;
+        }
+        if (bytes < 0) {
+            cli_complain(name, "standard output cannot be written: %s", strerror(errno));
+            return false;
+        }
+        written += (size_t)bytes;
+    }
+    buffer_clear(out);
+    return true;
+}

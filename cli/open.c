@@ -1,0 +1,165 @@
+/* Opening what a command works with, from the options in force: model folder, backend, encoder, memory, engine.
+ * Errors come back with one line that says what to change; whatever was opened before one is closed by cli_close. */
+#include <librdkafka/rdkafka.h>
+#include <limits.h>
+#include <lmdb.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "cli/internal.h"
+
+#define MODEL_NAME "all-MiniLM-L6-v2"
+
+/* folder/below, where that holds a config.json; else NULL. */
+static char *model_at(const char *folder, const char *below)
+{
+    struct buffer path = {0};
+    buffer_format(&path, "%s/%s/config.json", folder, below);
+    if (access(path.data, R_OK) != 0) {
+        buffer_free(&path);
+        return NULL;
+    }
+    path.data[path.bytes - strlen("/config.json")] = '\0';
+    return path.data;
+}
+
+int cli_model(const struct config *config, char **folder, struct error *e)
+{
+    *folder = NULL;
+    if (*config->model) {
+        *folder = mem_string(config->model, strlen(config->model));
+        return 0;
+    }
+    char binary[PATH_MAX];
+    ssize_t bytes = readlink("/proc/self/exe", binary, sizeof binary - 1);
+    if (bytes > 0) {
+        binary[bytes] = '\0';
+        *strrchr(binary, '/') = '\0';
+        *folder = model_at(binary, "models/" MODEL_NAME);
+        char *slash = strrchr(binary, '/');
+        if (!*folder && slash) {
+            *slash = '\0'; /* PREFIX/bin/engram */
+            *folder = model_at(binary, "share/engram/models/" MODEL_NAME);
+        }
+    }
+    if (!*folder) {
+        return error_set(e, ERROR_FATAL, E_MODEL,
+                         "no model: run `make model`, which fetches " MODEL_NAME
+                         ", or name a sentence-transformers folder with --model");
+    }
+    return 0;
+}
+
+static struct memory_options memory_options_of(const struct config *config)
+{
+    return (struct memory_options){
+        .path = config->memory,
+        .map_size = (uint64_t)config->map_size,
+        .dtype = config->key_dtype == CONFIG_F32 ? KEY_F32 : KEY_BF16,
+        .store_text = config->store_text,
+        .keys_max = (uint64_t)config->keys_max,
+    };
+}
+
+int cli_memory_open(struct memory **out, const struct config *config, enum memory_mode mode, struct error *e)
+{
+    struct memory_options options = memory_options_of(config);
+    return memory_open(out, mode, &options, e);
+}
+
+static int encoder_open_from(struct cli_engine *c, const struct config *config, struct error *e)
+{
+    char *folder = NULL;
+    int result = cli_model(config, &folder, e);
+    if (result == 0) {
+        struct encoder_options options = {
+            .folder = folder,
+            .max_seq_length = (size_t)config->max_seq_length,
+            .text_prefix = config->text_prefix,
+            .label_prefix = config->label_prefix,
+        };
+        result = encoder_open(&c->encoder, c->backend, &options, e);
+    }
+    free(folder);
+    return result;
+}
+
+static int memory_open_from(struct cli_engine *c, const struct config *config, enum cli_open_mode mode, struct error *e)
+{
+    struct memory_options options = memory_options_of(config);
+    options.dim = encoder_dim(c->encoder);
+    options.fingerprint = encoder_fingerprint(c->encoder);
+    options.model_name = encoder_name(c->encoder);
+    return memory_open(&c->memory, mode == CLI_MEMORY_WRITE ? MEMORY_WRITE : MEMORY_READ, &options, e);
+}
+
+int cli_open(struct cli_engine *c, const struct config *config, enum cli_open_mode mode, struct error *e)
+{
+    struct predict_options predict = {
+        .lambda = config->lambda,
+        .tau = config->tau,
+        .b = (size_t)config->b,
+        .labels_max = (size_t)config->labels_max,
+        .min_score = config->min_score,
+        .evidence_max = (size_t)config->evidence_max,
+        .evidence_text = config->evidence_text,
+    };
+    *c = (struct cli_engine){0};
+    int result = backend_cpu_open(&c->backend, (size_t)config->threads, e);
+    if (result == 0) {
+        result = encoder_open_from(c, config, e);
+    }
+    if (result == 0 && mode != CLI_ENCODER) {
+        result = memory_open_from(c, config, mode, e);
+    }
+    if (result == 0) {
+        result = engine_open(&c->engine, c->backend, c->encoder, c->memory, &predict, e);
+    }
+    if (result) {
+        cli_close(c);
+    }
+    return result;
+}
+
+void cli_close(struct cli_engine *c)
+{
+    if (c->engine) {
+        engine_close(c->engine);
+    }
+    if (c->memory) {
+        memory_close(c->memory);
+    }
+    if (c->encoder) {
+        encoder_close(c->encoder);
+    }
+    if (c->backend) {
+        backend_close(c->backend);
+    }
+    *c = (struct cli_engine){0};
+}
+
+/* The folder's last name, whatever slashes stand behind it. */
+static struct slice folder_name(const char *folder)
+{
+    size_t end = strlen(folder);
+    while (end > 1 && folder[end - 1] == '/') {
+        end--;
+    }
+    size_t start = end;
+    while (start > 0 && folder[start - 1] != '/') {
+        start--;
+    }
+    return (struct slice){folder + start, end - start};
+}
+
+void cli_versions(const char *backend_library, const char *model, struct buffer *out)
+{
+    int major, minor, patch;
+    mdb_version(&major, &minor, &patch);
+    struct slice name = model ? folder_name(model) : slice_of("not found");
+    buffer_format(out, "engram " ENGRAM_VERSION " (librdkafka %s, LMDB %d.%d.%d, %s, model %.*s)",
+                  rd_kafka_version_str(), major, minor, patch, backend_library ? backend_library : "no backend",
+                  (int)name.bytes, name.data);
+}
