@@ -27,7 +27,7 @@ static size_t utf8_sequence(const unsigned char *s, size_t bytes) {
     return length;
 }
 
-bool utf8_valid(const char *data, size_t bytes) {
+size_t utf8_valid_prefix(const char *data, size_t bytes) {
     const unsigned char *s = (const unsigned char *)data;
     size_t i = 0;
     while (i < bytes) {
@@ -38,11 +38,15 @@ bool utf8_valid(const char *data, size_t bytes) {
         }
         size_t length = utf8_sequence(s + i, bytes - i);
         if (length == 0) {
-            return false;
+            break;
         }
         i += length;
     }
-    return true;
+    return i;
+}
+
+bool utf8_valid(const char *data, size_t bytes) {
+    return utf8_valid_prefix(data, bytes) == bytes;
 }
 
 size_t utf8_cut(const char *data, size_t bytes, size_t max) {

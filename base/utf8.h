@@ -7,6 +7,9 @@
 
 bool utf8_valid(const char *data, size_t bytes);
 
+/* How many bytes from the start are valid: bytes when all are, else where the first ill-formed sequence begins. */
+size_t utf8_valid_prefix(const char *data, size_t bytes);
+
 /* The longest prefix of valid UTF-8 that is at most max bytes and ends at a character's end. */
 size_t utf8_cut(const char *data, size_t bytes, size_t max);
 
