@@ -13,6 +13,10 @@ struct command {
 };
 
 static const struct command commands[] = {
+    {"tag", "predict the labels of texts, with the evidence", command_tag},
+    {"load", "fold files straight into the memory of a stopped stage", command_load},
+    {"eval", "precision, recall and PSP of a labelled file", command_eval},
+    {"memory", "look at a memory: stats, one instance, or check it", command_memory},
     {"encode", "tokens and embedding of each line of standard input", command_encode},
     {"config", "every option, what is in force and from where", command_config},
 };

@@ -11,6 +11,7 @@
 
 #include "base/buffer.h"
 #include "base/error.h"
+#include "base/lines.h"
 #include "config/config.h"
 #include "engine/engine.h"
 #include "gpu/backend.h"
@@ -91,5 +92,37 @@ void progress_update(struct progress *p, uint64_t items, double fraction);
 /* The last state stays on the terminal. Before other lines go to standard error, progress_clear takes the bar away. */
 void progress_end(struct progress *p, uint64_t items);
 void progress_clear(struct progress *p);
+
+/* A file of records, one a line, plain, .gz or "-". Blank lines are passed over. */
+struct data_file {
+    const char *command, *path; /* borrowed, for messages */
+    struct lines *lines;
+    struct progress *progress; /* cleared before a message; may be NULL */
+    uint64_t bad;              /* lines that were named and skipped */
+};
+
+int data_open(struct data_file *f, const char *command, const char *path, struct progress *progress, struct error *e);
+/* 1: *line holds the next one, valid until the next call; 0: the end; -1: the file cannot be read on. */
+int data_next(struct data_file *f, struct slice *line, struct error *e);
+/* Names the line last returned, with what is wrong with it, and counts it. */
+void data_bad(struct data_file *f, const struct error *e);
+/* How much of all these files (closed ones, lines NULL, left out) is read, 0 to 1; below 0 when a size is unknown. */
+double data_fraction(const struct data_file *files, size_t count);
+void data_close(struct data_file *f);
+
+/* Lines of standard input, read ahead by a thread of its own, so that a batch is whatever waits: whole ones from a file,
+ * one line at a time from somebody who types. */
+struct input;
+
+struct input_line {
+    char *data; /* owned by who took it, NUL behind it */
+    size_t bytes;
+    bool bad; /* the line cannot be read: data says why */
+};
+
+int input_open(struct input **out, struct error *e);
+/* Up to max lines that wait, at least one (waits for it); 0: the end; -1: standard input cannot be read on. */
+int input_take(struct input *in, struct input_line *lines, size_t max, struct error *e);
+void input_close(struct input *in);
 
 #endif

@@ -1,0 +1,258 @@
+/* engram memory stats | get ID | verify: looks at a memory, read-only and without an encoder, beside a running stage.
+ */
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/json.h"
+#include "cli/internal.h"
+
+static const struct config_command command = {
+    .name = "memory",
+    .usage = "stats [--json] | get ID | verify",
+    .help = "Looks at a memory, beside a running stage too. stats: what it holds. get: one instance as JSON (status 1 "
+            "where "
+            "there is none). verify: checks every checksum, block and count, and computes the digest anew.",
+    .example = "engram memory stats --memory my-memory\nengram memory get libvisio-0.1-1 --memory my-memory",
+    .flags = (const struct config_flag[]){{"json", NULL, "stats as one JSON object", false}, {0}},
+    .positional_min = 1,
+    .positional_max = 2,
+};
+
+/* ---- stats ------------------------------------------------------------------------------------------------------ */
+
+static void stats_json(const struct memory_stats *s, const char *digest, struct buffer *out)
+{
+    struct json_writer w = {.out = out};
+    const struct {
+        const char *name;
+        uint64_t value;
+    } numbers[] = {{"instances", s->instances}, {"labels", s->labels}, {"label_keys", s->label_keys}, {"dim", s->dim}};
+    json_object_begin(&w);
+    for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++) {
+        json_name(&w, numbers[i].name);
+        json_write_uint(&w, numbers[i].value);
+    }
+    json_name(&w, "dtype");
+    json_write_string(&w, slice_of(s->dtype == KEY_F32 ? "f32" : "bf16"));
+    json_name(&w, "version");
+    json_write_uint(&w, s->version);
+    json_name(&w, "digest");
+    json_write_string(&w, slice_of(digest));
+    json_name(&w, "bytes");
+    json_write_uint(&w, s->bytes);
+    json_name(&w, "fingerprint");
+    json_write_string(&w, slice_of(s->fingerprint));
+    json_name(&w, "local_changes");
+    json_write_uint(&w, s->local_changes);
+    json_name(&w, "caught_up_ms");
+    if (s->caught_up_ms) {
+        json_write_int(&w, s->caught_up_ms);
+    } else {
+        json_write_null(&w);
+    }
+    json_name(&w, "offsets");
+    json_array_begin(&w);
+    for (size_t i = 0; i < s->offsets_count; i++) {
+        json_object_begin(&w);
+        json_name(&w, "cluster");
+        json_write_string(&w, slice_of(s->offsets[i].cluster));
+        json_name(&w, "topic");
+        json_write_string(&w, slice_of(s->offsets[i].topic));
+        json_name(&w, "partition");
+        json_write_int(&w, s->offsets[i].partition);
+        json_name(&w, "next");
+        json_write_int(&w, s->offsets[i].next);
+        json_object_end(&w);
+    }
+    json_array_end(&w);
+    json_object_end(&w);
+    buffer_byte(out, '\n');
+}
+
+static void stats_table(const struct memory_stats *s, const char *digest, struct buffer *out)
+{
+    buffer_format(out, "instances      %" PRIu64 "\n", s->instances);
+    buffer_format(out, "labels         %" PRIu64 " (%" PRIu64 " with a key)\n", s->labels, s->label_keys);
+    buffer_format(out, "vectors        %zu dimensions, %s\n", s->dim, s->dtype == KEY_F32 ? "f32" : "bf16");
+    buffer_format(out, "size           %.1f MiB in use\n", (double)s->bytes / (1 << 20));
+    buffer_format(out, "version        %" PRIu64 "\n", s->version);
+    buffer_format(out, "digest         %s\n", digest);
+    buffer_format(out, "encoder        %s\n", s->fingerprint);
+    buffer_format(out, "local changes  %" PRIu64 "%s\n", s->local_changes,
+                  s->local_changes ? " (by hand: outside the replicas' promise)" : "");
+    for (size_t i = 0; i < s->offsets_count; i++) {
+        buffer_format(out, "next offset    %" PRId64 " of %s [%" PRId32 "], cluster %s\n", s->offsets[i].next,
+                      s->offsets[i].topic, s->offsets[i].partition, s->offsets[i].cluster);
+    }
+}
+
+static int memory_stats_show(const struct snapshot *snapshot, bool json, struct buffer *out, struct error *e)
+{
+    struct memory_stats stats;
+    char digest[33];
+    if (snapshot_stats(snapshot, &stats, e)) {
+        return -1;
+    }
+    digest_hex(stats.digest, digest);
+    (json ? stats_json : stats_table)(&stats, digest, out);
+    memory_stats_free(&stats);
+    return 0;
+}
+
+/* ---- get -------------------------------------------------------------------------------------------------------- */
+
+static int by_bytes(const void *a, const void *b)
+{
+    return slice_compare(*(const struct slice *)a, *(const struct slice *)b);
+}
+
+static int instance_json(const struct snapshot *snapshot, const struct memory_instance *i, struct buffer *out,
+                         struct error *e)
+{
+    struct json_writer w = {.out = out};
+    struct slice *names = mem_alloc(i->labels_count * sizeof *names);
+    for (size_t l = 0; l < i->labels_count; l++) {
+        struct memory_label label;
+        int found = snapshot_label(snapshot, i->labels[l], &label, e);
+        if (found <= 0) {
+            free(names);
+            return found < 0
+                       ? -1
+                       : error_set(e, ERROR_FATAL, E_CORRUPT,
+                                   "the instance names the label number %" PRIu32 ", which is not there", i->labels[l]);
+        }
+        names[l] = label.name;
+    }
+    qsort(names, i->labels_count, sizeof *names, by_bytes);
+    json_object_begin(&w);
+    json_name(&w, "id");
+    json_write_string(&w, i->id);
+    json_name(&w, "labels");
+    json_array_begin(&w);
+    for (size_t l = 0; l < i->labels_count; l++) {
+        json_write_string(&w, names[l]);
+    }
+    json_array_end(&w);
+    free(names);
+    json_name(&w, "text");
+    if (i->text.data) {
+        json_write_string(&w, i->text);
+    } else {
+        json_write_null(&w);
+    }
+    json_name(&w, "slot");
+    json_write_uint(&w, i->slot);
+    json_name(&w, "time_ms");
+    json_write_int(&w, i->time_ms);
+    json_name(&w, "source");
+    if (i->topic.bytes) {
+        json_object_begin(&w);
+        json_name(&w, "topic");
+        json_write_string(&w, i->topic);
+        json_name(&w, "partition");
+        json_write_int(&w, i->partition);
+        json_name(&w, "offset");
+        json_write_int(&w, i->offset);
+        json_object_end(&w);
+    } else {
+        json_write_null(&w);
+    }
+    json_object_end(&w);
+    buffer_byte(out, '\n');
+    return 0;
+}
+
+static int memory_get(const struct snapshot *snapshot, const char *id, const char *folder, struct buffer *out,
+                      struct error *e)
+{
+    struct memory_instance instance;
+    int found = snapshot_instance(snapshot, slice_of(id), &instance, e);
+    if (found < 0) {
+        return -1;
+    }
+    if (found == 0) {
+        return error_set(e, ERROR_FATAL, E_NOT_FOUND, "the memory %s holds no instance \"%s\"", folder, id);
+    }
+    return instance_json(snapshot, &instance, out, e);
+}
+
+/* ---- verify ----------------------------------------------------------------------------------------------------- */
+
+static void report_line(const char *line, void *context)
+{
+    buffer_string(context, line);
+    buffer_byte(context, '\n');
+}
+
+static int memory_verify_show(struct memory *m, const char *folder, struct buffer *out, uint64_t *problems,
+                              struct error *e)
+{
+    if (memory_verify(m, report_line, out, problems, e)) {
+        return -1;
+    }
+    if (*problems) {
+        buffer_format(out, "%s: %" PRIu64 " problem%s\n", folder, *problems, *problems == 1 ? "" : "s");
+    } else {
+        buffer_format(out, "%s: everything holds\n", folder);
+    }
+    return 0;
+}
+
+/* ---- the command ------------------------------------------------------------------------------------------------ */
+
+static int memory_run(const struct config *config, const struct arguments *arguments)
+{
+    const char *what = arguments_positional(arguments, 0);
+    struct memory *memory = NULL;
+    struct snapshot *snapshot = NULL;
+    struct buffer out = {0};
+    struct error e = {0};
+    uint64_t problems = 0;
+    int status = STATUS_FAILED;
+    int result = cli_memory_open(&memory, config, MEMORY_READ, &e);
+    if (result == 0 && strcmp(what, "verify") == 0) {
+        result = memory_verify_show(memory, config->memory, &out, &problems, &e);
+    } else if (result == 0) {
+        result = memory_snapshot(memory, &snapshot, &e);
+        if (result == 0) {
+            result = strcmp(what, "stats") == 0
+                         ? memory_stats_show(snapshot, arguments_has(arguments, "json"), &out, &e)
+                         : memory_get(snapshot, arguments_positional(arguments, 1), config->memory, &out, &e);
+        }
+    }
+    if (result) {
+        status = cli_fail(command.name, &e);
+    } else if (cli_output(command.name, &out) && problems == 0) {
+        status = STATUS_OK;
+    }
+    buffer_free(&out);
+    if (snapshot) {
+        snapshot_release(snapshot);
+    }
+    if (memory) {
+        memory_close(memory);
+    }
+    return status;
+}
+
+int command_memory(int argc, char **argv)
+{
+    struct config config = {0};
+    struct arguments *arguments = NULL;
+    int status;
+    if (cli_read(&command, argc, argv, &config, &arguments, &status)) {
+        const char *what = arguments_positional(arguments, 0);
+        size_t wanted = strcmp(what, "get") == 0 ? 2 : 1;
+        if (wanted == 1 && strcmp(what, "stats") != 0 && strcmp(what, "verify") != 0) {
+            status = cli_usage(command.name, "there is no 'memory %s': it is stats, get ID or verify", what);
+        } else if (arguments_positional_count(arguments) != wanted) {
+            status = cli_usage(command.name, wanted == 2 ? "get needs one ID" : "%s takes nothing more", what);
+        } else {
+            status = memory_run(&config, arguments);
+        }
+    }
+    arguments_free(arguments);
+    config_free(&config);
+    return status;
+}
