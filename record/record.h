@@ -24,7 +24,8 @@ enum record_format { FORMAT_JSON, FORMAT_MSGPACK };
 struct text_record {
     struct slice id; /* data NULL: none */
     struct slice text;
-    struct slice metadata; /* one whole value in the record's own format; bytes 0: none */
+    struct slice metadata; /* one whole value in the record's own format (JSON: compact); bytes 0: none */
+    bool cut;              /* the text was longer than RECORD_TEXT_BYTES_MAX */
     enum record_format format;
 };
 
@@ -56,12 +57,14 @@ int record_decode_label(struct slice key, struct slice value, struct arena *aren
 int record_instance_from_value(struct slice value, struct arena *arena, struct instance_record *out, struct error *e);
 int record_label_from_value(struct slice value, struct arena *arena, struct label_record *out, struct error *e);
 
-/* Is this a key that names something: 1 to 255 bytes of UTF-8 without NUL? Else POISON, E_KEY. */
+/* Is this a key that names something: 1 to 255 bytes of UTF-8 without NUL? Else POISON, E_KEY. what: how the message
+ * calls it ("the record key", "--id"). key.data NULL: missing. */
 int record_check_name(struct slice key, const char *what, struct error *e);
 
 enum record_format record_format_of(struct slice value); /* by the first byte; a frame counts as JSON */
 
-/* Encoding, appended to *out. */
+/* Encoding, appended to *out. A text's metadata goes along in its own format, and from JSON into MessagePack (numbers
+ * as 64-bit integers or doubles, as characters where neither holds them); from MessagePack into JSON it is left out. */
 void record_encode_text(const struct text_record *r, enum record_format format, struct buffer *out);
 void record_encode_instance(const struct instance_record *r, enum record_format format, struct buffer *out);
 void record_encode_label(const struct label_record *r, enum record_format format, struct buffer *out);
