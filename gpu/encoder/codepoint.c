@@ -1,0 +1,155 @@
+/* Code points as `tokenizers` classes them. utf8proc is asked first; the tables are searched only for what it calls a
+ * mark, punctuation or format character outside ASCII, so ordinary text does not pay for them. Touches nothing else.
+ * The surprise: a character newer than Unicode 8 is a letter here whatever it is in truth, because the model's own
+ * tokenizer takes it for one. */
+#include "gpu/encoder/codepoint.h"
+
+#include <utf8proc.h>
+
+struct range {
+    int32_t first;
+    int32_t last;
+};
+
+struct range_value {
+    int32_t first;
+    int32_t last;
+    int32_t value;
+};
+
+#include "gpu/encoder/codepoint_tables.h"
+
+#define COUNT(array) (sizeof(array) / sizeof((array)[0]))
+
+/* Ranges rise and do not overlap. */
+static bool range_holds(const struct range *ranges, size_t count, int32_t c)
+{
+    size_t low = 0;
+    size_t high = count;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        if (ranges[middle].last < c) {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    return low < count && ranges[low].first <= c;
+}
+
+/* These tables have a handful of rows. 0: none holds c. */
+static int32_t range_value(const struct range_value *rows, size_t count, int32_t c)
+{
+    for (size_t i = 0; i < count && rows[i].first <= c; i++) {
+        if (c <= rows[i].last) {
+            return rows[i].value;
+        }
+    }
+    return 0;
+}
+
+static bool is_space(int32_t c)
+{
+    return c == ' ' || (c >= '\t' && c <= '\r') || c == 0x85 || c == 0xA0 || c == 0x1680 ||
+           (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
+}
+
+static enum codepoint_class ascii_class(int32_t c)
+{
+    if (c == ' ' || c == '\t' || c == '\n' || c == '\r') {
+        return CODEPOINT_SPACE;
+    }
+    if (c < ' ' || c == 0x7F) {
+        return CODEPOINT_DROPPED; /* vertical tab and form feed too: they are controls before they are spaces */
+    }
+    bool letter = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9');
+    return letter ? CODEPOINT_PLAIN : CODEPOINT_PUNCTUATION;
+}
+
+static enum codepoint_class category_class(utf8proc_propval_t category)
+{
+    switch (category) {
+    case UTF8PROC_CATEGORY_CC:
+    case UTF8PROC_CATEGORY_CF:
+    case UTF8PROC_CATEGORY_CO:
+        return CODEPOINT_DROPPED;
+    case UTF8PROC_CATEGORY_MN:
+        return CODEPOINT_MARK;
+    case UTF8PROC_CATEGORY_PC:
+    case UTF8PROC_CATEGORY_PD:
+    case UTF8PROC_CATEGORY_PS:
+    case UTF8PROC_CATEGORY_PE:
+    case UTF8PROC_CATEGORY_PI:
+    case UTF8PROC_CATEGORY_PF:
+    case UTF8PROC_CATEGORY_PO:
+        return CODEPOINT_PUNCTUATION;
+    default:
+        return CODEPOINT_PLAIN;
+    }
+}
+
+enum codepoint_class codepoint_class(int32_t c)
+{
+    if (c < 0x80) {
+        return ascii_class(c);
+    }
+    int32_t changed = range_value(CHANGED_CATEGORY, COUNT(CHANGED_CATEGORY), c);
+    if (changed != 0) {
+        return changed == 1 ? CODEPOINT_MARK : CODEPOINT_PUNCTUATION;
+    }
+    enum codepoint_class class = category_class(utf8proc_get_property(c)->category);
+    if (class == CODEPOINT_DROPPED || c == 0xFFFD) { /* U+0085 is a control before it is a space */
+        return range_holds(LATE_CATEGORY, COUNT(LATE_CATEGORY), c) ? CODEPOINT_PLAIN : CODEPOINT_DROPPED;
+    }
+    if (is_space(c)) {
+        return CODEPOINT_SPACE;
+    }
+    if (class != CODEPOINT_PLAIN && range_holds(LATE_CATEGORY, COUNT(LATE_CATEGORY), c)) {
+        return CODEPOINT_PLAIN;
+    }
+    return class;
+}
+
+bool codepoint_is_cjk(int32_t c)
+{
+    return (c >= 0x3400 && c <= 0x4DBF) || (c >= 0x4E00 && c <= 0x9FFF) || (c >= 0xF900 && c <= 0xFAFF) ||
+           (c >= 0x20000 && c <= 0x2A6DF) || (c >= 0x2A700 && c <= 0x2B81F) || (c >= 0x2B920 && c <= 0x2CEAF) ||
+           (c >= 0x2F800 && c <= 0x2FA1F);
+}
+
+size_t codepoint_lower(int32_t c, int32_t out[2])
+{
+    if (c < 0x80) {
+        out[0] = c >= 'A' && c <= 'Z' ? c + ('a' - 'A') : c;
+        return 1;
+    }
+    if (c == 0x130) { /* capital i with a dot: Unicode's only lower case of two code points that needs no context */
+        out[0] = 'i';
+        out[1] = 0x307;
+        return 2;
+    }
+    out[0] = utf8proc_tolower(c);
+    if (out[0] == c) {
+        out[0] = c + range_value(LATE_LOWER, COUNT(LATE_LOWER), c);
+    }
+    return 1;
+}
+
+size_t codepoint_decompose(int32_t c, int32_t out[CODEPOINT_DECOMPOSED_MAX])
+{
+    out[0] = c;
+    bool hangul = c >= 0xAC00 && c <= 0xD7A3; /* by arithmetic: no entry in the tables */
+    if (c < 0xC0 || (!hangul && utf8proc_get_property(c)->decomp_seqindex == UINT16_MAX) ||
+        range_holds(LATE_NFD, COUNT(LATE_NFD), c)) {
+        return 1;
+    }
+    int boundary = 0;
+    utf8proc_ssize_t n = utf8proc_decompose_char(c, out, CODEPOINT_DECOMPOSED_MAX, UTF8PROC_DECOMPOSE, &boundary);
+    return n > 0 ? (size_t)n : 1;
+}
+
+uint8_t codepoint_combining_class(int32_t c)
+{
+    uint8_t combining = c < 0x300 ? 0 : (uint8_t)utf8proc_get_property(c)->combining_class;
+    return combining != 0 && range_holds(LATE_NFD, COUNT(LATE_NFD), c) ? 0 : combining;
+}
