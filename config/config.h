@@ -67,24 +67,26 @@ struct config_flag {
 
 /* A command, as its help prints it. Positional arguments are counted against the bounds. */
 struct config_command {
-    const char *name;                /* "teach" */
-    const char *usage;               /* "--id ID --label L [--label L]... TEXT" */
-    const char *help;                /* one or more sentences */
-    const char *example;             /* whole lines, as typed */
-    const struct config_flag *flags; /* ends with a NULL name; NULL: none */
+    const char *name;                   /* "teach" */
+    const char *usage;                  /* "--id ID --label L [--label L]... TEXT" */
+    const char *help;                   /* one or more sentences */
+    const char *example;                /* whole lines, as typed */
+    const struct config_flag *flags;    /* ends with a NULL name; NULL: none */
     int positional_min, positional_max; /* max -1: any number */
 };
 
 struct arguments;
 
 /* Reads argv (behind the subcommand), the environment and the file into *config and *arguments; the caller frees both,
- * also after an error. An error is E_USAGE with a line that names the flag, variable or file:line and, for a misspelt name, the nearest one.
- * Returns 1 when --help was asked for and printed to standard output: the command then ends with status 0. */
+ * also after an error. An error is E_USAGE with a line that names the flag, variable or file:line and, for a misspelt
+ * name, the nearest one. Sets up the log as its options say, and logs the warnings (an unknown ENGRAM_ variable, a key
+ * that stands twice). Returns 1 when --help was asked for and printed to standard output: the command then ends with
+ * status 0. */
 int config_read(const struct config_command *command, int argc, char **argv, struct config *config,
                 struct arguments **arguments, struct error *e);
 void config_free(struct config *config);
 
-/* The name of smallest edit distance, or NULL where none is near enough to have been meant. */
+/* The name of smallest edit distance, for a message; NULL only without names. */
 const char *config_nearest(const char *name, const char *const *names, size_t count);
 
 bool arguments_has(const struct arguments *a, const char *flag);
@@ -98,7 +100,7 @@ void arguments_free(struct arguments *a);
 /* Every option: name, value in force, from where (flag, environment, file:line, default); secrets (sasl.password,
  * ssl.key.password, ... ) masked. As a readable table or one JSON object. */
 void config_print(const struct config *config, bool json, struct buffer *out);
-void config_document(struct buffer *out);  /* docs/CONFIG.md */
+void config_document(struct buffer *out); /* docs/CONFIG.md */
 
 /* A new librdkafka configuration (rd_kafka_conf_t) with bootstrap.servers, our own defaults and what passes through for
  * that client. Our own refused properties are not set here: the consumer and the producer set theirs.
@@ -106,6 +108,8 @@ void config_document(struct buffer *out);  /* docs/CONFIG.md */
 enum config_client { CLIENT_CONSUMER, CLIENT_PRODUCER };
 struct rd_kafka_conf_s;
 struct rd_kafka_conf_s *config_kafka(const struct config *config, enum config_client client, struct error *e);
+/* Did the user set this property for that client? Then a room's own default for it stands back. */
+bool config_kafka_given(const struct config *config, enum config_client client, const char *name);
 const char *config_bootstrap_servers(const struct config *config); /* for messages */
 
 #endif
