@@ -1,0 +1,99 @@
+/* What the stage's files share. Threads: one for the learn lane; three for the tag lane (poll, compute, publish); the
+ * caller's, for start, tick, stop and close. */
+#ifndef ENGRAM_STAGE_INTERNAL_H
+#define ENGRAM_STAGE_INTERNAL_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdint.h>
+
+#include "consumer/consumer.h"
+#include "producer/producer.h"
+#include "stage/stage.h"
+
+/* ---- queue.c: between two threads of a lane --------------------------------------------------------------------- */
+
+struct queue;
+
+struct queue *queue_open(size_t weight_max);
+void queue_free(struct queue *q, void (*release)(void *item)); /* NULL is fine */
+/* Waits up to wait_ms for room; false: there was none, or the queue is closed, and the item is still the caller's. */
+bool queue_push(struct queue *q, void *item, size_t weight, unsigned wait_ms);
+/* Waits for an item, then up to fill_ms for weight_max to be there; takes what waits within both bounds (one item at
+ * least). 0: the queue is closed. */
+size_t queue_take(struct queue *q, void **items, size_t items_max, size_t weight_max, unsigned fill_ms);
+void queue_done(struct queue *q, size_t count); /* so many of what was taken is finished */
+/* Waits up to wait_ms until all that was taken is done; false: it is not. */
+bool queue_settle(struct queue *q, unsigned wait_ms);
+void queue_clear(struct queue *q, void (*release)(void *item)); /* drops what waits */
+void queue_close(struct queue *q);
+size_t queue_weight(struct queue *q);
+
+/* ---- stage.c: what the lanes share ------------------------------------------------------------------------------ */
+
+/* What a thread is doing now, for the watchdog. step NULL: nothing that could hang. */
+struct pulse {
+    const char *_Atomic step;
+    _Atomic uint64_t since_us;
+    _Atomic bool reported;
+};
+
+void pulse_begin(struct pulse *p, const char *step);
+void pulse_end(struct pulse *p);
+
+enum { LIVE_SAMPLES = 1024 };
+
+struct stage_counters { /* since start; any thread adds */
+    _Atomic uint64_t texts, tokens, folds, forgets, dead_letters;
+};
+
+struct tag_lane;
+struct learn_lane;
+
+struct stage {
+    const struct config *config;
+    struct engine *engine;
+    struct memory *memory;
+
+    _Atomic bool stopping;         /* drain now */
+    _Atomic uint64_t give_up_us;   /* while stopping: when to stop waiting for brokers; 0: not stopping */
+    _Atomic int threads;           /* still running */
+    struct kafka_wait wait_run;    /* false once stopping: for waits that have nothing to lose */
+    struct kafka_wait wait_finish; /* false when the drain's time is over: for what is already computed */
+
+    pthread_mutex_t lock; /* covers everything down to `tag` */
+    pthread_cond_t changed;
+    bool ready; /* the learn lane has reached the end seen at start */
+    struct error fault;
+    int64_t live_ms[LIVE_SAMPLES]; /* label-to-live of the interval's folds, the first so many */
+    size_t live_count;
+
+    struct stage_counters counters;
+    struct tag_lane *tag;
+    struct learn_lane *learn;
+
+    /* The caller's thread only: what stage_tick saw last. */
+    uint64_t tick_us;
+    uint64_t tick_texts, tick_tokens, tick_folds, tick_dead_letters;
+};
+
+int stage_thread(struct stage *s, pthread_t *thread, void *(*main)(void *), void *context, struct error *e);
+void stage_thread_ends(struct stage *s);
+void stage_fail(struct stage *s, const struct error *e); /* keeps the first fault, begins the drain */
+void stage_live(struct stage *s, int64_t ms);            /* one fold's label-to-live */
+void stage_set_ready(struct stage *s);
+bool stage_wait_ready(struct stage *s); /* false: the stage stops before it was ready */
+
+/* ---- the lanes ----------------------------------------------------------------------------------------------------
+ */
+
+int learn_lane_start(struct learn_lane **out, struct stage *s, struct error *e);
+void learn_lane_close(struct learn_lane *l); /* joins; NULL is fine */
+struct pulse *learn_lane_pulse(struct learn_lane *l);
+
+int tag_lane_start(struct tag_lane **out, struct stage *s, struct error *e);
+void tag_lane_close(struct tag_lane *t); /* joins; NULL is fine */
+void tag_lane_watch(struct tag_lane *t, void (*watch)(struct pulse *p, const char *lane));
+int64_t tag_lane_lag(struct tag_lane *t); /* -1: unknown */
+
+#endif

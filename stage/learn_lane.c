@@ -1,0 +1,358 @@
+/* The learn lane, one thread: poll -> decode -> (dead letters) -> encode and fold in one transaction, offsets included.
+ * Whatever waits is one batch, bounded in tokens. A batch is folded only after its dead letters are acknowledged, and a
+ * record is let go only after its fold is committed, so a stop at any moment loses and repeats nothing.
+ * The surprise: a full memory stops this lane here, inside lane_fold, without moving an offset. */
+#include "stage/internal.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+
+enum {
+    BATCH_RECORDS = 1024,
+    POLL_MS = 500,
+    RETRY_MS = 1000,                       /* between tries to fold into a full memory */
+    CAUGHT_UP_RENEW_US = 60 * 1000 * 1000, /* how often the time last caught up is stored while idle */
+    BYTES_PER_TOKEN = 4,                   /* of a text, roughly: only to bound a batch before it is tokenized */
+};
+
+struct learn_lane {
+    struct stage *stage;
+    pthread_t thread;
+    struct pulse pulse;
+    struct learn_consumer *consumer;
+    struct publisher *publisher; /* for dead letters */
+    struct consumed *records[BATCH_RECORDS];
+    struct fold folds[BATCH_RECORDS];
+    size_t count;
+    bool full_said;
+    uint64_t caught_up_us; /* when the time last caught up was stored; 0: not yet */
+};
+
+struct pulse *learn_lane_pulse(struct learn_lane *l)
+{
+    return &l->pulse;
+}
+
+/* ---- a full memory --------------------------------------------------------------------------------------------------
+ */
+
+/* The memory takes no more: said once. Tags go on; this lane stays at its record. */
+static void lane_full(struct learn_lane *l, const struct error *e)
+{
+    if (!l->full_said) {
+        log_error("the learn lane waits, nothing is lost: %s", e->text);
+        l->full_said = true;
+        if (e->code != E_DISK_FULL) {
+            stage_set_ready(l->stage); /* only a restart helps this lane, so the other one need not wait for it */
+        }
+    }
+    learn_consumer_pause(l->consumer);
+    for (uint64_t until = clock_us() + RETRY_MS * 1000; clock_us() < until && !atomic_load(&l->stage->stopping);) {
+        clock_sleep_ms(50);
+    }
+}
+
+static void lane_flows(struct learn_lane *l)
+{
+    if (l->full_said) {
+        log_info("the learn lane goes on");
+        l->full_said = false;
+        learn_consumer_resume(l->consumer);
+    }
+}
+
+/* ---- opening --------------------------------------------------------------------------------------------------------
+ */
+
+/* One transaction that stores small things about the reading itself. */
+static int lane_note(struct learn_lane *l, bool positions, bool caught_up, struct error *e)
+{
+    struct transaction *t = NULL;
+    if (memory_begin(l->stage->memory, &t, e)) {
+        return -1;
+    }
+    struct learn_position p;
+    struct slice cluster = slice_of(learn_consumer_cluster(l->consumer));
+    for (size_t i = 0; positions && learn_consumer_position(l->consumer, i, &p); i++) {
+        if (!p.stored && transaction_offset(t, cluster, slice_of(p.topic), p.partition, p.start, e)) {
+            transaction_abort(t);
+            return -1;
+        }
+    }
+    if (caught_up && transaction_caught_up(t, clock_wall_ms(), e)) {
+        transaction_abort(t);
+        return -1;
+    }
+    return transaction_commit(t, e);
+}
+
+/* Opens the consumer from the offsets that the memory holds; an empty memory notes when it began. */
+static int lane_open(struct learn_lane *l, struct error *e)
+{
+    struct stage *s = l->stage;
+    struct snapshot *snapshot = NULL;
+    struct memory_stats stats = {0};
+    struct learn_offset *stored = NULL;
+    int result = -1;
+    if (topics_ensure(s->config, &s->wait_run, e) || memory_snapshot(s->memory, &snapshot, e) ||
+        snapshot_stats(snapshot, &stats, e)) {
+        goto done;
+    }
+    if (stats.local_changes > 0) {
+        log_warn("this memory holds %" PRIu64
+                 " changes made by hand (load, forget --local): it is outside the replicas' "
+                 "promise",
+                 stats.local_changes);
+    }
+    stored = mem_zero(stats.offsets_count, sizeof *stored);
+    for (size_t i = 0; i < stats.offsets_count; i++) {
+        const struct memory_offset *o = &stats.offsets[i];
+        stored[i] = (struct learn_offset){o->cluster, o->topic, o->partition, o->next};
+    }
+    if (learn_consumer_open(&l->consumer, s->config, stored, stats.offsets_count, stats.caught_up_ms, &s->wait_run,
+                            e) ||
+        publisher_open(&l->publisher, s->config, NULL, &s->wait_finish, e)) {
+        goto done;
+    }
+    while ((result = lane_note(l, true, stats.caught_up_ms == 0, e)) != 0 && e->class == ERROR_RETRY &&
+           !atomic_load(&s->stopping)) {
+        lane_full(l, e);
+    }
+    if (result == 0) {
+        lane_flows(l);
+    }
+done:
+    free(stored);
+    memory_stats_free(&stats);
+    snapshot_release(snapshot);
+    return result;
+}
+
+/* ---- a batch --------------------------------------------------------------------------------------------------------
+ */
+
+static void lane_clear(struct learn_lane *l)
+{
+    for (size_t i = 0; i < l->count; i++) {
+        consumed_free(l->records[i]);
+    }
+    l->count = 0;
+}
+
+/* Whatever waits, up to one slice of the backend. Waits only for the first record. */
+static int lane_gather(struct learn_lane *l, struct error *e)
+{
+    size_t tokens_max = engine_slice_tokens(l->stage->engine);
+    size_t sequence_max = encoder_max_seq_length(engine_encoder(l->stage->engine));
+    size_t tokens = 0;
+    while (l->count < BATCH_RECORDS && tokens < tokens_max) {
+        struct consumed *record = NULL;
+        int got = learn_consumer_poll(l->consumer, l->count ? 0 : POLL_MS, &record, e);
+        if (got <= 0) {
+            return got;
+        }
+        size_t guess = record->value.bytes / BYTES_PER_TOKEN + 2;
+        tokens += guess < sequence_max ? guess : sequence_max;
+        l->records[l->count++] = record;
+    }
+    return 0;
+}
+
+static struct fold lane_fold_of(const struct learn_lane *l, const struct consumed *c)
+{
+    struct fold f = {.name = c->key};
+    bool instance = c->from == FROM_INSTANCES;
+    if (c->kind == CONSUMED_RECORD && instance) {
+        f.kind = FOLD_INSTANCE;
+        f.text = c->instance.text;
+        f.labels = c->instance.labels;
+        f.labels_count = c->instance.labels_count;
+    } else if (c->kind == CONSUMED_RECORD) {
+        f.kind = FOLD_LABEL;
+        f.text = c->label.text;
+    } else if (c->key_usable) {
+        f.kind = instance ? FOLD_FORGET : FOLD_UNDEFINE; /* a tombstone, or a poison record: what its key named goes */
+    } else {
+        f.kind = FOLD_SKIP;
+    }
+    f.source = (struct memory_source){
+        .cluster = slice_of(learn_consumer_cluster(l->consumer)),
+        .topic = slice_of(c->topic),
+        .partition = c->partition,
+        .offset = c->offset,
+        .time_ms = c->timestamp_ms,
+    };
+    return f;
+}
+
+/* Poison goes to the dead letters, and is acknowledged there, before anything of the batch is folded. */
+static int lane_bury(struct learn_lane *l, struct error *e)
+{
+    struct outcome outcomes[BATCH_RECORDS];
+    size_t n = 0;
+    for (size_t i = 0; i < l->count; i++) {
+        if (l->records[i]->kind == CONSUMED_POISON) {
+            outcomes[n++] = (struct outcome){.input = l->records[i], .kind = OUTCOME_DEAD_LETTER};
+        }
+    }
+    if (n == 0) {
+        return 0;
+    }
+    if (publisher_begin(l->publisher, e) || publisher_publish(l->publisher, outcomes, n, NULL, 0, e) ||
+        publisher_commit(l->publisher, e)) {
+        publisher_abort(l->publisher);
+        return -1;
+    }
+    atomic_fetch_add(&l->stage->counters.dead_letters, n);
+    return 0;
+}
+
+/* What was committed: counted, its label-to-live taken, moved keys reported. */
+static void lane_applied(struct learn_lane *l, size_t from, size_t to)
+{
+    int64_t now = clock_wall_ms();
+    for (size_t i = from; i < to; i++) {
+        const struct fold *f = &l->folds[i];
+        bool forget = f->kind == FOLD_FORGET || f->kind == FOLD_UNDEFINE;
+        atomic_fetch_add(forget ? &l->stage->counters.forgets : &l->stage->counters.folds, f->kind != FOLD_SKIP);
+        if (!forget && f->kind != FOLD_SKIP && f->source.time_ms >= 0) {
+            stage_live(l->stage, now - f->source.time_ms);
+        }
+        if (f->moved) {
+            log_warn("%.*s was last seen in another partition of %.*s: all its producers must agree on a partitioner",
+                     (int)f->name.bytes, f->name.data, (int)f->source.topic.bytes, f->source.topic.data);
+        }
+    }
+}
+
+/* Folds the batch, waiting as long as it takes. 0: all of it is committed; 1: told to stop before; -1: a fault. */
+static int lane_fold(struct learn_lane *l, struct error *e)
+{
+    for (size_t i = 0; i < l->count; i++) {
+        l->folds[i] = lane_fold_of(l, l->records[i]);
+    }
+    for (size_t done = 0; done < l->count;) {
+        size_t applied = 0;
+        int failed = engine_fold(l->stage->engine, l->folds + done, l->count - done, &applied, e);
+        lane_applied(l, done, done + applied);
+        done += applied;
+        if (!failed) {
+            continue;
+        }
+        if (e->class != ERROR_RETRY) {
+            return -1;
+        }
+        if (applied == 0) {
+            lane_full(l, e);
+            if (atomic_load(&l->stage->stopping)) {
+                return 1;
+            }
+        }
+    }
+    lane_flows(l);
+    return 0;
+}
+
+/* ---- the thread -----------------------------------------------------------------------------------------------------
+ */
+
+static void lane_say_ready(struct stage *s)
+{
+    struct snapshot *snapshot = NULL;
+    struct memory_stats stats = {0};
+    if (memory_snapshot(s->memory, &snapshot, NULL) == 0 && snapshot_stats(snapshot, &stats, NULL) == 0) {
+        log_info("ready: %" PRIu64 " instances, %" PRIu64 " labels in memory (version %" PRIu64 "); %s -> %s",
+                 stats.instances, stats.labels, stats.version, s->config->texts_topic, s->config->predictions_topic);
+    }
+    memory_stats_free(&stats);
+    snapshot_release(snapshot);
+}
+
+/* Nothing waits: note that the end was reached, seldom, or tombstones could be missed after a long absence. */
+static int lane_idle(struct learn_lane *l, bool at_once, struct error *e)
+{
+    uint64_t now = clock_us();
+    if (!at_once && l->caught_up_us && now - l->caught_up_us < CAUGHT_UP_RENEW_US) {
+        return 0;
+    }
+    if (learn_consumer_lag(l->consumer, POLL_MS) != 0) {
+        return 0;
+    }
+    l->caught_up_us = now;
+    if (lane_note(l, false, true, e) && e->class != ERROR_RETRY) {
+        return -1;
+    }
+    return 0;
+}
+
+static int lane_step(struct learn_lane *l, bool *ready, struct error *e)
+{
+    struct stage *s = l->stage;
+    if (lane_gather(l, e)) {
+        return -1;
+    }
+    bool waited_in_vain = l->count == 0;
+    if (!waited_in_vain) {
+        pulse_begin(&l->pulse, "folding");
+        int failed = lane_bury(l, e) ? -1 : lane_fold(l, e);
+        pulse_end(&l->pulse);
+        lane_clear(l);
+        if (failed) {
+            return failed < 0 && !(e->class == ERROR_RETRY && atomic_load(&s->stopping)) ? -1 : 0;
+        }
+    }
+    if (!*ready && learn_consumer_caught_up(l->consumer)) {
+        *ready = true;
+        lane_say_ready(s);
+        stage_set_ready(s);
+    }
+    return waited_in_vain && *ready ? lane_idle(l, false, e) : 0;
+}
+
+static void *lane_main(void *context)
+{
+    struct learn_lane *l = context;
+    struct stage *s = l->stage;
+    struct error e = {0};
+    bool ready = false;
+    int failed = lane_open(l, &e);
+    while (!failed && !atomic_load(&s->stopping)) {
+        failed = lane_step(l, &ready, &e);
+    }
+    if (!failed && ready && !l->full_said) {
+        failed = lane_idle(l, true, &e);
+    }
+    lane_clear(l);
+    if (failed && !(e.class == ERROR_RETRY && atomic_load(&s->stopping))) {
+        stage_fail(s, &e);
+    }
+    stage_thread_ends(s);
+    return NULL;
+}
+
+int learn_lane_start(struct learn_lane **out, struct stage *s, struct error *e)
+{
+    struct learn_lane *l = mem_zero(1, sizeof *l);
+    l->stage = s;
+    if (stage_thread(s, &l->thread, lane_main, l, e)) {
+        free(l);
+        return -1;
+    }
+    *out = l;
+    return 0;
+}
+
+void learn_lane_close(struct learn_lane *l)
+{
+    if (!l) {
+        return;
+    }
+    pthread_join(l->thread, NULL);
+    publisher_close(l->publisher);
+    learn_consumer_close(l->consumer);
+    free(l);
+}

@@ -1,0 +1,250 @@
+/* The stage's frame: start, ready, the figures of the last ten seconds, the watchdog, drain and close. The work is in
+ * learn_lane.c and tag_lane.c. The surprise: nothing here waits for a broker, so a stop works before one was ever
+ * reached. */
+#include "stage/internal.h"
+
+#include <inttypes.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+
+enum {
+    REPORT_US = 10 * 1000 * 1000,
+    DRAIN_US = 20 * 1000 * 1000, /* how long a stop waits for brokers before it leaves the rest to the next owner */
+    HANG_US = 60 * 1000 * 1000,
+};
+
+/* ---- threads, faults, readiness -----------------------------------------------------------------------------------
+ */
+
+int stage_thread(struct stage *s, pthread_t *thread, void *(*main)(void *), void *context, struct error *e)
+{
+    sigset_t all;
+    sigset_t before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before); /* signals are the caller's: lanes never see one */
+    atomic_fetch_add(&s->threads, 1);
+    int failed = pthread_create(thread, NULL, main, context);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (failed) {
+        atomic_fetch_sub(&s->threads, 1);
+        return error_set(e, ERROR_FATAL, E_INTERNAL, "a thread cannot be started: %s", strerror(failed));
+    }
+    return 0;
+}
+
+void stage_thread_ends(struct stage *s)
+{
+    atomic_fetch_sub(&s->threads, 1);
+}
+
+void stage_fail(struct stage *s, const struct error *e)
+{
+    pthread_mutex_lock(&s->lock);
+    if (s->fault.class == ERROR_NONE) {
+        s->fault = *e;
+    }
+    pthread_mutex_unlock(&s->lock);
+    stage_stop(s);
+}
+
+void stage_stop(struct stage *s)
+{
+    if (atomic_exchange(&s->stopping, true)) {
+        return;
+    }
+    atomic_store(&s->give_up_us, clock_us() + DRAIN_US);
+    pthread_mutex_lock(&s->lock);
+    pthread_cond_broadcast(&s->changed);
+    pthread_mutex_unlock(&s->lock);
+}
+
+bool stage_ended(const struct stage *s)
+{
+    return atomic_load(&s->threads) == 0;
+}
+
+void stage_set_ready(struct stage *s)
+{
+    engine_set_ready(s->engine, true);
+    pthread_mutex_lock(&s->lock);
+    s->ready = true;
+    pthread_cond_broadcast(&s->changed);
+    pthread_mutex_unlock(&s->lock);
+}
+
+bool stage_wait_ready(struct stage *s)
+{
+    pthread_mutex_lock(&s->lock);
+    while (!s->ready && !atomic_load(&s->stopping)) {
+        pthread_cond_wait(&s->changed, &s->lock);
+    }
+    pthread_mutex_unlock(&s->lock);
+    return !atomic_load(&s->stopping);
+}
+
+static bool stage_runs(void *context)
+{
+    const struct stage *s = context;
+    return !atomic_load(&s->stopping);
+}
+
+static bool stage_may_finish(void *context)
+{
+    const struct stage *s = context;
+    uint64_t give_up_us = atomic_load(&s->give_up_us);
+    return give_up_us == 0 || clock_us() < give_up_us;
+}
+
+/* ---- figures and watchdog -----------------------------------------------------------------------------------------
+ */
+
+void pulse_begin(struct pulse *p, const char *step)
+{
+    atomic_store(&p->since_us, clock_us());
+    atomic_store(&p->reported, false);
+    atomic_store(&p->step, step);
+}
+
+void pulse_end(struct pulse *p)
+{
+    atomic_store(&p->step, NULL);
+}
+
+static void stage_watch(struct pulse *p, const char *lane)
+{
+    const char *step = atomic_load(&p->step);
+    uint64_t since_us = atomic_load(&p->since_us);
+    if (step && clock_us() - since_us > HANG_US && !atomic_exchange(&p->reported, true)) {
+        log_warn("the %s lane has been %s for more than %d s", lane, step, HANG_US / 1000000);
+    }
+}
+
+void stage_live(struct stage *s, int64_t ms)
+{
+    pthread_mutex_lock(&s->lock);
+    if (s->live_count < LIVE_SAMPLES) {
+        s->live_ms[s->live_count++] = ms < 0 ? 0 : ms;
+    }
+    pthread_mutex_unlock(&s->lock);
+}
+
+static int compare_ms(const void *a, const void *b)
+{
+    int64_t x = *(const int64_t *)a;
+    int64_t y = *(const int64_t *)b;
+    return (x > y) - (x < y);
+}
+
+/* " label-to-live p50 12 ms p99 40 ms", or nothing where nothing was folded. Starts a new interval. */
+static void stage_live_text(struct stage *s, struct buffer *out)
+{
+    int64_t samples[LIVE_SAMPLES];
+    pthread_mutex_lock(&s->lock);
+    size_t count = s->live_count;
+    memcpy(samples, s->live_ms, count * sizeof *samples);
+    s->live_count = 0;
+    pthread_mutex_unlock(&s->lock);
+    if (count > 0) {
+        qsort(samples, count, sizeof *samples, compare_ms);
+        buffer_format(out, ", label-to-live p50 %" PRId64 " ms p99 %" PRId64 " ms", samples[count / 2],
+                      samples[count * 99 / 100]);
+    }
+}
+
+static uint64_t stage_keys(struct stage *s)
+{
+    struct snapshot *snapshot = NULL;
+    struct memory_stats stats = {0};
+    uint64_t keys = 0;
+    if (memory_snapshot(s->memory, &snapshot, NULL) == 0 && snapshot_stats(snapshot, &stats, NULL) == 0) {
+        keys = stats.instances + stats.label_keys;
+    }
+    memory_stats_free(&stats);
+    snapshot_release(snapshot);
+    return keys;
+}
+
+static void stage_report(struct stage *s, double seconds)
+{
+    uint64_t texts = atomic_load(&s->counters.texts);
+    uint64_t tokens = atomic_load(&s->counters.tokens);
+    uint64_t folds = atomic_load(&s->counters.folds) + atomic_load(&s->counters.forgets);
+    uint64_t dead_letters = atomic_load(&s->counters.dead_letters);
+    bool worked = texts != s->tick_texts || folds != s->tick_folds || dead_letters != s->tick_dead_letters;
+    if (worked) {
+        int64_t lag = tag_lane_lag(s->tag);
+        struct buffer line = {0};
+        buffer_format(&line, "%.1f texts/s, %.0f tokens/s, ", (double)(texts - s->tick_texts) / seconds,
+                      (double)(tokens - s->tick_tokens) / seconds);
+        buffer_format(&line, lag < 0 ? "lag unknown" : "lag %" PRId64, lag);
+        buffer_format(&line, ", %.1f folds/s, %" PRIu64 " keys, %" PRIu64 " dead letters",
+                      (double)(folds - s->tick_folds) / seconds, stage_keys(s), dead_letters);
+        stage_live_text(s, &line);
+        log_info("%s", line.data);
+        buffer_free(&line);
+    }
+    s->tick_texts = texts;
+    s->tick_tokens = tokens;
+    s->tick_folds = folds;
+    s->tick_dead_letters = dead_letters;
+}
+
+void stage_tick(struct stage *s)
+{
+    stage_watch(learn_lane_pulse(s->learn), "learn");
+    tag_lane_watch(s->tag, stage_watch);
+    uint64_t now = clock_us();
+    if (now - s->tick_us >= REPORT_US) {
+        stage_report(s, (double)(now - s->tick_us) / 1e6);
+        s->tick_us = now;
+    }
+}
+
+/* ---- start and close ------------------------------------------------------------------------------------------------
+ */
+
+int stage_start(struct stage **out, const struct config *config, struct engine *engine, struct memory *memory,
+                struct error *e)
+{
+    struct stage *s = mem_zero(1, sizeof *s);
+    s->config = config;
+    s->engine = engine;
+    s->memory = memory;
+    s->wait_run = (struct kafka_wait){stage_runs, s};
+    s->wait_finish = (struct kafka_wait){stage_may_finish, s};
+    s->tick_us = clock_us();
+    pthread_mutex_init(&s->lock, NULL);
+    pthread_cond_init(&s->changed, NULL);
+    engine_set_ready(engine, false);
+    if (tag_lane_start(&s->tag, s, e) || learn_lane_start(&s->learn, s, e)) {
+        stage_close(s, NULL);
+        return -1;
+    }
+    *out = s;
+    return 0;
+}
+
+int stage_close(struct stage *s, struct error *e)
+{
+    if (!s) {
+        return 0;
+    }
+    stage_stop(s);
+    tag_lane_close(s->tag);
+    learn_lane_close(s->learn);
+    int result = 0;
+    if (s->fault.class != ERROR_NONE) {
+        if (e) {
+            *e = s->fault;
+        }
+        result = -1;
+    }
+    pthread_cond_destroy(&s->changed);
+    pthread_mutex_destroy(&s->lock);
+    free(s);
+    return result;
+}

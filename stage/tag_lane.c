@@ -1,0 +1,429 @@
+/* The tag lane, three threads in a row: poll (decode, tokenize) -> compute (encode, retrieve, aggregate, write the
+ * record) -> publish (outputs acknowledged, then offsets). Two bounded queues stand between them. One thread each, so
+ * texts of a partition leave in the order in which they came, and the last text of an acknowledged batch is the offset
+ * to commit. The surprise: on a rebalance or a stop what waits in the first queue is dropped, what was taken from it is
+ * finished. */
+#include "stage/internal.h"
+
+#include <stdlib.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+
+enum {
+    BATCH_TEXTS = 4096,
+    BATCHES_WAITING = 4, /* computed and not yet with the publisher */
+    PARTITIONS_MAX = 1024,
+    POLL_MS = 500,
+    PAUSED_POLL_MS = 20,
+    ROOM_MS = 200,     /* how long a full queue is waited for before partitions are paused */
+    SETTLE_MS = 15000, /* how long a rebalance waits for what is in compute */
+};
+
+/* One text on its way. */
+struct work {
+    struct work *next; /* in the overflow list */
+    struct consumed *consumed;
+    struct tokens tokens;
+    struct prediction prediction;
+    struct buffer value; /* the output record */
+    const struct tag_lane *lane;
+};
+
+struct batch {
+    size_t count;
+    struct work *works[];
+};
+
+struct tag_lane {
+    struct stage *stage;
+    pthread_t poll_thread, compute_thread, publish_thread;
+    bool poll_started, compute_started, publish_started;
+    struct pulse compute_pulse, publish_pulse;
+    struct queue *texts;   /* struct work, weighed in tokens */
+    struct queue *batches; /* struct batch, weighed 1; NULL is the last item */
+    struct text_consumer *consumer;
+    struct publisher *publisher;           /* the publish thread's */
+    struct work *overflow, **overflow_end; /* polled and not yet in the queue; the poll thread's */
+};
+
+static void work_free(void *item)
+{
+    struct work *w = item;
+    tokens_free(&w->tokens);
+    prediction_free(&w->prediction);
+    buffer_free(&w->value);
+    consumed_free(w->consumed);
+    free(w);
+}
+
+static void batch_free(void *item)
+{
+    struct batch *b = item;
+    for (size_t i = 0; b && i < b->count; i++) {
+        work_free(b->works[i]);
+    }
+    free(b);
+}
+
+static bool work_owned(const struct work *w)
+{
+    return text_consumer_owns(w->lane->consumer, w->consumed->partition, w->consumed->epoch);
+}
+
+/* ---- poll -----------------------------------------------------------------------------------------------------------
+ */
+
+static void lane_drop_waiting(struct tag_lane *t)
+{
+    queue_clear(t->texts, work_free);
+    for (struct work *w = t->overflow; w;) {
+        struct work *next = w->next;
+        work_free(w);
+        w = next;
+    }
+    t->overflow = NULL;
+    t->overflow_end = &t->overflow;
+}
+
+static void lane_revoked(void *context, bool lost)
+{
+    struct tag_lane *t = context;
+    lane_drop_waiting(t);
+    if (!lost && !queue_settle(t->texts, SETTLE_MS)) {
+        log_warn("partitions go to another replica before their last batch was acknowledged: it will be tagged again");
+    }
+}
+
+static void lane_push_overflow(struct tag_lane *t, unsigned wait_ms)
+{
+    while (t->overflow) {
+        struct work *w = t->overflow;
+        size_t weight = w->tokens.count ? w->tokens.count : 1;
+        if (!queue_push(t->texts, w, weight, wait_ms)) {
+            return;
+        }
+        t->overflow = w->next;
+        if (!t->overflow) {
+            t->overflow_end = &t->overflow;
+        }
+    }
+}
+
+static void lane_take_in(struct tag_lane *t, struct consumed *consumed)
+{
+    struct work *w = mem_zero(1, sizeof *w);
+    w->lane = t;
+    w->consumed = consumed;
+    if (consumed->kind == CONSUMED_RECORD) {
+        encoder_tokenize(engine_encoder(t->stage->engine), ENCODER_TEXT, consumed->text.text, &w->tokens);
+    }
+    *t->overflow_end = w;
+    t->overflow_end = &w->next;
+    bool paused = text_consumer_paused(t->consumer);
+    lane_push_overflow(t, paused ? 0 : ROOM_MS);
+    if (t->overflow && !paused) {
+        text_consumer_pause(t->consumer);
+    }
+}
+
+static void lane_resume_at_half(struct tag_lane *t)
+{
+    if (!text_consumer_paused(t->consumer)) {
+        return;
+    }
+    lane_push_overflow(t, 0);
+    if (!t->overflow && queue_weight(t->texts) <= (size_t)t->stage->config->queue_tokens / 2) {
+        text_consumer_resume(t->consumer);
+    }
+}
+
+static void *poll_main(void *context)
+{
+    struct tag_lane *t = context;
+    struct stage *s = t->stage;
+    struct error e = {0};
+    int failed = 0;
+    if (stage_wait_ready(s)) {
+        failed = text_consumer_subscribe(t->consumer, &e);
+    }
+    while (!failed && !atomic_load(&s->stopping)) {
+        struct consumed *consumed = NULL;
+        int timeout_ms = text_consumer_paused(t->consumer) ? PAUSED_POLL_MS : POLL_MS;
+        int got = text_consumer_poll(t->consumer, timeout_ms, &consumed, &e);
+        failed = got < 0 ? -1 : 0;
+        if (got > 0) {
+            lane_take_in(t, consumed);
+        }
+        lane_resume_at_half(t);
+    }
+    if (failed) {
+        stage_fail(s, &e);
+    }
+    queue_close(t->texts);
+    lane_drop_waiting(t);
+    stage_thread_ends(s);
+    return NULL;
+}
+
+/* ---- compute --------------------------------------------------------------------------------------------------------
+ */
+
+static bool work_smaller(void *context, struct buffer *out)
+{
+    const struct work *w = context;
+    const struct consumed *c = w->consumed;
+    if (!w->lane->stage->config->evidence_text) {
+        return false;
+    }
+    struct record_source source = {c->topic, c->partition, c->offset};
+    record_encode_prediction(&w->prediction, &c->text, &source, false, out);
+    return true;
+}
+
+static void work_encode(struct work *w)
+{
+    const struct consumed *c = w->consumed;
+    struct record_source source = {c->topic, c->partition, c->offset};
+    record_encode_prediction(&w->prediction, &c->text, &source, w->lane->stage->config->evidence_text, &w->value);
+}
+
+/* Predicts what is a text and still ours; the rest of the batch passes as it is. */
+static int lane_compute(struct tag_lane *t, struct batch *b, struct error *e)
+{
+    const struct tokens **inputs = mem_alloc(b->count * sizeof *inputs);
+    struct work **texts = mem_alloc(b->count * sizeof *texts);
+    struct prediction *predictions = NULL;
+    size_t n = 0;
+    uint64_t tokens = 0;
+    for (size_t i = 0; i < b->count; i++) {
+        struct work *w = b->works[i];
+        if (w->consumed->kind == CONSUMED_RECORD && work_owned(w)) {
+            inputs[n] = &w->tokens;
+            texts[n++] = w;
+            tokens += w->tokens.count;
+        }
+    }
+    int result = 0;
+    if (n > 0) {
+        predictions = mem_zero(n, sizeof *predictions);
+        result = engine_predict(t->stage->engine, inputs, n, predictions, NULL, e);
+    }
+    for (size_t i = 0; i < n && result == 0; i++) {
+        texts[i]->prediction = predictions[i];
+        work_encode(texts[i]);
+    }
+    if (result == 0) {
+        atomic_fetch_add(&t->stage->counters.tokens, tokens);
+    }
+    free(predictions);
+    free(texts);
+    free(inputs);
+    return result;
+}
+
+static struct batch *lane_take(struct tag_lane *t, void **items, size_t batch_tokens)
+{
+    size_t count = queue_take(t->texts, items, BATCH_TEXTS, batch_tokens, (unsigned)t->stage->config->batch_wait_ms);
+    if (count == 0) {
+        return NULL;
+    }
+    struct batch *b = mem_alloc(sizeof *b + count * sizeof *b->works);
+    b->count = count;
+    for (size_t i = 0; i < count; i++) {
+        b->works[i] = items[i];
+    }
+    return b;
+}
+
+static void *compute_main(void *context)
+{
+    struct tag_lane *t = context;
+    struct stage *s = t->stage;
+    struct error e = {0};
+    void **items = mem_alloc(BATCH_TEXTS * sizeof *items);
+    size_t batch_tokens = s->config->batch_tokens ? (size_t)s->config->batch_tokens : engine_batch_tokens(s->engine);
+    int failed = 0;
+    for (struct batch *b; (b = lane_take(t, items, batch_tokens)) != NULL;) {
+        pulse_begin(&t->compute_pulse, "computing a batch");
+        failed = failed || lane_compute(t, b, &e);
+        pulse_end(&t->compute_pulse);
+        if (failed) {
+            stage_fail(s, &e); /* the poll thread then closes the queue: until then batches are let go uncommitted */
+            queue_done(t->texts, b->count);
+            batch_free(b);
+            continue;
+        }
+        while (!queue_push(t->batches, b, 1, POLL_MS)) {}
+    }
+    while (!queue_push(t->batches, NULL, 1, POLL_MS)) { /* the end: the publisher finishes what is before it */
+    }
+    free(items);
+    stage_thread_ends(s);
+    return NULL;
+}
+
+/* ---- publish --------------------------------------------------------------------------------------------------------
+ */
+
+struct outcomes {
+    struct outcome *list;
+    size_t count;
+    struct partition_offset offsets[PARTITIONS_MAX];
+    size_t offsets_count;
+};
+
+static void outcomes_offset(struct outcomes *o, const struct consumed *c)
+{
+    struct partition_offset offset = {c->partition, c->epoch, c->offset + 1};
+    for (size_t i = 0; i < o->offsets_count; i++) {
+        if (o->offsets[i].partition == c->partition && o->offsets[i].epoch == c->epoch) {
+            o->offsets[i] = offset;
+            return;
+        }
+    }
+    o->offsets[o->offsets_count++] = offset;
+}
+
+/* One outcome for each text that is still ours. Stops where a batch touches more partitions than there is room for:
+ * *from is then the first text of the next round. */
+static void outcomes_fill(struct outcomes *o, const struct batch *b, size_t *from)
+{
+    o->count = 0;
+    o->offsets_count = 0;
+    for (; *from < b->count && o->offsets_count < PARTITIONS_MAX; ++*from) {
+        struct work *w = b->works[*from];
+        if (!work_owned(w)) {
+            continue;
+        }
+        struct outcome *outcome = &o->list[o->count++];
+        *outcome = (struct outcome){.input = w->consumed};
+        if (w->consumed->kind == CONSUMED_NULL) {
+            outcome->kind = OUTCOME_NULL;
+        } else if (w->consumed->kind == CONSUMED_POISON) {
+            outcome->kind = OUTCOME_DEAD_LETTER;
+        } else {
+            outcome->kind = OUTCOME_PREDICTION;
+            outcome->value = (struct slice){w->value.data, w->value.bytes};
+            outcome->smaller = work_smaller;
+            outcome->context = w;
+        }
+        outcomes_offset(o, w->consumed);
+    }
+}
+
+static int lane_publish(struct tag_lane *t, const struct batch *b, struct outcomes *o, struct error *e)
+{
+    for (size_t from = 0; from < b->count;) {
+        outcomes_fill(o, b, &from);
+        if (o->count == 0) {
+            continue;
+        }
+        if (publisher_begin(t->publisher, e) ||
+            publisher_publish(t->publisher, o->list, o->count, o->offsets, o->offsets_count, e) ||
+            publisher_commit(t->publisher, e)) {
+            publisher_abort(t->publisher);
+            return -1;
+        }
+        size_t dead_letters = 0;
+        for (size_t i = 0; i < o->count; i++) {
+            dead_letters += o->list[i].dead_lettered || o->list[i].kind == OUTCOME_DEAD_LETTER;
+        }
+        atomic_fetch_add(&t->stage->counters.dead_letters, dead_letters);
+        atomic_fetch_add(&t->stage->counters.texts, o->count);
+    }
+    return 0;
+}
+
+static void *publish_main(void *context)
+{
+    struct tag_lane *t = context;
+    struct stage *s = t->stage;
+    struct error e = {0};
+    struct outcomes o = {.list = mem_alloc(BATCH_TEXTS * sizeof *o.list)};
+    void *item = NULL;
+    int failed = 0;
+    while (queue_take(t->batches, &item, 1, 1, 0) == 1 && item) {
+        struct batch *b = item;
+        pulse_begin(&t->publish_pulse, "publishing a batch");
+        if (!failed && lane_publish(t, b, &o, &e)) {
+            failed = -1; /* from here on nothing more is published, or an offset would pass over this batch */
+            if (!(e.class == ERROR_RETRY && atomic_load(&s->stopping))) {
+                stage_fail(s, &e);
+            } else {
+                log_warn("stopped before the last batch was acknowledged, it will be tagged again: %s", e.text);
+            }
+        }
+        pulse_end(&t->publish_pulse);
+        queue_done(t->texts, b->count);
+        batch_free(b);
+    }
+    free(o.list);
+    stage_thread_ends(s);
+    return NULL;
+}
+
+/* ---- start and close ------------------------------------------------------------------------------------------------
+ */
+
+int tag_lane_start(struct tag_lane **out, struct stage *s, struct error *e)
+{
+    struct tag_lane *t = mem_zero(1, sizeof *t);
+    struct text_consumer_events events = {lane_revoked, t};
+    t->stage = s;
+    t->overflow_end = &t->overflow;
+    t->texts = queue_open((size_t)s->config->queue_tokens);
+    t->batches = queue_open(BATCHES_WAITING);
+    *out = t; /* tag_lane_close frees it, also after an error */
+    if (text_consumer_open(&t->consumer, s->config, &events, e) ||
+        publisher_open(&t->publisher, s->config, t->consumer, &s->wait_finish, e)) {
+        return -1;
+    }
+    if (stage_thread(s, &t->publish_thread, publish_main, t, e)) {
+        return -1;
+    }
+    t->publish_started = true;
+    if (stage_thread(s, &t->compute_thread, compute_main, t, e)) {
+        queue_push(t->batches, NULL, 1, 0);
+        return -1;
+    }
+    t->compute_started = true;
+    if (stage_thread(s, &t->poll_thread, poll_main, t, e)) {
+        queue_close(t->texts);
+        return -1;
+    }
+    t->poll_started = true;
+    return 0;
+}
+
+void tag_lane_close(struct tag_lane *t)
+{
+    if (!t) {
+        return;
+    }
+    if (t->poll_started) {
+        pthread_join(t->poll_thread, NULL);
+    }
+    if (t->compute_started) {
+        pthread_join(t->compute_thread, NULL);
+    }
+    if (t->publish_started) {
+        pthread_join(t->publish_thread, NULL);
+    }
+    publisher_close(t->publisher);
+    text_consumer_close(t->consumer);
+    queue_free(t->texts, work_free);
+    queue_free(t->batches, batch_free);
+    free(t);
+}
+
+void tag_lane_watch(struct tag_lane *t, void (*watch)(struct pulse *p, const char *lane))
+{
+    watch(&t->compute_pulse, "tag");
+    watch(&t->publish_pulse, "tag");
+}
+
+int64_t tag_lane_lag(struct tag_lane *t)
+{
+    return text_consumer_lag(t->consumer, 1000);
+}
