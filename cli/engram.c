@@ -13,6 +13,7 @@ struct command {
 };
 
 static const struct command commands[] = {
+    {"run", "the stage: texts in, predictions out, labels folded live", command_run},
     {"tag", "predict the labels of texts, with the evidence", command_tag},
     {"load", "fold files straight into the memory of a stopped stage", command_load},
     {"eval", "precision, recall and PSP of a labelled file", command_eval},
