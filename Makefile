@@ -1,6 +1,8 @@
 # Engram's build. `make help` lists the targets.
 BUILD ?= build
-CC ?= gcc
+ifeq ($(origin CC),default)
+CC := gcc
+endif
 VERSION := 0.1.0
 
 ROOMS := base config record gpu gpu/cpu gpu/encoder store engine train consumer producer stage stage/console
@@ -31,11 +33,11 @@ all: $(BUILD)/engram ## build build/engram (no root, no network)
 $(BUILD)/engram: $(CLI_OBJECTS) $(ROOM_OBJECTS)
 	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
 
-$(BUILD)/obj/%.o: %.c
+$(BUILD)/obj/%.o: %.c | $(BUILD)/libraries
 	@mkdir -p $(@D)
 	$(CC) $(CPPFLAGS) $(ALL_CFLAGS) -MMD -MP -c -o $@ $<
 
-$(BUILD)/asan/%.o: %.c
+$(BUILD)/asan/%.o: %.c | $(BUILD)/libraries
 	@mkdir -p $(@D)
 	$(CC) $(CPPFLAGS) $(ALL_CFLAGS) $(SANITIZE) -MMD -MP -c -o $@ $<
 
@@ -47,6 +49,11 @@ $(BUILD)/tests-asan/%: $(BUILD)/asan/tests/unit/%.o $(ASAN_OBJECTS)
 	@mkdir -p $(@D)
 	$(CC) $(ALL_CFLAGS) $(SANITIZE) $(LDFLAGS) -o $@ $^ -lcmocka $(LIBS)
 
+# one line instead of a compiler's "no such file"
+$(BUILD)/libraries: deps/packages-debian-12.txt
+	@pkg-config --exists $(LIBRARIES) || { echo 'make: libraries are missing; `make deps` installs them' >&2; exit 1; }
+	@mkdir -p $(@D) && touch $@
+
 .PHONY: room-%
 room-%: ## compile one room: make room-store
 	@$(MAKE) --no-print-directory $(patsubst %.c,$(BUILD)/obj/%.o,$(wildcard $(subst -,/,$*)/*.c))
@@ -54,5 +61,68 @@ room-%: ## compile one room: make room-store
 .PHONY: unit unit-asan
 unit: $(UNIT_TESTS) ## build the unit tests
 unit-asan: $(ASAN_TESTS) ## build the unit tests with ASan and UBSan
+
+# ---- what fetches, runs and keeps house: each a script that can be called by itself ----
+
+# as many jobs as CPUs, unless make was told a number
+JOBS = $(if $(filter -j% --jobserver%,$(MAKEFLAGS)),,-j$(shell nproc))
+SUBMAKE = $(MAKE) --no-print-directory -s $(JOBS)
+OUR_C = $(wildcard $(addsuffix /*.[ch],$(ROOMS) cli tests/unit))
+
+.PHONY: deps broker model
+deps: ## install the packages (root or sudo) and fetch the broker
+	@tools/deps.sh
+broker: ## fetch the broker's jars alone into build/broker
+	@tests/broker/fetch
+model: ## fetch the default model into build/models
+	@tools/model.sh
+
+.PHONY: test golden e2e
+test: ## install what is needed, build, and run all tests
+	@tools/deps.sh
+	@tools/model.sh
+	@$(SUBMAKE) all unit unit-asan
+	@tests/run.sh
+golden: all model ## run the tests against references
+e2e: all model broker ## run the tests on a real broker
+golden e2e:
+	@tests/run.sh $@
+
+.PHONY: demo bench
+demo: ## install what is needed, build, and show the stage at work on a real broker
+	@tools/deps.sh
+	@tools/model.sh
+	@$(SUBMAKE) all
+	@examples/demo.py
+bench: ## measure speed beside peers (installs them into build/bench; takes long)
+	@tools/deps.sh
+	@tools/deps.sh --dev
+	@tools/model.sh
+	@$(SUBMAKE) all
+	@tests/bench/run.sh
+
+.PHONY: docs compdb format tidy
+docs: all ## write docs/CONFIG.md anew from the options table
+	@mkdir -p docs
+	@$(BUILD)/engram config --document >$(BUILD)/CONFIG.md
+	@mv $(BUILD)/CONFIG.md docs/CONFIG.md
+compdb: ## write compile_commands.json for editors and clang-tidy
+	@$(MAKE) -nB --no-print-directory all unit | tools/compdb.py >compile_commands.json
+format: ## format all C in place with clang-format
+	@command -v clang-format >/dev/null || tools/deps.sh --dev
+	@clang-format -i $(OUR_C)
+tidy: compdb ## check all C with clang-tidy
+	@command -v clang-tidy >/dev/null || tools/deps.sh --dev
+	@printf '%s\n' $(filter %.c,$(OUR_C)) | xargs -P $$(nproc) -n 4 clang-tidy --quiet -p .
+
+.PHONY: clean distclean help
+clean: ## delete what was built; the model and the broker stay
+	@rm -rf $(BUILD)/engram $(BUILD)/libraries $(BUILD)/obj $(BUILD)/asan $(BUILD)/tests $(BUILD)/tests-asan \
+		$(BUILD)/test-logs compile_commands.json
+distclean: clean ## delete what was fetched too
+	@rm -rf $(BUILD)
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z0-9% -]+:.*## / { n = split($$1, names, " "); \
+		for (i = 1; i <= n; i++) printf "%-12s %s\n", names[i], $$2 }' Makefile
 
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)
