@@ -38,7 +38,8 @@ struct kafka_client {
     void *owner;          /* for the callbacks of the room that opened it */
     _Atomic int trouble;  /* the rd_kafka_resp_err_t logged last and not over yet; 0: none */
     _Atomic bool reached; /* some broker answered since the start */
-    uint64_t asked_us;    /* when kafka_client_recheck last asked */
+    uint64_t asked_us;    /* when kafka_client_recheck last asked; the thread that polls */
+    char reason[160];     /* the last connection's error; for messages, always terminated */
 };
 
 /* Takes conf over, also on failure. config (borrowed) must outlive the client; what is a literal. */
@@ -48,6 +49,9 @@ void kafka_client_close(struct kafka_client *c); /* for a consumer: closed by it
 
 /* Sets one property on a configuration; an error is E_INTERNAL (ours) or E_USAGE (a value passed through). */
 int kafka_set(struct rd_kafka_conf_s *conf, const char *name, const char *value, struct error *e);
+/* The same where the user left librdkafka's own default (given as librdkafka writes it) in place. */
+int kafka_set_default(struct rd_kafka_conf_s *conf, const char *name, const char *librdkafka_default, const char *value,
+                      struct error *e);
 
 /* Something did not work that will be tried again: logged once until kafka_client_works is called. Any thread. */
 void kafka_client_trouble(struct kafka_client *c, int err, const char *text);

@@ -1,0 +1,343 @@
+/* What every Kafka client of ours shares: opening one, its log and its health, what the cluster says of topics.
+ * What may surprise: librdkafka reports a lost connection again and again and its return never. So trouble is
+ * remembered, logged once, and a client in trouble that has nothing else to do asks a broker now and then. */
+#include <librdkafka/rdkafka.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "consumer/internal.h"
+
+enum {
+    RECHECK_US = 2000000,
+    RECHECK_MS = 200,
+    STEP_MS = 100,
+};
+
+bool kafka_wait_go_on(const struct kafka_wait *wait)
+{
+    return !wait || !wait->go_on || wait->go_on(wait->context);
+}
+
+/* ---- log and health ---- */
+
+/* The connection's own troubles are told through error_cb, once; librdkafka's lines about them repeat. */
+static void log_bridge(const rd_kafka_t *rk, int level, const char *facility, const char *text)
+{
+    const struct kafka_client *c = rd_kafka_opaque(rk);
+    enum log_level as = level <= 3   ? LOG_LEVEL_ERROR
+                        : level == 4 ? LOG_LEVEL_WARN
+                        : level == 5 ? LOG_LEVEL_INFO
+                                     : LOG_LEVEL_DEBUG;
+    if (strcmp(facility, "FAIL") == 0 || strcmp(facility, "ERROR") == 0 || strcmp(facility, "FATAL") == 0) {
+        as = LOG_LEVEL_DEBUG;
+    }
+    if (strncmp(text, "[thrd:", 6) == 0 && strstr(text, "]: ")) {
+        text = strstr(text, "]: ") + 3;
+    }
+    log_write(as, "kafka client for %s: %s", c ? c->what : "?", text);
+}
+
+static bool unreachable(int err)
+{
+    return err == RD_KAFKA_RESP_ERR__ALL_BROKERS_DOWN || err == RD_KAFKA_RESP_ERR__RESOLVE ||
+           err == RD_KAFKA_RESP_ERR__AUTHENTICATION || err == RD_KAFKA_RESP_ERR__SSL ||
+           err == RD_KAFKA_RESP_ERR__TRANSPORT || err == RD_KAFKA_RESP_ERR__TIMED_OUT;
+}
+
+/* "…/1: Connect to ipv4#127.0.0.1:1 failed: Connection refused (after 0ms in state CONNECT)": without the address in
+ * front, which the message has already, and without what was identical before. */
+static void remember_reason(struct kafka_client *c, const char *reason)
+{
+    const char *start = strstr(reason, ": ");
+    const char *failed = strstr(reason, " failed: ");
+    start = failed ? failed + strlen(" failed: ") : start ? start + 2 : reason;
+    size_t bytes = strcspn(start, "(");
+    while (bytes && start[bytes - 1] == ' ') {
+        bytes--;
+    }
+    bytes = bytes && bytes < sizeof c->reason ? bytes : sizeof c->reason - 1;
+    memset(c->reason, 0, sizeof c->reason);
+    strncpy(c->reason, start, bytes);
+}
+
+static void error_bridge(rd_kafka_t *rk, int err, const char *reason, void *opaque)
+{
+    (void)rk;
+    struct kafka_client *c = opaque;
+    if (err == RD_KAFKA_RESP_ERR__FATAL) {
+        return; /* the room that polls asks rd_kafka_fatal_error */
+    }
+    if (err == RD_KAFKA_RESP_ERR__TRANSPORT) {
+        remember_reason(c, reason); /* of one broker: told when it was the last one */
+        log_debug("kafka client for %s: %s", c->what, reason);
+        return;
+    }
+    if (unreachable(err) && err != RD_KAFKA_RESP_ERR__ALL_BROKERS_DOWN) {
+        remember_reason(c, reason);
+    }
+    kafka_client_trouble(c, err, reason);
+}
+
+void kafka_client_trouble(struct kafka_client *c, int err, const char *text)
+{
+    int before = atomic_exchange(&c->trouble, err);
+    if (before == err || (unreachable(before) && unreachable(err))) {
+        return;
+    }
+    if (unreachable(err)) {
+        log_warn("%s: no broker answers at %s%s%s: is it running, is bootstrap.servers right? Trying on", c->what,
+                 c->brokers, *c->reason ? ": " : "", c->reason);
+    } else {
+        log_warn("%s: %s: trying on", c->what, text);
+    }
+}
+
+void kafka_client_works(struct kafka_client *c)
+{
+    atomic_store(&c->reached, true);
+    if (atomic_load(&c->trouble) && atomic_exchange(&c->trouble, 0)) {
+        log_info("%s: works again", c->what);
+    }
+}
+
+/* Serves the callbacks of a client that is not polled yet. */
+static void client_serve(struct kafka_client *c)
+{
+    if (rd_kafka_type(c->rk) == RD_KAFKA_PRODUCER) {
+        rd_kafka_poll(c->rk, 0);
+        return;
+    }
+    rd_kafka_message_t *m = rd_kafka_consumer_poll(c->rk, 0);
+    if (m) {
+        rd_kafka_message_destroy(m); /* an error: nothing is assigned yet */
+    }
+}
+
+bool client_pause(struct kafka_client *c, const struct kafka_wait *wait)
+{
+    clock_sleep_ms(STEP_MS);
+    client_serve(c);
+    return kafka_wait_go_on(wait);
+}
+
+void kafka_client_recheck(struct kafka_client *c)
+{
+    uint64_t now = clock_us();
+    if (!unreachable(atomic_load(&c->trouble)) || now - c->asked_us < RECHECK_US) {
+        return;
+    }
+    const struct rd_kafka_metadata *metadata = NULL;
+    if (rd_kafka_metadata(c->rk, 0, NULL, &metadata, RECHECK_MS) == RD_KAFKA_RESP_ERR_NO_ERROR) {
+        rd_kafka_metadata_destroy(metadata);
+        kafka_client_works(c);
+    }
+    c->asked_us = clock_us();
+}
+
+/* ---- opening ---- */
+
+int kafka_set(rd_kafka_conf_t *conf, const char *name, const char *value, struct error *e)
+{
+    char text[256];
+    if (rd_kafka_conf_set(conf, name, value, text, sizeof text) != RD_KAFKA_CONF_OK) {
+        return error_set(e, ERROR_FATAL, E_INTERNAL, "librdkafka's %s = %s: %s", name, value, text);
+    }
+    return 0;
+}
+
+int kafka_set_default(rd_kafka_conf_t *conf, const char *name, const char *librdkafka_default, const char *value,
+                      struct error *e)
+{
+    char now[64];
+    size_t bytes = sizeof now;
+    if (rd_kafka_conf_get(conf, name, now, &bytes) == RD_KAFKA_CONF_OK && strcmp(now, librdkafka_default) != 0) {
+        return 0; /* the user's */
+    }
+    return kafka_set(conf, name, value, e);
+}
+
+int kafka_client_open(struct kafka_client *c, const struct config *config, enum config_client kind,
+                      rd_kafka_conf_t *conf, const char *what, void *owner, struct error *e)
+{
+    char text[512];
+    *c = (struct kafka_client){.what = what, .brokers = config_bootstrap_servers(config), .owner = owner};
+    rd_kafka_conf_set_opaque(conf, c);
+    rd_kafka_conf_set_log_cb(conf, log_bridge);
+    rd_kafka_conf_set_error_cb(conf, error_bridge);
+    c->rk = rd_kafka_new(kind == CLIENT_PRODUCER ? RD_KAFKA_PRODUCER : RD_KAFKA_CONSUMER, conf, text, sizeof text);
+    if (!c->rk) {
+        rd_kafka_conf_destroy(conf);
+        return error_set(e, ERROR_FATAL, E_USAGE, "librdkafka refuses its configuration: %s", text);
+    }
+    if (kind == CLIENT_CONSUMER) {
+        rd_kafka_poll_set_consumer(c->rk);
+    }
+    return 0;
+}
+
+void kafka_client_close(struct kafka_client *c)
+{
+    if (c->rk) {
+        rd_kafka_destroy(c->rk);
+        c->rk = NULL;
+    }
+}
+
+int kafka_client_connect(struct kafka_client *c, const struct kafka_wait *wait, char **cluster, struct error *e)
+{
+    for (;;) {
+        char *id = rd_kafka_clusterid(c->rk, STEP_MS);
+        client_serve(c);
+        if (id) {
+            if (cluster) {
+                *cluster = mem_string(id, strlen(id));
+            }
+            rd_kafka_mem_free(c->rk, id);
+            kafka_client_works(c);
+            return 0;
+        }
+        if (!kafka_wait_go_on(wait)) {
+            return error_set(e, ERROR_RETRY, E_BROKER,
+                             "no broker answers at %s%s%s: start Kafka there, or set bootstrap.servers (-X "
+                             "bootstrap.servers=HOST:PORT)",
+                             c->brokers, *c->reason ? ": " : "", c->reason);
+        }
+    }
+}
+
+/* ---- what the cluster says ---- */
+
+static void describe_partitions(const struct rd_kafka_metadata *metadata, struct kafka_topic *topic)
+{
+    for (int i = 0; i < metadata->topic_cnt; i++) {
+        const rd_kafka_metadata_topic_t *found = &metadata->topics[i];
+        if (strcmp(found->topic, topic->name) != 0 || found->err == RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART) {
+            continue;
+        }
+        topic->partitions = found->partition_cnt;
+        topic->led = found->err == RD_KAFKA_RESP_ERR_NO_ERROR && found->partition_cnt > 0;
+        for (int p = 0; p < found->partition_cnt; p++) {
+            topic->led = topic->led && found->partitions[p].leader >= 0;
+        }
+    }
+}
+
+static void describe_setting(struct kafka_topic *topic, const char *name, const char *value)
+{
+    if (strcmp(name, "cleanup.policy") == 0) {
+        topic->compact = strstr(value, "compact") != NULL;
+    } else if (strcmp(name, "retention.ms") == 0) {
+        topic->retention_ms = strtoll(value, NULL, 10);
+    } else if (strcmp(name, "delete.retention.ms") == 0) {
+        topic->delete_retention_ms = strtoll(value, NULL, 10);
+    } else if (strcmp(name, "max.message.bytes") == 0) {
+        topic->max_message_bytes = strtoll(value, NULL, 10);
+    }
+}
+
+static void describe_result(rd_kafka_event_t *event, struct kafka_topic *topics, size_t n)
+{
+    size_t count = 0;
+    const rd_kafka_DescribeConfigs_result_t *result = rd_kafka_event_DescribeConfigs_result(event);
+    const rd_kafka_ConfigResource_t **found = rd_kafka_DescribeConfigs_result_resources(result, &count);
+    for (size_t r = 0; r < count; r++) {
+        for (size_t t = 0; t < n; t++) {
+            if (rd_kafka_ConfigResource_error(found[r]) ||
+                strcmp(rd_kafka_ConfigResource_name(found[r]), topics[t].name) != 0) {
+                continue;
+            }
+            size_t entries = 0;
+            const rd_kafka_ConfigEntry_t **entry = rd_kafka_ConfigResource_configs(found[r], &entries);
+            topics[t].configured = entries > 0;
+            for (size_t i = 0; i < entries; i++) {
+                const char *value = rd_kafka_ConfigEntry_value(entry[i]);
+                describe_setting(&topics[t], rd_kafka_ConfigEntry_name(entry[i]), value ? value : "");
+            }
+        }
+    }
+}
+
+/* Settings are wanted, not needed: who may not read them goes without. */
+static int describe_settings(struct kafka_client *c, struct kafka_topic *topics, size_t n, int timeout_ms,
+                             struct error *e)
+{
+    rd_kafka_ConfigResource_t **resources = mem_zero(n, sizeof *resources);
+    size_t count = 0;
+    int result = 0;
+    for (size_t i = 0; i < n; i++) {
+        if (topics[i].partitions > 0) {
+            resources[count++] = rd_kafka_ConfigResource_new(RD_KAFKA_RESOURCE_TOPIC, topics[i].name);
+        }
+    }
+    if (count) {
+        rd_kafka_queue_t *queue = rd_kafka_queue_new(c->rk);
+        rd_kafka_DescribeConfigs(c->rk, resources, count, NULL, queue);
+        rd_kafka_event_t *event = rd_kafka_queue_poll(queue, timeout_ms);
+        if (!event || rd_kafka_event_error(event) == RD_KAFKA_RESP_ERR__TIMED_OUT) {
+            result = error_set(e, ERROR_RETRY, E_BROKER, "the brokers do not describe the topics");
+        } else if (!rd_kafka_event_error(event)) {
+            describe_result(event, topics, n);
+        }
+        if (event) {
+            rd_kafka_event_destroy(event);
+        }
+        rd_kafka_queue_destroy(queue);
+        rd_kafka_ConfigResource_destroy_array(resources, count);
+    }
+    free(resources);
+    return result;
+}
+
+/* All topics are asked for: naming one could create it, where brokers create topics by themselves. No callback is
+ * served: a rebalance may be what asks. */
+int kafka_topics_describe(struct kafka_client *c, struct kafka_topic *topics, size_t n, bool settings, int timeout_ms,
+                          struct error *e)
+{
+    const struct rd_kafka_metadata *metadata = NULL;
+    rd_kafka_resp_err_t err = rd_kafka_metadata(c->rk, 1, NULL, &metadata, timeout_ms);
+    if (err) {
+        return error_set(e, ERROR_RETRY, E_BROKER, "%s does not list the topics: %s", c->brokers,
+                         rd_kafka_err2str(err));
+    }
+    for (size_t i = 0; i < n; i++) {
+        topics[i] = (struct kafka_topic){.name = topics[i].name,
+                                         .compact = true,
+                                         .retention_ms = -1,
+                                         .delete_retention_ms = -1,
+                                         .max_message_bytes = -1};
+        describe_partitions(metadata, &topics[i]);
+    }
+    rd_kafka_metadata_destroy(metadata);
+    return settings ? describe_settings(c, topics, n, timeout_ms, e) : 0;
+}
+
+int offsets_query(struct kafka_client *c, rd_kafka_topic_partition_list_t *list, int64_t which, int timeout_ms,
+                  struct error *e)
+{
+    for (int i = 0; i < list->cnt; i++) {
+        list->elems[i].offset = which; /* as ListOffsets means it: -2 the start, -1 the end */
+    }
+    rd_kafka_resp_err_t err = list->cnt ? rd_kafka_offsets_for_times(c->rk, list, timeout_ms) : 0;
+    for (int i = 0; i < list->cnt && !err; i++) {
+        err = list->elems[i].err;
+    }
+    if (err) {
+        return error_set(e, ERROR_RETRY, E_BROKER, "%s does not tell the offsets: %s", c->brokers,
+                         rd_kafka_err2str(err));
+    }
+    return 0;
+}
+
+int consumer_configure(rd_kafka_conf_t *conf, struct error *e)
+{
+    /* one prefetch queue of 4 MiB: at least 2 s of input, for librdkafka waits 1 s before it refills a full one */
+    return kafka_set(conf, "enable.auto.commit", "false", e) ||
+                   kafka_set(conf, "enable.auto.offset.store", "false", e) ||
+                   kafka_set(conf, "enable.partition.eof", "true", e) ||
+                   kafka_set(conf, "isolation.level", "read_committed", e) ||
+                   kafka_set_default(conf, "queued.max.messages.kbytes", "65536", "4096", e)
+               ? -1
+               : 0;
+}

@@ -1,0 +1,442 @@
+/* The learn lane's consumer: every partition of `instances` and `labels`, assigned by hand, from the offsets that the
+ * memory holds. It commits nothing and never resets an offset: a memory that could have missed a tombstone is refused.
+ * What may surprise: the end of a partition is its EOF event, since markers and compaction leave gaps that no record
+ * fills; and an offset of 0 that the memory holds says only that the partition was seen. */
+#include <inttypes.h>
+#include <librdkafka/rdkafka.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "consumer/internal.h"
+
+enum {
+    ASK_MS = 5000,
+    TOPICS = 2,
+};
+
+struct learn_partition {
+    enum consumed_from from;
+    const char *topic;
+    int32_t partition;
+    int64_t start, end;
+    bool stored;
+    int64_t position; /* under the lock */
+    bool caught_up;   /* under the lock */
+};
+
+struct learn_consumer {
+    struct kafka_client client;
+    const struct config *config;
+    char *cluster;
+    char *topics[TOPICS]; /* instances, labels */
+    bool paused;          /* poll thread */
+    struct learn_partition *partitions;
+    size_t count;
+    size_t behind; /* partitions not caught up yet; under the lock */
+    pthread_mutex_t lock;
+};
+
+/* What to do with a memory that cannot follow these topics any more. */
+#define REPLACE_MEMORY "copy another replica's memory, or start an empty one (--memory)"
+
+/* ---- may this memory follow these topics? ---- */
+
+static int check_cluster(const struct learn_consumer *c, const struct learn_offset *stored, size_t n, struct error *e)
+{
+    const char *other = NULL;
+    for (size_t i = 0; i < n; i++) {
+        if (strcmp(stored[i].cluster, c->cluster) == 0) {
+            return 0;
+        }
+        other = stored[i].next > 0 ? stored[i].cluster : other;
+    }
+    if (other) {
+        return error_set(e, ERROR_FATAL, E_TOPIC,
+                         "this memory followed the Kafka cluster %s, and %s is the cluster %s: " REPLACE_MEMORY, other,
+                         c->client.brokers, c->cluster);
+    }
+    return 0;
+}
+
+/* A changed number of partitions moves keys: the old copy of one would stay for ever. */
+static int check_partitions(const struct learn_consumer *c, const struct kafka_topic *topic,
+                            const struct learn_offset *stored, size_t n, struct error *e)
+{
+    int32_t known = 0;
+    for (size_t i = 0; i < n; i++) {
+        known += strcmp(stored[i].cluster, c->cluster) == 0 && strcmp(stored[i].topic, topic->name) == 0;
+    }
+    if (known && known != topic->partitions) {
+        return error_set(
+            e, ERROR_FATAL, E_TOPIC,
+            "topic '%s' has %d partitions, and this memory was made from %d: keys may have moved. To migrate, "
+            "make a new topic with the number that you want, send every record to it, name it in the "
+            "options and start an empty memory (--memory)",
+            topic->name, topic->partitions, known);
+    }
+    return 0;
+}
+
+static int check_offset(const struct learn_partition *p, int64_t low, struct error *e)
+{
+    if (p->stored && p->start < low) {
+        return error_set(e, ERROR_FATAL, E_TOPIC,
+                         "topic '%s', partition %d begins at offset %" PRId64
+                         ", and this memory has read only to %" PRId64 ": it may have missed records: " REPLACE_MEMORY,
+                         p->topic, p->partition, low, p->start);
+    }
+    if (p->stored && p->start > p->end) {
+        return error_set(e, ERROR_FATAL, E_TOPIC,
+                         "topic '%s', partition %d ends at offset %" PRId64 ", and this memory has read to %" PRId64
+                         ": the topic was made anew or cut: " REPLACE_MEMORY,
+                         p->topic, p->partition, p->end, p->start);
+    }
+    return 0;
+}
+
+/* Compaction drops a tombstone once it is older than delete.retention.ms: who was away for longer can have missed one,
+ * unless there is nothing behind what it has read. */
+static int check_away(const struct learn_consumer *c, const struct kafka_topic *topic, int64_t caught_up_ms,
+                      struct error *e)
+{
+    int64_t away_ms = clock_wall_ms() - caught_up_ms;
+    bool behind = false;
+    for (size_t i = 0; i < c->count; i++) {
+        const struct learn_partition *p = &c->partitions[i];
+        behind = behind || (p->topic == topic->name && p->stored && p->start < p->end);
+    }
+    if (behind && caught_up_ms > 0 && topic->delete_retention_ms >= 0 && away_ms > topic->delete_retention_ms) {
+        return error_set(e, ERROR_FATAL, E_TOPIC,
+                         "this memory last caught up %.1f hours ago, and topic '%s' keeps tombstones for %.1f "
+                         "(delete.retention.ms): it may have missed some: " REPLACE_MEMORY,
+                         (double)away_ms / 3.6e6, topic->name, (double)topic->delete_retention_ms / 3.6e6);
+    }
+    return 0;
+}
+
+static void warn_settings(const struct kafka_topic *topic)
+{
+    if (!topic->configured) {
+        log_warn("learn: the settings of topic '%s' may not be read: cleanup.policy and delete.retention.ms are not "
+                 "checked",
+                 topic->name);
+    } else if (!topic->compact) {
+        log_warn("learn: topic '%s' is not compacted: it will forget old records, and a replica that starts later will "
+                 "hold less. Set cleanup.policy=compact",
+                 topic->name);
+    }
+}
+
+/* ---- opening ---- */
+
+/* One look: do both topics exist, with leaders? 1: yes; 0: look again; -1: FATAL. */
+static int topics_look(struct learn_consumer *c, struct kafka_topic *topics, struct error *e)
+{
+    struct error reason;
+    if (kafka_topics_describe(&c->client, topics, TOPICS, true, ASK_MS, &reason)) {
+        kafka_client_trouble(&c->client, RD_KAFKA_RESP_ERR__TIMED_OUT, reason.text);
+        return 0;
+    }
+    for (int i = 0; i < TOPICS; i++) {
+        if (topics[i].partitions == 0) {
+            return error_set(e, ERROR_FATAL, E_TOPIC, "topic '%s' does not exist: create it, or set create_topics",
+                             topics[i].name);
+        }
+    }
+    for (int i = 0; i < TOPICS; i++) {
+        if (!topics[i].led) {
+            kafka_client_trouble(&c->client, RD_KAFKA_RESP_ERR_LEADER_NOT_AVAILABLE, "partitions without a leader");
+            return 0;
+        }
+    }
+    kafka_client_works(&c->client);
+    return 1;
+}
+
+static void partitions_list(struct learn_consumer *c, const struct kafka_topic *topics,
+                            const struct learn_offset *stored, size_t n)
+{
+    c->count = (size_t)(topics[0].partitions + topics[1].partitions);
+    c->partitions = mem_zero(c->count, sizeof *c->partitions);
+    for (size_t i = 0; i < c->count; i++) {
+        struct learn_partition *p = &c->partitions[i];
+        bool labels = i >= (size_t)topics[0].partitions;
+        p->from = labels ? FROM_LABELS : FROM_INSTANCES;
+        p->topic = topics[labels].name;
+        p->partition = (int32_t)(labels ? i - (size_t)topics[0].partitions : i);
+        for (size_t s = 0; s < n; s++) {
+            if (stored[s].next > 0 && stored[s].partition == p->partition && strcmp(stored[s].topic, p->topic) == 0 &&
+                strcmp(stored[s].cluster, c->cluster) == 0) {
+                p->start = stored[s].next;
+                p->stored = true;
+            }
+        }
+    }
+}
+
+static rd_kafka_topic_partition_list_t *kafka_list(const struct learn_consumer *c)
+{
+    rd_kafka_topic_partition_list_t *list = rd_kafka_topic_partition_list_new((int)c->count);
+    for (size_t i = 0; i < c->count; i++) {
+        rd_kafka_topic_partition_list_add(list, c->partitions[i].topic, c->partitions[i].partition)->offset =
+            c->partitions[i].start;
+    }
+    return list;
+}
+
+/* Fills start (where nothing is stored), end and position. RETRY: not answered. */
+static int offsets_look(struct learn_consumer *c, struct error *e)
+{
+    rd_kafka_topic_partition_list_t *low = kafka_list(c), *high = kafka_list(c);
+    int result = offsets_query(&c->client, low, RD_KAFKA_OFFSET_BEGINNING, ASK_MS, e) ||
+                 offsets_query(&c->client, high, RD_KAFKA_OFFSET_END, ASK_MS, e);
+    for (size_t i = 0; i < c->count && !result; i++) {
+        struct learn_partition *p = &c->partitions[i];
+        p->end = high->elems[i].offset;
+        p->start = p->stored ? p->start : low->elems[i].offset;
+        p->position = p->start;
+        result = check_offset(p, low->elems[i].offset, e);
+    }
+    rd_kafka_topic_partition_list_destroy(low);
+    rd_kafka_topic_partition_list_destroy(high);
+    return result ? -1 : 0;
+}
+
+static int give_up(const struct learn_consumer *c, struct error *e)
+{
+    return error_set(e, ERROR_RETRY, E_BROKER, "%s did not answer in time", c->client.brokers);
+}
+
+/* Connects, looks at topics and offsets until the brokers answer, and decides whether this memory may follow them. */
+static int learn_prepare(struct learn_consumer *c, const struct learn_offset *stored, size_t n, int64_t caught_up_ms,
+                         const struct kafka_wait *wait, struct error *e)
+{
+    struct kafka_topic topics[TOPICS] = {{.name = c->topics[0]}, {.name = c->topics[1]}};
+    if (kafka_client_connect(&c->client, wait, &c->cluster, e) || check_cluster(c, stored, n, e)) {
+        return -1;
+    }
+    for (int seen = 0; (seen = topics_look(c, topics, e)) != 1;) {
+        if (seen < 0 || !client_pause(&c->client, wait)) {
+            return seen < 0 ? -1 : give_up(c, e);
+        }
+    }
+    for (int i = 0; i < TOPICS; i++) {
+        warn_settings(&topics[i]);
+        if (check_partitions(c, &topics[i], stored, n, e)) {
+            return -1;
+        }
+    }
+    partitions_list(c, topics, stored, n);
+    struct error look;
+    while (offsets_look(c, &look)) {
+        if (look.class != ERROR_RETRY) {
+            return error_set(e, look.class, look.code, "%s", look.text);
+        }
+        kafka_client_trouble(&c->client, RD_KAFKA_RESP_ERR__TIMED_OUT, look.text);
+        if (!client_pause(&c->client, wait)) {
+            return give_up(c, e);
+        }
+    }
+    return check_away(c, &topics[0], caught_up_ms, e) || check_away(c, &topics[1], caught_up_ms, e) ? -1 : 0;
+}
+
+static rd_kafka_conf_t *learn_configure(const struct config *config, struct error *e)
+{
+    struct buffer group = {0};
+    buffer_format(&group, "%s-%s-learn", config->group, config->instance_id);
+    rd_kafka_conf_t *conf = config_kafka(config, CLIENT_CONSUMER, e);
+    if (conf && (consumer_configure(conf, e) || kafka_set(conf, "group.id", group.data, e) ||
+                 kafka_set(conf, "auto.offset.reset", "error", e))) {
+        rd_kafka_conf_destroy(conf);
+        conf = NULL;
+    }
+    buffer_free(&group);
+    return conf;
+}
+
+int learn_consumer_open(struct learn_consumer **out, const struct config *config, const struct learn_offset *stored,
+                        size_t n, int64_t caught_up_ms, const struct kafka_wait *wait, struct error *e)
+{
+    struct learn_consumer *c = mem_zero(1, sizeof *c);
+    rd_kafka_topic_partition_list_t *list = NULL;
+    int result = -1;
+    *out = NULL;
+    c->config = config;
+    c->topics[0] = mem_string(config->instances_topic, strlen(config->instances_topic));
+    c->topics[1] = mem_string(config->labels_topic, strlen(config->labels_topic));
+    pthread_mutex_init(&c->lock, NULL);
+    rd_kafka_conf_t *conf = learn_configure(config, e);
+    if (!conf || kafka_client_open(&c->client, config, CLIENT_CONSUMER, conf, "learn", c, e) ||
+        learn_prepare(c, stored, n, caught_up_ms, wait, e)) {
+        goto done;
+    }
+    c->behind = c->count;
+    list = kafka_list(c);
+    rd_kafka_resp_err_t err = rd_kafka_assign(c->client.rk, list);
+    if (err) {
+        error_set(e, ERROR_FATAL, E_INTERNAL, "assigning %s and %s: %s", c->topics[0], c->topics[1],
+                  rd_kafka_err2str(err));
+        goto done;
+    }
+    *out = c;
+    c = NULL;
+    result = 0;
+done:
+    if (list) {
+        rd_kafka_topic_partition_list_destroy(list);
+    }
+    learn_consumer_close(c);
+    return result;
+}
+
+void learn_consumer_close(struct learn_consumer *c)
+{
+    if (!c) {
+        return;
+    }
+    if (c->client.rk) {
+        rd_kafka_consumer_close(c->client.rk);
+    }
+    kafka_client_close(&c->client);
+    pthread_mutex_destroy(&c->lock);
+    free(c->partitions);
+    free(c->topics[0]);
+    free(c->topics[1]);
+    free(c->cluster);
+    free(c);
+}
+
+const char *learn_consumer_cluster(const struct learn_consumer *c)
+{
+    return c->cluster;
+}
+
+/* ---- polling ---- */
+
+static struct learn_partition *partition_find(struct learn_consumer *c, const rd_kafka_message_t *m)
+{
+    const char *topic = m->rkt ? rd_kafka_topic_name(m->rkt) : "";
+    for (size_t i = 0; i < c->count; i++) {
+        if (c->partitions[i].partition == m->partition && strcmp(c->partitions[i].topic, topic) == 0) {
+            return &c->partitions[i];
+        }
+    }
+    return NULL;
+}
+
+static void position_move(struct learn_consumer *c, struct learn_partition *p, int64_t position)
+{
+    pthread_mutex_lock(&c->lock);
+    p->position = position > p->position ? position : p->position;
+    if (!p->caught_up && p->position >= p->end) {
+        p->caught_up = true;
+        c->behind--;
+    }
+    pthread_mutex_unlock(&c->lock);
+}
+
+static int poll_event(struct learn_consumer *c, const rd_kafka_message_t *m, struct error *e)
+{
+    struct learn_partition *p = partition_find(c, m);
+    if (m->err == RD_KAFKA_RESP_ERR__PARTITION_EOF && p) {
+        kafka_client_works(&c->client);
+        position_move(c, p, m->offset);
+        return 0;
+    }
+    if (m->err == RD_KAFKA_RESP_ERR__AUTO_OFFSET_RESET) {
+        return error_set(e, ERROR_FATAL, E_TOPIC,
+                         "topic '%s', partition %d has no offset %" PRId64
+                         " any more: it was cut, made anew or outlived its retention: " REPLACE_MEMORY,
+                         p ? p->topic : "?", m->partition, p ? p->position : m->offset);
+    }
+    kafka_client_trouble(&c->client, m->err, rd_kafka_message_errstr(m));
+    return 0;
+}
+
+int learn_consumer_poll(struct learn_consumer *c, int timeout_ms, struct consumed **out, struct error *e)
+{
+    *out = NULL;
+    rd_kafka_message_t *m = rd_kafka_consumer_poll(c->client.rk, timeout_ms);
+    struct learn_partition *p = m && !m->err ? partition_find(c, m) : NULL;
+    if (p) {
+        kafka_client_works(&c->client);
+        position_move(c, p, m->offset + 1);
+        *out = consumed_new(m, p->from, p->topic, 0);
+        return 1;
+    }
+    int result = 0;
+    if (m) {
+        result = poll_event(c, m, e);
+        rd_kafka_message_destroy(m);
+    } else {
+        kafka_client_recheck(&c->client);
+    }
+    return result;
+}
+
+static void pause_or_resume(struct learn_consumer *c, bool pause)
+{
+    if (c->paused == pause) {
+        return;
+    }
+    c->paused = pause;
+    rd_kafka_topic_partition_list_t *list = kafka_list(c);
+    if (pause) {
+        rd_kafka_pause_partitions(c->client.rk, list);
+    } else {
+        rd_kafka_resume_partitions(c->client.rk, list);
+    }
+    rd_kafka_topic_partition_list_destroy(list);
+}
+
+void learn_consumer_pause(struct learn_consumer *c)
+{
+    pause_or_resume(c, true);
+}
+
+void learn_consumer_resume(struct learn_consumer *c)
+{
+    pause_or_resume(c, false);
+}
+
+/* ---- where it stands: any thread ---- */
+
+bool learn_consumer_caught_up(struct learn_consumer *c)
+{
+    pthread_mutex_lock(&c->lock);
+    bool caught_up = c->behind == 0;
+    pthread_mutex_unlock(&c->lock);
+    return caught_up;
+}
+
+int64_t learn_consumer_lag(struct learn_consumer *c, int timeout_ms)
+{
+    rd_kafka_topic_partition_list_t *ends = kafka_list(c);
+    int64_t lag = -1;
+    if (offsets_query(&c->client, ends, RD_KAFKA_OFFSET_END, timeout_ms, NULL) == 0) {
+        lag = 0;
+        pthread_mutex_lock(&c->lock);
+        for (size_t i = 0; i < c->count; i++) {
+            int64_t behind = ends->elems[i].offset - c->partitions[i].position;
+            lag += behind > 0 ? behind : 0;
+        }
+        pthread_mutex_unlock(&c->lock);
+    }
+    rd_kafka_topic_partition_list_destroy(ends);
+    return lag;
+}
+
+bool learn_consumer_position(struct learn_consumer *c, size_t i, struct learn_position *out)
+{
+    if (i >= c->count) {
+        return false;
+    }
+    const struct learn_partition *p = &c->partitions[i];
+    pthread_mutex_lock(&c->lock);
+    *out = (struct learn_position){p->topic, p->partition, p->start, p->end, p->position, p->stored, p->caught_up};
+    pthread_mutex_unlock(&c->lock);
+    return true;
+}

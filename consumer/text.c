@@ -1,0 +1,498 @@
+/* The tag lane's consumer: a static member of the group over `texts`, one text a poll (the batch calls of
+ * librdkafka 2.0.2 lose messages around rebalances), range assignor, offsets committed by hand. What may surprise:
+ * resuming a partition that is not paused throws its prefetched messages away in librdkafka 2.0.2, so whether it is
+ * paused is remembered here, pauses end before a partition is given back, and every assignment starts from absolute
+ * offsets. */
+#include <librdkafka/rdkafka.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "consumer/internal.h"
+
+enum {
+    COMMITTED_MS = 5000, /* one question for committed offsets */
+    COMMITTED_ATTEMPTS = 3,
+    COMMIT_STEP_MS = 100,
+};
+
+struct text_partition {
+    uint64_t epoch;   /* of the present assignment; 0: not ours */
+    int64_t position; /* next offset to read; -1: not known yet */
+};
+
+struct text_consumer {
+    struct kafka_client client;
+    const struct config *config;
+    struct text_consumer_events events;
+    char *topic;
+    bool paused;    /* poll thread */
+    uint64_t epoch; /* the last one given; poll thread */
+
+    pthread_mutex_t lock; /* covers what is below */
+    struct text_partition *partitions;
+    size_t partitions_count;
+};
+
+/* ---- what is ours ---- */
+
+bool text_consumer_owns(struct text_consumer *c, int32_t partition, uint64_t epoch)
+{
+    pthread_mutex_lock(&c->lock);
+    bool owns = partition >= 0 && (size_t)partition < c->partitions_count && epoch != 0 &&
+                c->partitions[partition].epoch == epoch;
+    pthread_mutex_unlock(&c->lock);
+    return owns;
+}
+
+size_t text_consumer_assigned(struct text_consumer *c)
+{
+    size_t n = 0;
+    pthread_mutex_lock(&c->lock);
+    for (size_t i = 0; i < c->partitions_count; i++) {
+        n += c->partitions[i].epoch != 0;
+    }
+    pthread_mutex_unlock(&c->lock);
+    return n;
+}
+
+static void partitions_take(struct text_consumer *c, const rd_kafka_topic_partition_list_t *list)
+{
+    pthread_mutex_lock(&c->lock);
+    c->epoch++;
+    for (int i = 0; i < list->cnt; i++) {
+        size_t partition = (size_t)list->elems[i].partition;
+        if (partition >= c->partitions_count) {
+            c->partitions = mem_resize(c->partitions, (partition + 1) * sizeof *c->partitions);
+            memset(c->partitions + c->partitions_count, 0,
+                   (partition + 1 - c->partitions_count) * sizeof *c->partitions);
+            c->partitions_count = partition + 1;
+        }
+        c->partitions[partition] = (struct text_partition){c->epoch, list->elems[i].offset};
+        if (list->elems[i].offset < 0) {
+            c->partitions[partition].position = -1;
+        }
+    }
+    pthread_mutex_unlock(&c->lock);
+}
+
+static void partitions_drop(struct text_consumer *c)
+{
+    pthread_mutex_lock(&c->lock);
+    for (size_t i = 0; i < c->partitions_count; i++) {
+        c->partitions[i].epoch = 0;
+    }
+    pthread_mutex_unlock(&c->lock);
+}
+
+static uint64_t position_move(struct text_consumer *c, int32_t partition, int64_t position)
+{
+    uint64_t epoch = 0;
+    pthread_mutex_lock(&c->lock);
+    if (partition >= 0 && (size_t)partition < c->partitions_count) {
+        epoch = c->partitions[partition].epoch;
+        c->partitions[partition].position = position;
+    }
+    pthread_mutex_unlock(&c->lock);
+    return epoch;
+}
+
+/* ---- where an assignment starts ---- */
+
+static int committed_read(struct text_consumer *c, rd_kafka_topic_partition_list_t *list)
+{
+    rd_kafka_resp_err_t err = RD_KAFKA_RESP_ERR_NO_ERROR;
+    for (int attempt = 0; attempt < COMMITTED_ATTEMPTS; attempt++) {
+        err = rd_kafka_committed(c->client.rk, list, COMMITTED_MS);
+        if (!err) {
+            return 0;
+        }
+        clock_sleep_ms(COMMIT_STEP_MS);
+    }
+    log_warn("texts: the group's offsets cannot be read: %s", rd_kafka_err2str(err));
+    return -1;
+}
+
+/* Does the group hold no offset at all on the topic? Then start_from decides; else a partition without one is new, and
+ * what was written to it before we looked must not be missed. all gets every partition with its committed offset. */
+static bool group_is_new(struct text_consumer *c, rd_kafka_topic_partition_list_t *all)
+{
+    struct kafka_topic topic = {.name = c->topic};
+    if (kafka_topics_describe(&c->client, &topic, 1, false, COMMITTED_MS, NULL)) {
+        return false;
+    }
+    for (int32_t p = 0; p < topic.partitions; p++) {
+        rd_kafka_topic_partition_list_add(all, c->topic, p);
+    }
+    if (!all->cnt || committed_read(c, all)) {
+        return false;
+    }
+    for (int i = 0; i < all->cnt; i++) {
+        if (all->elems[i].offset >= 0) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* A new group that starts at the ends commits them at once, for every partition: were it done when the first text is
+ * published, a restart before that would look for the ends again and miss what came between. */
+static void start_latest(struct text_consumer *c, rd_kafka_topic_partition_list_t *list)
+{
+    rd_kafka_topic_partition_list_t *all = rd_kafka_topic_partition_list_new(16);
+    if (group_is_new(c, all)) {
+        struct error e;
+        if (offsets_query(&c->client, all, RD_KAFKA_OFFSET_END, COMMITTED_MS, &e)) {
+            log_warn("texts: start_from = latest: %s: starting from the beginning", e.text);
+        } else {
+            rd_kafka_commit(c->client.rk, all, 0);
+            for (int i = 0; i < list->cnt; i++) {
+                const rd_kafka_topic_partition_t *end =
+                    rd_kafka_topic_partition_list_find(all, c->topic, list->elems[i].partition);
+                list->elems[i].offset = end ? end->offset : RD_KAFKA_OFFSET_BEGINNING;
+            }
+        }
+    }
+    rd_kafka_topic_partition_list_destroy(all);
+}
+
+/* Puts into list where each partition starts: absolute where it can be learnt, which tells the lag and spares
+ * librdkafka a lookup that a pause could cross; else as librdkafka finds it (committed, then auto.offset.reset =
+ * earliest). */
+static void starts_resolve(struct text_consumer *c, rd_kafka_topic_partition_list_t *list)
+{
+    if (committed_read(c, list)) {
+        for (int i = 0; i < list->cnt; i++) {
+            list->elems[i].offset = RD_KAFKA_OFFSET_STORED;
+        }
+        return;
+    }
+    bool missing = false;
+    for (int i = 0; i < list->cnt; i++) {
+        if (list->elems[i].offset < 0) {
+            missing = true;
+            list->elems[i].offset = RD_KAFKA_OFFSET_BEGINNING;
+        }
+    }
+    if (missing && c->config->start_from == START_LATEST) {
+        start_latest(c, list);
+    }
+    rd_kafka_topic_partition_list_t *low = missing ? rd_kafka_topic_partition_list_copy(list) : NULL;
+    if (low && offsets_query(&c->client, low, RD_KAFKA_OFFSET_BEGINNING, COMMITTED_MS, NULL) == 0) {
+        for (int i = 0; i < list->cnt; i++) {
+            if (list->elems[i].offset < 0) {
+                list->elems[i].offset = low->elems[i].offset;
+            }
+        }
+    }
+    if (low) {
+        rd_kafka_topic_partition_list_destroy(low);
+    }
+}
+
+/* ---- rebalances: on the poll thread, inside poll or close ---- */
+
+static void assign(struct text_consumer *c, rd_kafka_topic_partition_list_t *list)
+{
+    starts_resolve(c, list);
+    rd_kafka_resp_err_t err = rd_kafka_assign(c->client.rk, list);
+    if (err) {
+        log_warn("texts: assignment: %s", rd_kafka_err2str(err));
+        return;
+    }
+    partitions_take(c, list);
+    if (c->paused && list->cnt) {
+        rd_kafka_pause_partitions(c->client.rk, list);
+    }
+    log_info("texts: %d partition%s of %s assigned", list->cnt, list->cnt == 1 ? "" : "s", c->topic);
+}
+
+static void revoke(struct text_consumer *c, rd_kafka_topic_partition_list_t *list)
+{
+    bool lost = rd_kafka_assignment_lost(c->client.rk) != 0;
+    bool any = text_consumer_assigned(c) > 0;
+    if (lost) {
+        partitions_drop(c);
+    }
+    if (any && c->events.revoked) {
+        c->events.revoked(c->events.context, lost);
+    }
+    partitions_drop(c);
+    if (c->paused && list->cnt) {
+        rd_kafka_resume_partitions(c->client.rk, list);
+    }
+    rd_kafka_assign(c->client.rk, NULL);
+    if (any) {
+        log_info("texts: partitions %s", lost ? "lost" : "given back");
+    }
+}
+
+static void rebalance(rd_kafka_t *rk, rd_kafka_resp_err_t err, rd_kafka_topic_partition_list_t *list, void *opaque)
+{
+    (void)rk;
+    struct kafka_client *client = opaque;
+    if (err == RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS) {
+        assign(client->owner, list);
+    } else {
+        revoke(client->owner, list);
+    }
+}
+
+/* ---- opening and closing ---- */
+
+static rd_kafka_conf_t *text_configure(struct text_consumer *c, struct error *e)
+{
+    struct buffer member = {0};
+    buffer_format(&member, "%s-%s", c->config->group, c->config->instance_id);
+    rd_kafka_conf_t *conf = config_kafka(c->config, CLIENT_CONSUMER, e);
+    if (conf &&
+        (consumer_configure(conf, e) || kafka_set(conf, "group.id", c->config->group, e) ||
+         kafka_set(conf, "group.instance.id", member.data, e) || kafka_set(conf, "auto.offset.reset", "earliest", e) ||
+         kafka_set(conf, "partition.assignment.strategy", "range", e))) {
+        rd_kafka_conf_destroy(conf);
+        conf = NULL;
+    }
+    if (conf) {
+        rd_kafka_conf_set_rebalance_cb(conf, rebalance);
+    }
+    buffer_free(&member);
+    return conf;
+}
+
+int text_consumer_open(struct text_consumer **out, const struct config *config,
+                       const struct text_consumer_events *events, struct error *e)
+{
+    struct text_consumer *c = mem_zero(1, sizeof *c);
+    *out = NULL;
+    c->config = config;
+    c->events = events ? *events : (struct text_consumer_events){0};
+    c->topic = mem_string(config->texts_topic, strlen(config->texts_topic));
+    pthread_mutex_init(&c->lock, NULL);
+    rd_kafka_conf_t *conf = text_configure(c, e);
+    if (!conf || kafka_client_open(&c->client, config, CLIENT_CONSUMER, conf, "texts", c, e)) {
+        text_consumer_close(c);
+        return -1;
+    }
+    *out = c;
+    return 0;
+}
+
+int text_consumer_subscribe(struct text_consumer *c, struct error *e)
+{
+    rd_kafka_topic_partition_list_t *topics = rd_kafka_topic_partition_list_new(1);
+    rd_kafka_topic_partition_list_add(topics, c->topic, RD_KAFKA_PARTITION_UA);
+    rd_kafka_resp_err_t err = rd_kafka_subscribe(c->client.rk, topics);
+    rd_kafka_topic_partition_list_destroy(topics);
+    if (err) {
+        return error_set(e, ERROR_FATAL, E_INTERNAL, "subscribing to %s: %s", c->topic, rd_kafka_err2str(err));
+    }
+    return 0;
+}
+
+void text_consumer_close(struct text_consumer *c)
+{
+    if (!c) {
+        return;
+    }
+    if (c->client.rk) {
+        rd_kafka_consumer_close(c->client.rk);
+    }
+    kafka_client_close(&c->client);
+    pthread_mutex_destroy(&c->lock);
+    free(c->partitions);
+    free(c->topic);
+    free(c);
+}
+
+struct rd_kafka_s *text_consumer_client(struct text_consumer *c)
+{
+    return c->client.rk;
+}
+
+/* ---- polling ---- */
+
+static int fatal(struct text_consumer *c, rd_kafka_resp_err_t err, const char *text, struct error *e)
+{
+    if (err == RD_KAFKA_RESP_ERR_FENCED_INSTANCE_ID) {
+        return error_set(e, ERROR_FATAL, E_FENCED,
+                         "the same instance_id runs elsewhere: '%s' in group '%s'. Give each replica its own "
+                         "(--instance-id)",
+                         c->config->instance_id, c->config->group);
+    }
+    return error_set(e, ERROR_FATAL, E_INTERNAL, "texts: %s", text);
+}
+
+static int fatal_check(struct text_consumer *c, struct error *e)
+{
+    char text[512];
+    rd_kafka_resp_err_t err = rd_kafka_fatal_error(c->client.rk, text, sizeof text);
+    return err ? fatal(c, err, text, e) : 0;
+}
+
+/* What poll hands out beside messages: ends, and trouble that librdkafka goes on trying to overcome. */
+static void poll_event(struct text_consumer *c, const rd_kafka_message_t *m)
+{
+    if (m->err == RD_KAFKA_RESP_ERR__PARTITION_EOF) {
+        kafka_client_works(&c->client);
+        position_move(c, m->partition, m->offset);
+    } else if (m->err == RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART) {
+        struct buffer line = {0};
+        buffer_format(&line, "topic '%s' is missing: create it, or set create_topics and restart", c->topic);
+        kafka_client_trouble(&c->client, m->err, line.data);
+        buffer_free(&line);
+    } else if (m->err != RD_KAFKA_RESP_ERR__FATAL) {
+        kafka_client_trouble(&c->client, m->err, rd_kafka_message_errstr(m));
+    }
+}
+
+int text_consumer_poll(struct text_consumer *c, int timeout_ms, struct consumed **out, struct error *e)
+{
+    *out = NULL;
+    rd_kafka_message_t *m = rd_kafka_consumer_poll(c->client.rk, timeout_ms);
+    if (m && !m->err) {
+        kafka_client_works(&c->client);
+        uint64_t epoch = position_move(c, m->partition, m->offset + 1);
+        *out = consumed_new(m, FROM_TEXTS, c->topic, epoch);
+        return 1;
+    }
+    if (m) {
+        poll_event(c, m);
+        rd_kafka_message_destroy(m);
+    } else {
+        kafka_client_recheck(&c->client);
+    }
+    return fatal_check(c, e);
+}
+
+static void pause_or_resume(struct text_consumer *c, bool pause)
+{
+    if (c->paused == pause) {
+        return;
+    }
+    c->paused = pause;
+    rd_kafka_topic_partition_list_t *list = NULL;
+    if (rd_kafka_assignment(c->client.rk, &list) == RD_KAFKA_RESP_ERR_NO_ERROR) {
+        if (list->cnt && pause) {
+            rd_kafka_pause_partitions(c->client.rk, list);
+        } else if (list->cnt) {
+            rd_kafka_resume_partitions(c->client.rk, list);
+        }
+        rd_kafka_topic_partition_list_destroy(list);
+    }
+}
+
+void text_consumer_pause(struct text_consumer *c)
+{
+    pause_or_resume(c, true);
+}
+
+void text_consumer_resume(struct text_consumer *c)
+{
+    pause_or_resume(c, false);
+}
+
+bool text_consumer_paused(const struct text_consumer *c)
+{
+    return c->paused;
+}
+
+/* ---- committing: the publisher's thread ---- */
+
+static rd_kafka_topic_partition_list_t *commit_list(struct text_consumer *c, const struct partition_offset *offsets,
+                                                    size_t n)
+{
+    rd_kafka_topic_partition_list_t *list = rd_kafka_topic_partition_list_new((int)n);
+    for (size_t i = 0; i < n; i++) {
+        if (text_consumer_owns(c, offsets[i].partition, offsets[i].epoch)) {
+            rd_kafka_topic_partition_list_add(list, c->topic, offsets[i].partition)->offset = offsets[i].next;
+        }
+    }
+    return list;
+}
+
+/* Each commit has a queue of its own: the answer to one that was given up must not be taken for the next one's. */
+static rd_kafka_resp_err_t commit_once(struct text_consumer *c, const rd_kafka_topic_partition_list_t *list,
+                                       const struct kafka_wait *wait)
+{
+    rd_kafka_queue_t *answers = rd_kafka_queue_new(c->client.rk);
+    rd_kafka_resp_err_t err = rd_kafka_commit_queue(c->client.rk, list, answers, NULL, NULL);
+    rd_kafka_event_t *event = NULL;
+    while (!err && !event) {
+        event = rd_kafka_queue_poll(answers, COMMIT_STEP_MS);
+        if (!event && !kafka_wait_go_on(wait)) {
+            err = RD_KAFKA_RESP_ERR__TIMED_OUT;
+        }
+    }
+    if (event) {
+        err = rd_kafka_event_error(event);
+        const rd_kafka_topic_partition_list_t *each = rd_kafka_event_topic_partition_list(event);
+        for (int i = 0; !err && each && i < each->cnt; i++) {
+            err = each->elems[i].err;
+        }
+        rd_kafka_event_destroy(event);
+    }
+    rd_kafka_queue_destroy(answers);
+    return err;
+}
+
+/* The group went on without us: what we had is somebody else's now, who starts at the last commit. */
+static bool not_ours(rd_kafka_resp_err_t err)
+{
+    return err == RD_KAFKA_RESP_ERR_ILLEGAL_GENERATION || err == RD_KAFKA_RESP_ERR_UNKNOWN_MEMBER_ID ||
+           err == RD_KAFKA_RESP_ERR_REBALANCE_IN_PROGRESS || err == RD_KAFKA_RESP_ERR__ASSIGNMENT_LOST;
+}
+
+int text_consumer_commit(struct text_consumer *c, const struct partition_offset *offsets, size_t n,
+                         const struct kafka_wait *wait, struct error *e)
+{
+    for (bool told = false;;) {
+        rd_kafka_topic_partition_list_t *list = commit_list(c, offsets, n);
+        rd_kafka_resp_err_t err = list->cnt ? commit_once(c, list, wait) : RD_KAFKA_RESP_ERR_NO_ERROR;
+        rd_kafka_topic_partition_list_destroy(list);
+        if (err == RD_KAFKA_RESP_ERR_FENCED_INSTANCE_ID) {
+            return fatal(c, err, "", e);
+        }
+        if (told && !err) {
+            log_info("texts: offsets are committed again");
+        }
+        if (!err || not_ours(err)) {
+            return 0;
+        }
+        if (!told) { /* apart from the client's trouble, which each text that comes ends */
+            log_warn("texts: offsets are not committed: %s: trying on", rd_kafka_err2str(err));
+            told = true;
+        }
+        if (!kafka_wait_go_on(wait)) {
+            return error_set(e, ERROR_RETRY, E_BROKER, "offsets of %s are not committed: %s", c->topic,
+                             rd_kafka_err2str(err));
+        }
+        clock_sleep_ms(COMMIT_STEP_MS);
+    }
+}
+
+int64_t text_consumer_lag(struct text_consumer *c, int timeout_ms)
+{
+    rd_kafka_topic_partition_list_t *list = rd_kafka_topic_partition_list_new(16);
+    int64_t lag = -1;
+    pthread_mutex_lock(&c->lock);
+    int64_t *positions = mem_alloc((c->partitions_count + 1) * sizeof *positions);
+    for (size_t i = 0; i < c->partitions_count; i++) {
+        if (c->partitions[i].epoch) {
+            positions[list->cnt] = c->partitions[i].position;
+            rd_kafka_topic_partition_list_add(list, c->topic, (int32_t)i);
+        }
+    }
+    pthread_mutex_unlock(&c->lock);
+    if (offsets_query(&c->client, list, RD_KAFKA_OFFSET_END, timeout_ms, NULL) == 0) {
+        lag = 0;
+        for (int i = 0; i < list->cnt; i++) {
+            int64_t behind = positions[i] < 0 ? list->elems[i].offset : list->elems[i].offset - positions[i];
+            lag += behind > 0 ? behind : 0;
+        }
+    }
+    free(positions);
+    rd_kafka_topic_partition_list_destroy(list);
+    return lag;
+}
