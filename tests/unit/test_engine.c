@@ -1,0 +1,525 @@
+/* Predict and fold on a real memory with a tiny random BERT: what is exact (order, ties, counts, prefixes, offsets).
+ * The numbers themselves are compared with NumPy in tests/golden/test_engine.py. */
+// clang-format off
+#include <stdarg.h>
+#include <stddef.h>
+#include <setjmp.h>
+#include <cmocka.h>
+// clang-format on
+#include <math.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/digest.h"
+#include "engine/engine.h"
+
+#define MODEL "tests/golden/tiny-bert"
+
+struct world {
+    char folder[64];
+    struct backend *backend;
+    struct encoder *encoder;
+    struct memory *memory;
+    struct engine *engine;
+};
+
+static const struct predict_options defaults = {
+    .lambda = 0.5, .tau = 0.1, .b = 200, .labels_max = 10, .evidence_max = 5};
+
+static void must(int result, const struct error *e)
+{
+    if (result) {
+        fail_msg("%s", e->text);
+    }
+}
+
+static struct world *world_open(const struct predict_options *options, uint64_t map_size, uint64_t keys_max)
+{
+    struct world *w = mem_zero(1, sizeof *w);
+    struct error e = {0};
+    struct encoder_options model = {.folder = MODEL};
+    snprintf(w->folder, sizeof w->folder, "/tmp/engram-engine-XXXXXX");
+    assert_non_null(mkdtemp(w->folder));
+    must(backend_cpu_open(&w->backend, 2, &e), &e);
+    must(encoder_open(&w->encoder, w->backend, &model, &e), &e);
+    struct memory_options memory = {.path = w->folder,
+                                    .map_size = map_size,
+                                    .dtype = KEY_F32,
+                                    .dim = encoder_dim(w->encoder),
+                                    .fingerprint = encoder_fingerprint(w->encoder),
+                                    .model_name = encoder_name(w->encoder),
+                                    .store_text = true,
+                                    .keys_max = keys_max};
+    must(memory_open(&w->memory, MEMORY_WRITE, &memory, &e), &e);
+    must(engine_open(&w->engine, w->backend, w->encoder, w->memory, options, &e), &e);
+    return w;
+}
+
+static void world_close(struct world *w)
+{
+    static const char *files[] = {"data.mdb", "lock.mdb", "writer.lock"};
+    engine_close(w->engine);
+    memory_close(w->memory);
+    encoder_close(w->encoder);
+    backend_close(w->backend);
+    for (size_t i = 0; i < 3; i++) {
+        char path[128];
+        snprintf(path, sizeof path, "%s/%s", w->folder, files[i]);
+        unlink(path);
+    }
+    assert_int_equal(rmdir(w->folder), 0);
+    free(w);
+}
+
+static void predict_one(struct world *w, const char *text, struct prediction *out)
+{
+    struct error e = {0};
+    struct tokens tokens;
+    const struct tokens *inputs[1] = {&tokens};
+    encoder_tokenize(w->encoder, ENCODER_TEXT, slice_of(text), &tokens);
+    must(engine_predict(w->engine, inputs, 1, out, NULL, &e), &e);
+    tokens_free(&tokens);
+}
+
+static void encode_one(struct world *w, const char *text, float *out)
+{
+    struct error e = {0};
+    struct tokens tokens;
+    const struct tokens *inputs[1] = {&tokens};
+    encoder_tokenize(w->encoder, ENCODER_TEXT, slice_of(text), &tokens);
+    must(engine_encode(w->engine, inputs, 1, out, &e), &e);
+    tokens_free(&tokens);
+}
+
+/* Puts a key with this very vector, past the encoder. */
+static void put_instance(struct world *w, const char *id, const struct slice *labels, size_t labels_count,
+                         const float *vector)
+{
+    struct error e = {0};
+    struct transaction *t;
+    struct memory_source source = {0};
+    must(memory_begin(w->memory, &t, &e), &e);
+    must(transaction_fold(t, slice_of(id), slice_of("text"), labels, labels_count, vector, &source, NULL, &e), &e);
+    must(transaction_commit(t, &e), &e);
+}
+
+static void put_label(struct world *w, const char *name, const float *vector)
+{
+    struct error e = {0};
+    struct transaction *t;
+    struct memory_source source = {0};
+    must(memory_begin(w->memory, &t, &e), &e);
+    must(transaction_define(t, slice_of(name), slice_of("text"), vector, &source, NULL, &e), &e);
+    must(transaction_commit(t, &e), &e);
+}
+
+static struct fold fold_of(enum fold_kind kind, const char *name, const struct slice *label, int64_t offset)
+{
+    return (struct fold){.kind = kind,
+                         .name = slice_of(name),
+                         .text = slice_of("a text"),
+                         .labels = label,
+                         .labels_count = label ? 1 : 0,
+                         .source = {.cluster = slice_of("c"), .topic = slice_of("instances"), .offset = offset}};
+}
+
+static struct memory_stats stats_of(struct world *w)
+{
+    struct error e = {0};
+    struct snapshot *s;
+    struct memory_stats stats;
+    must(memory_snapshot(w->memory, &s, &e), &e);
+    must(snapshot_stats(s, &stats, &e), &e);
+    snapshot_release(s);
+    return stats;
+}
+
+static void assert_stats(struct world *w, uint64_t instances, uint64_t label_keys, uint64_t version)
+{
+    struct memory_stats stats = stats_of(w);
+    assert_int_equal(stats.instances, instances);
+    assert_int_equal(stats.label_keys, label_keys);
+    assert_int_equal(stats.version, version);
+    memory_stats_free(&stats);
+}
+
+/* ---- predict ---------------------------------------------------------------------------------------------------- */
+
+static void test_empty_memory_has_no_labels(void **state)
+{
+    (void)state;
+    struct world *w = world_open(&defaults, 64 << 20, 0);
+    struct prediction p;
+    predict_one(w, "a text", &p);
+    assert_int_equal(p.labels_count, 0);
+    assert_int_equal(p.evidence_count, 0);
+    assert_int_equal(p.memory_version, 0);
+    assert_string_equal(p.model_version, encoder_model_version(w->encoder));
+    assert_false(p.truncated);
+    prediction_free(&p);
+    world_close(w);
+}
+
+static int by_tie(const void *a, const void *b)
+{
+    const struct slice *x = a, *y = b;
+    uint64_t i = hash64(x->data, x->bytes), k = hash64(y->data, y->bytes);
+    return (i > k) - (i < k);
+}
+
+static void test_equal_scores_break_by_the_name(void **state)
+{
+    (void)state;
+    struct slice names[12], sorted[12];
+    char text[12][8];
+    for (int i = 0; i < 12; i++) {
+        snprintf(text[i], sizeof text[i], "l%02d", i);
+        names[i] = sorted[i] = slice_of(text[i]);
+    }
+    qsort(sorted, 12, sizeof *sorted, by_tie);
+    for (size_t max = 1; max <= 12; max += 5) {
+        struct predict_options options = defaults;
+        options.labels_max = max;
+        struct world *w = world_open(&options, 64 << 20, 0);
+        float vector[4096];
+        struct prediction p;
+        encode_one(w, "a text", vector);
+        put_instance(w, "i", names, 12, vector);
+        predict_one(w, "a text", &p);
+        assert_int_equal(p.labels_count, max);
+        for (size_t i = 0; i < max; i++) {
+            assert_true(slice_equal(p.labels[i].label, sorted[i]));
+            assert_true(fabsf(p.labels[i].score - 0.5F) < 1e-6F);
+        }
+        prediction_free(&p);
+        world_close(w);
+    }
+}
+
+static void test_evidence_is_what_gave_most(void **state)
+{
+    (void)state;
+    struct predict_options options = defaults;
+    options.lambda = 0.25;
+    options.evidence_max = 4;
+    options.evidence_text = true;
+    struct world *w = world_open(&options, 64 << 20, 0);
+    size_t dim = encoder_dim(w->encoder);
+    float near[4096], far[4096];
+    struct slice labels[3] = {slice_of("b"), slice_of("c"), slice_of("é")};
+    struct slice ids[3] = {slice_of("i0"), slice_of("i1"), slice_of("i2")};
+    struct prediction p;
+    encode_one(w, "a text", near);
+    for (size_t i = 0; i < dim; i++) {
+        far[i] = near[i] * 0.95F;
+    }
+    for (size_t i = 0; i < 3; i++) { /* nearest, but an instance gives only a quarter of its weight */
+        put_instance(w, ids[i].data, labels, 3, near);
+    }
+    put_label(w, "defined", far);
+    qsort(ids, 3, sizeof *ids, by_tie);
+    predict_one(w, "a text", &p);
+    assert_int_equal(p.evidence_count, 4);
+    assert_int_equal(p.evidence[0].kind, EVIDENCE_LABEL);
+    assert_true(slice_equal(p.evidence[0].name, slice_of("defined")));
+    assert_true(slice_equal(p.evidence[0].text, slice_of("text")));
+    double sum = p.evidence[0].weight;
+    for (size_t i = 0; i < 3; i++) {
+        const struct evidence *v = &p.evidence[i + 1];
+        assert_int_equal(v->kind, EVIDENCE_INSTANCE);
+        assert_true(slice_equal(v->name, ids[i]));
+        assert_int_equal(v->labels_count, 3);
+        assert_true(slice_equal(v->labels[0], labels[0]) && slice_equal(v->labels[2], labels[2]));
+        assert_true(v->weight > p.evidence[0].weight && v->similarity > p.evidence[0].similarity);
+        sum += v->weight;
+    }
+    assert_true(fabs(sum - 1) < 1e-5);
+    prediction_free(&p);
+    world_close(w);
+}
+
+static void test_a_key_without_value_is_no_candidate(void **state)
+{
+    (void)state;
+    static const double lambdas[3] = {0, 0.5, 1};
+    static const char *best[3] = {"by label", "by instance", "by instance"};
+    static const size_t counts[3] = {1, 2, 1};
+    for (int i = 0; i < 3; i++) {
+        struct predict_options options = defaults;
+        options.lambda = lambdas[i];
+        struct world *w = world_open(&options, 64 << 20, 0);
+        float near[4096], far[4096];
+        struct slice label = slice_of("by instance");
+        struct prediction p;
+        encode_one(w, "a text", near);
+        encode_one(w, "another thing", far);
+        put_instance(w, "unlabelled", NULL, 0, near);
+        put_instance(w, "labelled", &label, 1, near);
+        put_label(w, "by label", far);
+        predict_one(w, "a text", &p);
+        assert_int_equal(p.labels_count, counts[i]);
+        assert_int_equal(p.evidence_count, counts[i]);
+        assert_true(slice_equal(p.labels[0].label, slice_of(best[i])));
+        if (counts[i] == 1) {
+            assert_true(fabsf(p.labels[0].score - 1) < 1e-6F);
+        }
+        prediction_free(&p);
+        world_close(w);
+    }
+}
+
+static void test_many_labels_on_one_text(void **state)
+{
+    (void)state;
+    enum { LABELS = 1000, INSTANCES = 3 };
+    struct predict_options options = defaults;
+    options.labels_max = 0;
+    options.lambda = 1;
+    struct world *w = world_open(&options, 64 << 20, 0);
+    static char names[INSTANCES * LABELS][8];
+    static struct slice labels[INSTANCES * LABELS];
+    float vector[4096];
+    struct prediction p;
+    double sum = 0;
+    encode_one(w, "a text", vector);
+    for (int i = 0; i < INSTANCES * LABELS; i++) {
+        snprintf(names[i], sizeof names[i], "%05d", i);
+        labels[i] = slice_of(names[i]);
+    }
+    for (int i = 0; i < INSTANCES; i++) {
+        char id[4] = {'i', (char)('0' + i)};
+        put_instance(w, id, labels + i * LABELS, LABELS, vector);
+    }
+    predict_one(w, "a text", &p);
+    assert_int_equal(p.labels_count, INSTANCES * LABELS);
+    for (size_t i = 0; i < p.labels_count; i++) {
+        sum += (double)p.labels[i].score;
+    }
+    assert_true(fabs(sum - LABELS) < 1e-3);
+    prediction_free(&p);
+    world_close(w);
+}
+
+static void test_a_batch_of_many_slices(void **state)
+{
+    (void)state;
+    struct world *w = world_open(&defaults, 64 << 20, 0);
+    size_t dim = encoder_dim(w->encoder), n = 2 * engine_slice_tokens(w->engine) / 8;
+    struct error e = {0};
+    struct tokens *tokens = mem_zero(n, sizeof *tokens);
+    const struct tokens **inputs = mem_alloc(n * sizeof *inputs);
+    float *together = mem_alloc(n * dim * sizeof *together), alone[4096];
+    for (size_t i = 0; i < n; i++) {
+        char text[64];
+        snprintf(text, sizeof text, "the text number %zu of many %zu", i, i * 7919 % 1000);
+        encoder_tokenize(w->encoder, ENCODER_TEXT, slice_of(text), &tokens[i]);
+        inputs[i] = &tokens[i];
+    }
+    must(engine_encode(w->engine, inputs, n, together, &e), &e);
+    for (size_t i = 0; i < n; i += n / 7) {
+        must(engine_encode(w->engine, inputs + i, 1, alone, &e), &e);
+        for (size_t k = 0; k < dim; k++) {
+            assert_true(fabsf(together[i * dim + k] - alone[k]) < 1e-5F);
+        }
+    }
+    for (size_t i = 0; i < n; i++) {
+        tokens_free(&tokens[i]);
+    }
+    free(together);
+    free(inputs);
+    free(tokens);
+    world_close(w);
+}
+
+/* ---- fold ------------------------------------------------------------------------------------------------------- */
+
+static void test_fold_reports_and_moves_offsets(void **state)
+{
+    (void)state;
+    struct world *w = world_open(&defaults, 64 << 20, 0);
+    struct slice label = slice_of("x");
+    struct error e = {0};
+    size_t applied;
+    struct fold folds[] = {
+        fold_of(FOLD_INSTANCE, "a", &label, 0),  fold_of(FOLD_LABEL, "x", NULL, 5),
+        fold_of(FOLD_FORGET, "a", NULL, 6),      fold_of(FOLD_FORGET, "never there", NULL, 7),
+        fold_of(FOLD_UNDEFINE, "x", NULL, 8),    fold_of(FOLD_UNDEFINE, "x", NULL, 9),
+        fold_of(FOLD_INSTANCE, "b", &label, 10), fold_of(FOLD_SKIP, "", NULL, 20),
+    };
+    must(engine_fold(w->engine, folds, 8, &applied, &e), &e);
+    assert_int_equal(applied, 8);
+    assert_true(folds[2].found && !folds[3].found && folds[4].found && !folds[5].found);
+    assert_stats(w, 1, 0, 21);
+
+    struct fold moved = fold_of(FOLD_INSTANCE, "b", &label, 3);
+    moved.source.partition = 1;
+    must(engine_fold(w->engine, &moved, 1, &applied, &e), &e);
+    assert_true(moved.moved);
+    assert_stats(w, 1, 0, 21 + 4);
+    world_close(w);
+}
+
+static void test_folds_by_hand_are_counted(void **state)
+{
+    (void)state;
+    struct world *w = world_open(&defaults, 64 << 20, 0);
+    struct error e = {0};
+    size_t applied;
+    struct fold folds[] = {fold_of(FOLD_INSTANCE, "a", NULL, 0), fold_of(FOLD_LABEL, "x", NULL, 0),
+                           fold_of(FOLD_FORGET, "a", NULL, 0)};
+    for (size_t i = 0; i < 3; i++) {
+        folds[i].source = (struct memory_source){0};
+    }
+    must(engine_fold(w->engine, folds, 3, &applied, &e), &e);
+    assert_stats(w, 0, 1, 0);
+    struct memory_stats stats = stats_of(w);
+    assert_int_equal(stats.local_changes, 3);
+    memory_stats_free(&stats);
+    world_close(w);
+}
+
+static void test_keys_max_commits_what_stands_before(void **state)
+{
+    (void)state;
+    struct world *w = world_open(&defaults, 64 << 20, 3);
+    struct slice label = slice_of("x");
+    struct error e = {0};
+    size_t applied;
+    struct fold folds[] = {
+        fold_of(FOLD_INSTANCE, "a", &label, 0), fold_of(FOLD_INSTANCE, "b", &label, 1),
+        fold_of(FOLD_LABEL, "x", NULL, 2),      fold_of(FOLD_INSTANCE, "a", NULL, 3),
+        fold_of(FOLD_INSTANCE, "c", &label, 4), fold_of(FOLD_FORGET, "a", NULL, 5),
+    };
+    assert_int_equal(engine_fold(w->engine, folds, 6, &applied, &e), -1);
+    assert_int_equal(e.code, E_KEYS_MAX);
+    assert_int_equal(e.class, ERROR_RETRY);
+    assert_int_equal(applied, 4);
+    assert_stats(w, 2, 1, 4);
+    assert_int_equal(engine_fold(w->engine, folds + 4, 2, &applied, &e), -1);
+    assert_int_equal(applied, 0);
+    assert_stats(w, 2, 1, 4);
+    must(engine_fold(w->engine, folds + 5, 1, &applied, &e), &e);
+    must(engine_fold(w->engine, folds + 4, 1, &applied, &e), &e);
+    assert_stats(w, 2, 1, 6);
+    world_close(w);
+}
+
+static void test_a_full_map_commits_what_fits(void **state)
+{
+    (void)state;
+    enum { N = 256 };
+    struct world *w = world_open(&defaults, 1 << 20, 0);
+    static char ids[N][8], text[8192];
+    struct fold folds[N];
+    struct error e = {0};
+    size_t total = 0, applied;
+    memset(text, 'a', sizeof text);
+    for (int i = 0; i < N; i++) {
+        snprintf(ids[i], sizeof ids[i], "%d", i);
+        folds[i] = fold_of(FOLD_INSTANCE, ids[i], NULL, i);
+        folds[i].text = (struct slice){text, sizeof text};
+    }
+    do {
+        assert_int_equal(engine_fold(w->engine, folds + total, N - total, &applied, &e), -1);
+        assert_int_equal(e.code, E_MAP_FULL);
+        assert_int_equal(e.class, ERROR_RETRY);
+        total += applied;
+        assert_stats(w, total, 0, total);
+    } while (applied);
+    assert_in_range(total, 16, 127); /* 8 KiB each in 1 MiB */
+    world_close(w);
+}
+
+/* ---- both lanes ------------------------------------------------------------------------------------------------- */
+
+struct lane {
+    struct world *world;
+    atomic_bool stop;
+    unsigned predicted;
+    uint64_t version;
+    bool good;
+};
+
+static void *predict_until_told(void *context)
+{
+    struct lane *lane = context;
+    lane->good = true;
+    while (!atomic_load(&lane->stop)) {
+        struct prediction p;
+        predict_one(lane->world, "text seen while labels come in", &p);
+        lane->good &= p.memory_version >= lane->version && p.evidence_count <= 5 &&
+                      (p.evidence_count > 0) == (p.memory_version > 0);
+        lane->version = p.memory_version;
+        lane->predicted++;
+        prediction_free(&p);
+    }
+    return NULL;
+}
+
+static void test_predict_beside_fold(void **state)
+{
+    (void)state;
+    struct lane lane = {.world = world_open(&defaults, 64 << 20, 0)};
+    struct slice label = slice_of("x");
+    struct error e = {0};
+    pthread_t thread;
+    size_t applied;
+    pthread_create(&thread, NULL, predict_until_told, &lane);
+    for (int i = 0; i < 60; i++) {
+        struct fold folds[4];
+        char ids[4][16];
+        for (int k = 0; k < 4; k++) {
+            snprintf(ids[k], sizeof ids[k], "%d", (i * 4 + k) % 100);
+            folds[k] = fold_of(FOLD_INSTANCE, ids[k], &label, i * 4 + k);
+        }
+        must(engine_fold(lane.world->engine, folds, 4, &applied, &e), &e);
+    }
+    atomic_store(&lane.stop, true);
+    pthread_join(thread, NULL);
+    assert_true(lane.good);
+    assert_true(lane.predicted > 0);
+    assert_stats(lane.world, 100, 0, 240);
+    world_close(lane.world);
+}
+
+static void test_options_outside_their_range(void **state)
+{
+    (void)state;
+    struct world *w = world_open(&defaults, 64 << 20, 0);
+    struct predict_options wrong[] = {defaults, defaults, defaults, defaults};
+    wrong[0].lambda = 1.5;
+    wrong[1].tau = 0;
+    wrong[2].tau = (double)NAN;
+    wrong[3].b = 0;
+    for (size_t i = 0; i < 4; i++) {
+        struct engine *g;
+        struct error e = {0};
+        assert_int_equal(engine_open(&g, w->backend, w->encoder, w->memory, &wrong[i], &e), -1);
+        assert_int_equal(e.code, E_USAGE);
+        assert_null(g);
+    }
+    world_close(w);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_empty_memory_has_no_labels),
+        cmocka_unit_test(test_equal_scores_break_by_the_name),
+        cmocka_unit_test(test_evidence_is_what_gave_most),
+        cmocka_unit_test(test_a_key_without_value_is_no_candidate),
+        cmocka_unit_test(test_many_labels_on_one_text),
+        cmocka_unit_test(test_a_batch_of_many_slices),
+        cmocka_unit_test(test_fold_reports_and_moves_offsets),
+        cmocka_unit_test(test_folds_by_hand_are_counted),
+        cmocka_unit_test(test_keys_max_commits_what_stands_before),
+        cmocka_unit_test(test_a_full_map_commits_what_fits),
+        cmocka_unit_test(test_predict_beside_fold),
+        cmocka_unit_test(test_options_outside_their_range),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
