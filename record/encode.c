@@ -225,7 +225,7 @@ void record_encode_text(const struct text_record *r, enum record_format format, 
 {
     struct writer w = writer_of(format, out);
     bool metadata = carries_metadata(r, format);
-    put_map(&w, (size_t)(1 + (r->id.data != NULL) + metadata));
+    put_map(&w, 1 + (size_t)(r->id.data != NULL) + (size_t)metadata);
     put_optional(&w, "id", r->id);
     put_name(&w, "text");
     put_string(&w, r->text);
@@ -238,7 +238,7 @@ void record_encode_text(const struct text_record *r, enum record_format format, 
 void record_encode_instance(const struct instance_record *r, enum record_format format, struct buffer *out)
 {
     struct writer w = writer_of(format, out);
-    put_map(&w, 2 + (r->id.data != NULL));
+    put_map(&w, 2 + (size_t)(r->id.data != NULL));
     put_optional(&w, "id", r->id);
     put_name(&w, "text");
     put_string(&w, r->text);
@@ -250,7 +250,7 @@ void record_encode_instance(const struct instance_record *r, enum record_format 
 void record_encode_label(const struct label_record *r, enum record_format format, struct buffer *out)
 {
     struct writer w = writer_of(format, out);
-    put_map(&w, 1 + (r->label.data != NULL));
+    put_map(&w, 1 + (size_t)(r->label.data != NULL));
     put_optional(&w, "label", r->label);
     put_name(&w, "text");
     put_string(&w, r->text);
@@ -261,7 +261,7 @@ static void put_evidence(struct writer *w, const struct evidence *item, bool wit
 {
     bool instance = item->kind == EVIDENCE_INSTANCE;
     struct slice text = with_text ? item->text : (struct slice){0};
-    put_map(w, (size_t)(4 + instance + (text.data != NULL)));
+    put_map(w, 4 + (size_t)instance + (size_t)(text.data != NULL));
     put_name(w, "kind");
     put_string(w, slice_of(instance ? "instance" : "label"));
     put_name(w, instance ? "id" : "label");
@@ -319,7 +319,7 @@ void record_encode_prediction(const struct prediction *p, const struct text_reco
     struct writer w = writer_of(text->format, out);
     bool metadata = carries_metadata(text, text->format);
     bool sourced = source && source->topic;
-    put_map(&w, (size_t)(6 + metadata + sourced));
+    put_map(&w, 6 + (size_t)metadata + (size_t)sourced);
     put_name(&w, "id");
     if (text->id.data) {
         put_string(&w, text->id);
