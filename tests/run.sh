@@ -1,7 +1,7 @@
 #!/bin/bash
 # Run the tests, all kinds or those named, and end with one line: "N passed, N failed". Exit 1 where a test failed or a
-# kind ran nothing. Whole logs lie in build/test-logs/; the end of a failed one is shown. What is skipped counts as failed:
-# it proved nothing. Everything must be built: `make test` does that. Ends what it started, also when it is interrupted.
+# kind ran nothing. Whole logs lie in build/test-logs/; the end of a failed one is shown. What is skipped counts as
+# failed: it proved nothing. Everything must be built: `make test` does that. Ends what it started, also interrupted.
 #   tests/run.sh [unit] [unit-asan] [golden] [e2e] [docs]      PYTEST_ADDOPTS="-k forget" narrows the pytest kinds
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
@@ -63,8 +63,8 @@ xml_count() { # ATTRIBUTE of the first test suite in $xml, 0 without
 
 run_pytest() { # FOLDER: pytest's own counts, from its XML
     local log=$logs/$kind.log xml=$logs/$kind.xml status
-    setsid timeout --kill-after=60 "$kind_limit_s" /usr/bin/python3 -m pytest -p no:cacheprovider -v --tb=short --durations=10 \
-        --junitxml="$xml" "$1" >"$log" 2>&1 </dev/null &
+    setsid timeout --kill-after=60 "$kind_limit_s" /usr/bin/python3 -m pytest -p no:cacheprovider -v --tb=short \
+        --durations=10 --junitxml="$xml" "$1" >"$log" 2>&1 </dev/null &
     running=$!
     wait "$running"
     status=$?

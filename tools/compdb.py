@@ -7,4 +7,5 @@ import shlex
 import sys
 
 commands = [shlex.split(line) for line in sys.stdin if " -c " in line]
-json.dump([{"directory": os.getcwd(), "file": words[-1], "arguments": words} for words in commands], sys.stdout, indent=1)
+entries = [{"directory": os.getcwd(), "file": words[-1], "arguments": words} for words in commands]
+json.dump(entries, sys.stdout, indent=1)

@@ -1,6 +1,6 @@
 #!/bin/bash
 # Install what is missing of deps/packages-debian-12.txt (as root, or by sudo), then fetch the broker. Silent and quick,
-# without root and network, when all of it is there. With --dev: what make format, make tidy and make bench need instead.
+# without root and network, when all of it is there. With --dev: instead, what make format, tidy and bench need.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 log=$root/build/deps.log
@@ -13,8 +13,8 @@ fail() {
 }
 
 packages_missing() { # the names in the list that dpkg does not show as installed
-    comm -23 <(sed 's/#.*//' "$list" | tr -s ' \t' '\n' | grep . | LC_ALL=C sort -u) \
-        <(dpkg-query --show --showformat='${db:Status-Status} ${Package}\n' | sed -n 's/^installed //p' | LC_ALL=C sort -u)
+    comm -23 <(sed 's/#.*//' "$list" | tr -s ' \t' '\n' | grep . | sort -u) \
+        <(dpkg-query --show --showformat='${db:Status-Status} ${Package}\n' | sed -n 's/^installed //p' | sort -u)
 }
 
 apt() {

@@ -113,8 +113,8 @@ def kafka_flags(broker, topics):
 
 @pytest.fixture
 def stage(request, folder, topics):
-    """stage(*flags, memory=..., env=..., broker=..., ready=True) starts `engram run` on the test's topics and waits until
-    it is ready. Without a memory of their own all stages of a test share one folder. Killed at the test's end."""
+    """stage(*flags, memory=..., env=..., broker=..., ready=True) starts `engram run` on the test's topics and waits
+    until it is ready. Without a memory of their own all stages of a test share one folder. Killed at the test's end."""
     started = []
 
     def start(*flags, memory=None, env=None, broker=None, ready=True):

@@ -1,7 +1,7 @@
 """The broker and its records as the end-to-end tests see them: a thin layer over Debian's confluent_kafka 1.7.
 
-Touches no Engram. What may surprise: confluent_kafka's calls answer before the broker has done the work (a created topic
-has no leaders yet, a deleted one is still listed), so everything here waits for the effect, with a deadline.
+Touches no Engram. What may surprise: confluent_kafka's calls answer before the broker has done the work (a created
+topic has no leaders yet, a deleted one is still listed), so everything here waits for the effect, with a deadline.
 """
 
 import subprocess
@@ -113,7 +113,7 @@ class Broker:
         return sorted(p.id for p in found.partitions.values() if p.error is None and p.leader >= 0)
 
     def create_topics(self, *topics, partitions=1, **configs):
-        """Create topics (names, or (name, partitions)) with configs (dots as underscores); every partition has a leader."""
+        """Create topics (names, or (name, partitions)) with configs (dots as underscores), each partition with a leader."""
         wanted = dict(t if isinstance(t, tuple) else (t, partitions) for t in topics)
         configs = {name.replace("_", "."): str(value) for name, value in configs.items()}
         futures = self.admin.create_topics([NewTopic(name, count, 1, config=configs) for name, count in wanted.items()])
@@ -184,7 +184,7 @@ class Broker:
         return places
 
     def produce_transaction(self, topic, records, commit=True, transactional_id="test", partition=None):
-        """Write records in one transaction and end it with a commit or an abort marker; they are in the log either way."""
+        """Write records in one transaction, ended by a commit or an abort marker; they are in the log either way."""
         producer = Producer(self.client(transactional_id=transactional_id, linger_ms=0))
         producer.init_transactions(WAIT_S)
         producer.begin_transaction()
@@ -213,7 +213,7 @@ class Broker:
 
     def wait_compacted(self, topic, timeout_s=WAIT_S):
         """Until every key stands once. The active segment is never compacted: make the topic with a small segment_bytes
-        (or segment_ms) and min_cleanable_dirty_ratio=0, and write keys of their own last, so that the rest is rolled."""
+        (or segment_ms) and min_cleanable_dirty_ratio=0, and write keys of their own last: the rest is rolled."""
 
         def compacted():
             keys = [r.key for r in self.read_all(topic)]

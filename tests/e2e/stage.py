@@ -32,9 +32,8 @@ def environment(env=None):
 
 def engram(*arguments, stdin=None, env=None, timeout_s=WAIT_S, check=True, cwd=None):
     """Run one command to its end; returns subprocess's result with text. check: exit 0 is expected."""
-    done = subprocess.run([ENGRAM, *map(str, arguments)], input=stdin, text=True, capture_output=True, timeout=timeout_s,
-                          env=environment(env), cwd=cwd, check=False, preexec_fn=_die_with_parent,
-                          **({} if stdin is not None else {"stdin": subprocess.DEVNULL}))
+    done = subprocess.run([ENGRAM, *map(str, arguments)], input=stdin or "", text=True, capture_output=True,
+                          timeout=timeout_s, env=environment(env), cwd=cwd, check=False, preexec_fn=_die_with_parent)
     if check:
         assert done.returncode == 0, f"engram {' '.join(map(str, arguments))}: exit {done.returncode}\n{done.stderr}"
     return done
