@@ -29,7 +29,7 @@ packages_install() {
     fi
     mkdir -p "$root/build"
     : >"$log"
-    echo "deps: installing $# packages: $*" >&2
+    echo "deps: installing $*" >&2
     apt install -y --no-install-recommends "$@" && return
     apt update || true # one dead mirror of several is no reason to stop
     apt install -y --no-install-recommends "$@" ||
