@@ -118,7 +118,7 @@ static int text_read(struct encode *n, struct slice line, struct slice *text, st
 {
     const struct json *value;
     *text = line;
-    if (n->json_lines) {
+    if (n->json_lines && line.bytes > 0) { /* an empty line is an empty text */
         if (json_parse(line, 1, &n->arena, &value, e)) {
             return -1;
         }

@@ -82,6 +82,11 @@ static bool kafka_name(const char *name)
            name[strspn(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")] == '\0';
 }
 
+static enum origin origin_of(const struct config *config, const char *name)
+{
+    return config->private->sources[option_named(name) - config_options].origin;
+}
+
 static int check_topics(const struct config *config, struct error *e)
 {
     const struct {
@@ -101,8 +106,9 @@ static int check_topics(const struct config *config, struct error *e)
         }
         for (size_t j = 0; j < i; j++) {
             if (strcmp(topics[i].topic, topics[j].topic) == 0) {
-                return refuse(config, topics[i].option, e, "is '%s', which is %s too: each needs a topic of its own",
-                              topics[i].topic, topics[j].option);
+                size_t set = origin_of(config, topics[j].option) > origin_of(config, topics[i].option) ? j : i;
+                return refuse(config, topics[set].option, e, "is '%s', which is %s too: each needs a topic of its own",
+                              topics[i].topic, topics[i + j - set].option);
             }
         }
     }

@@ -86,7 +86,7 @@ const struct option config_options[OPTIONS] = {
     INT("memory", keys_max, "0", 0, 1099511627776.0, "most instances and labels that are remembered; 0: no limit"),
 
     DOUBLE("predict", lambda, "0.5", 0, 1, "share of instances against label texts; 0: label texts alone, 1: instances alone"),
-    DOUBLE("predict", tau, "0.1", 0.000001, 1000, "temperature of the softmax over similarities"),
+    DOUBLE("predict", tau, "0.1", 0.0001, 1000, "temperature of the softmax over similarities"),
     INT("predict", b, "200", 1, 10000, "keys retrieved for a text"),
     INT("predict", labels_max, "10", 0, 1000000, "most labels in a prediction; 0: no limit"),
     DOUBLE("predict", min_score, "0", 0, 1, "labels with a lower score are left out"),
