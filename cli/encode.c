@@ -21,10 +21,9 @@ static const struct config_flag flags[] = {
 static const struct config_command command = {
     .name = "encode",
     .usage = "--stdin [--json-lines] [-c FILE] [any option]",
-    .help =
-        "Prints {\"tokens\": [ids], \"embedding\": [floats], \"truncated\": bool} for each line of standard input;\n"
-        "tokens are what the encoder is fed, [CLS] and [SEP] included. A line that is no text gets\n"
-        "{\"error\": ...} in its place, and the exit status is 1 at the end.",
+    .help = "Prints {\"tokens\": [ids], \"embedding\": [floats], \"truncated\": bool} for each line of standard input; "
+            "tokens are what the encoder is fed, [CLS] and [SEP] included. A line that is no text gets "
+            "{\"error\": ...} in its place, and the exit status is 1 at the end.",
     .example = "printf 'a lightweight PDF viewer\\n' | engram encode --stdin",
     .flags = flags,
 };

@@ -6,9 +6,8 @@
 #include <string.h>
 
 #include "cli/internal.h"
-#include "record/record.h"
 
-enum { RING_LINES = 4096, RING_BYTES_MAX = 8 << 20 };
+enum { RING_LINES = 4096, RING_BYTES_MAX = 8 << 20, LINE_BYTES_MAX = 16 << 20 };
 
 struct input {
     pthread_t thread;
@@ -72,7 +71,7 @@ int input_open(struct input **out, struct error *e)
 {
     struct input *in = mem_zero(1, sizeof *in);
     *out = NULL;
-    if (lines_open(&in->lines, "-", RECORD_BYTES_MAX, e)) {
+    if (lines_open(&in->lines, "-", LINE_BYTES_MAX, e)) {
         free(in);
         return -1;
     }

@@ -175,7 +175,7 @@ static int short_read(struct arguments *a, struct cursor *c, struct error *e)
     }
 }
 
-static int positional_check(const struct arguments *a, const struct config_command *command, struct error *e)
+int arguments_check(const struct arguments *a, const struct config_command *command, struct error *e)
 {
     size_t count = a->positional_count;
     if (command->positional_max >= 0 && count > (size_t)command->positional_max) {
@@ -211,7 +211,7 @@ int arguments_read(struct arguments **out, const struct config_command *command,
             return -1;
         }
     }
-    return a->help ? 0 : positional_check(a, command, e);
+    return 0;
 }
 
 /* name=value with "consumer." or "producer." before it. */

@@ -218,7 +218,7 @@ int config_read(const struct config_command *command, int argc, char **argv, str
     if (arguments_help(*arguments)) {
         return help_write(command, e);
     }
-    if (sources_read(config, *arguments, e)) {
+    if (sources_read(config, *arguments, e) || arguments_check(*arguments, command, e)) {
         return -1;
     }
     log_setup((enum log_level)config->log_level, config->log_format == LOG_JSON);

@@ -61,7 +61,7 @@ struct config {
 struct config_flag {
     const char *name;  /* "label": --label */
     const char *value; /* the value's name in the help, e.g. "FILE"; NULL: a switch */
-    const char *help;
+    const char *help;  /* NULL: not in the help */
     bool repeated;
 };
 

@@ -92,6 +92,7 @@ int config_read_environment(struct config *config, struct error *e);
 int arguments_read(struct arguments **out, const struct config_command *command, int argc, char **argv,
                    struct error *e);
 int arguments_apply(const struct arguments *a, struct config *config, struct error *e);
+int arguments_check(const struct arguments *a, const struct config_command *command, struct error *e); /* how many */
 const char *arguments_file(const struct arguments *a); /* -c's, or NULL */
 bool arguments_help(const struct arguments *a);
 

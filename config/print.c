@@ -24,26 +24,23 @@ static const char *const section_titles[] = {
 /* ---- help
  * --------------------------------------------------------------------------------------------------------------- */
 
-/* Words from `column` on, wrapped behind HELP_WIDTH and indented to HELP_COLUMN. */
-static void wrap(struct buffer *out, const char *text, size_t column)
+/* Words from `column` on, wrapped before HELP_WIDTH and indented; a newline in the text starts a line. */
+static void wrap(struct buffer *out, const char *text, size_t column, size_t indent)
 {
+    bool first = true;
     while (*text) {
-        size_t word = strcspn(text, " ");
-        if (column + word > HELP_WIDTH && column > HELP_COLUMN) {
-            buffer_format(out, "\n%*s", HELP_COLUMN, "");
-            column = HELP_COLUMN;
+        size_t word = strcspn(text, " \n");
+        if (!first && (text[-1] == '\n' || column + 1 + word > HELP_WIDTH)) {
+            buffer_format(out, "\n%*s", (int)indent, "");
+            column = indent;
+        } else if (!first) {
+            buffer_byte(out, ' ');
+            column++;
         }
         buffer_append(out, text, word);
         column += word;
-        text += word;
-        if (*text == ' ') {
-            buffer_byte(out, ' ');
-            column++;
-            text++;
-        }
-    }
-    while (out->bytes && out->data[out->bytes - 1] == ' ') {
-        out->data[--out->bytes] = '\0';
+        text += word + (text[word] != '\0');
+        first = false;
     }
     buffer_byte(out, '\n');
 }
@@ -55,7 +52,7 @@ static void flag_line(struct buffer *out, const char *flag, const char *help)
     if (strlen(flag) > HELP_COLUMN - 3) {
         buffer_format(out, "\n%*s", HELP_COLUMN, "");
     }
-    wrap(out, help, HELP_COLUMN);
+    wrap(out, help, HELP_COLUMN, HELP_COLUMN);
 }
 
 static void own_flags(const struct config_command *command, struct buffer *out)
@@ -63,6 +60,9 @@ static void own_flags(const struct config_command *command, struct buffer *out)
     buffer_string(out, "\nFlags\n");
     for (const struct config_flag *f = command->flags; f && f->name; f++) {
         struct buffer flag = {0};
+        if (!f->help) {
+            continue;
+        }
         buffer_format(&flag, "--%s%s%s", f->name, f->value ? " " : "", f->value ? f->value : "");
         flag_line(out, flag.data, f->help);
         buffer_free(&flag);
@@ -95,7 +95,7 @@ static void option_lines(const char *section, struct buffer *out)
             }
         }
         buffer_string(&flag, value_word(o));
-        buffer_format(&help, "%s%s%s%s", o->help, *o->value ? " (" : "", o->value, *o->value ? ")" : "");
+        buffer_format(&help, "%s%s%s%s", o->help, *o->value ? " [" : "", o->value, *o->value ? "]" : "");
         flag_line(out, flag.data, help.data);
         buffer_free(&flag);
         buffer_free(&help);
@@ -105,7 +105,8 @@ static void option_lines(const char *section, struct buffer *out)
 void help_print(const struct config_command *command, struct buffer *out)
 {
     buffer_format(out, "Usage: engram %s%s%s\n\n", command->name, *command->usage ? " " : "", command->usage);
-    buffer_format(out, "%s\n\nExample\n", command->help);
+    wrap(out, command->help, 0, 0);
+    buffer_string(out, "\nExample\n");
     for (const char *line = command->example; *line;) {
         size_t bytes = strcspn(line, "\n");
         buffer_format(out, "  %.*s\n", (int)bytes, line);
@@ -113,7 +114,7 @@ void help_print(const struct config_command *command, struct buffer *out)
     }
     own_flags(command, out);
     buffer_string(
-        out, "\nOptions, with their defaults. Each is also a variable (--batch-tokens is ENGRAM_BATCH_TOKENS) and a\n"
+        out, "\nOptions [and their defaults]. Each is also a variable (--batch-tokens is ENGRAM_BATCH_TOKENS) and a\n"
              "line of the file (batch_tokens under [stage]); `engram config` shows what is in force.\n");
     for (size_t s = SCOPES; config_sections[s]; s++) {
         buffer_format(out, "\n[%s] %s\n", config_sections[s], section_titles[s]);
