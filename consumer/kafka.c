@@ -83,7 +83,7 @@ static void error_bridge(rd_kafka_t *rk, int err, const char *reason, void *opaq
 void kafka_client_trouble(struct kafka_client *c, int err, const char *text)
 {
     int before = atomic_exchange(&c->trouble, err);
-    if (before == err || (unreachable(before) && unreachable(err))) {
+    if (c->quiet || before == err || (unreachable(before) && unreachable(err))) {
         return;
     }
     if (unreachable(err)) {
@@ -97,7 +97,7 @@ void kafka_client_trouble(struct kafka_client *c, int err, const char *text)
 void kafka_client_works(struct kafka_client *c)
 {
     atomic_store(&c->reached, true);
-    if (atomic_load(&c->trouble) && atomic_exchange(&c->trouble, 0)) {
+    if (atomic_load(&c->trouble) && atomic_exchange(&c->trouble, 0) && !c->quiet) {
         log_info("%s: works again", c->what);
     }
 }

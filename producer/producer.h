@@ -97,19 +97,18 @@ struct sent {
 int sender_send(struct sender *s, const char *topic, int32_t partition, struct slice key, struct slice value,
                 int timeout_ms, struct sent *out, struct error *e);
 
-/* Bulk: queues one record (copied), waiting for room. A record that the broker refuses is handed to failed() with the
- * number given to sender_queue, later, from inside a sender call. -1: the broker does not answer for timeout_ms. */
+/* Bulk: queues one record (copied), waiting for room. One that the broker refuses is handed to failed() with the number
+ * given here, later, from inside a sender call. -1: not a record's own fault (E_TOPIC, E_BROKER: nothing was
+ * acknowledged for timeout_ms), give up. */
 struct sender_failure {
     void (*failed)(void *context, uint64_t number, const struct error *e);
     void *context;
 };
 void sender_on_failure(struct sender *s, const struct sender_failure *failure);
 int sender_queue(struct sender *s, const char *topic, struct slice key, struct slice value, uint64_t number,
-                 struct error *e);
-/* Waits until all that was queued is acknowledged or refused, progress (may be NULL) now and then told how many are
- * left. -1: nothing was acknowledged for timeout_ms (E_BROKER). */
-int sender_flush(struct sender *s, int timeout_ms, void (*progress)(void *context, uint64_t left), void *context,
-                 struct error *e);
+                 int timeout_ms, struct error *e);
+/* Waits for the broker's word on all that was queued, 100 ms at the most. 1: all is said; 0: not yet; -1: as above. */
+int sender_flush(struct sender *s, int timeout_ms, struct error *e);
 uint64_t sender_acknowledged(const struct sender *s);
 
 #endif
