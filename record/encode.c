@@ -140,10 +140,11 @@ static void pack_number(msgpack_packer *packer, const struct json *value)
     int64_t integer;
     double real;
     errno = 0;
-    unsigned long long natural = strtoull(value->text.data, NULL, 10);
+    unsigned long long natural = strtoull(value->text.data, NULL, 10); /* turns a sign around: only for what has none */
+    bool is_natural = errno == 0 && !strpbrk(value->text.data, "-.eE");
     if (json_int(value, &integer)) {
         msgpack_pack_int64(packer, integer);
-    } else if (errno == 0 && value->text.data[0] != '-' && !strpbrk(value->text.data, ".eE")) {
+    } else if (is_natural) {
         msgpack_pack_uint64(packer, natural);
     } else if (json_double(value, &real)) {
         msgpack_pack_double(packer, real);
