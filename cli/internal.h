@@ -125,4 +125,30 @@ int input_open(struct input **out, struct error *e);
 int input_take(struct input *in, struct input_line *lines, size_t max, struct error *e);
 void input_close(struct input *in);
 
+/* Single records to their topics: what teach, define, forget and replay share. */
+enum {
+    CLI_CONNECT_MS = 10000, /* for a broker to answer at all */
+    CLI_TOPICS_MS = 30000,  /* for new topics to have leaders */
+    CLI_ANSWER_MS = 30000,  /* for the broker's word on a record */
+};
+
+struct sender;
+
+struct cli_record {
+    const char *command; /* for messages */
+    const char *topic;
+    struct slice key, value; /* value.data NULL: a tombstone */
+    bool is_instance;        /* the memory may know its partition */
+    int32_t partition;       /* what --partition says; -1: nothing */
+    const char *done;        /* "taught pkg-1": how the line on standard output begins */
+};
+
+/* Connects, sends it and prints one line with topic, partition and offset; returns the exit status. */
+int cli_send(const struct config *config, const struct cli_record *r);
+/* How many partitions the topic has, after creating what is missing where create_topics allows it. */
+int cli_topics_ensure(struct sender *s, const struct config *config, const char *topic, int32_t *partitions,
+                      struct error *e);
+/* --partition N into *partition, -1 without one. False: a usage error, *status says. */
+bool cli_partition(const char *command, const struct arguments *a, int32_t *partition, int *status);
+
 #endif
