@@ -17,19 +17,21 @@
 struct memory;
 
 enum memory_mode {
-    MEMORY_READ,   /* an existing memory, read-only, beside a running writer */
-    MEMORY_WRITE,  /* an existing or a new one, as the only writer */
+    MEMORY_READ,  /* an existing memory, read-only, beside a running writer */
+    MEMORY_WRITE, /* an existing or a new one, as the only writer */
 };
 
 struct memory_options {
     const char *path; /* the folder */
     uint64_t map_size;
-    enum key_dtype dtype;    /* of a new memory; an existing one keeps its own, a difference is E_FINGERPRINT in MEMORY_WRITE */
-    size_t dim;              /* 0: take what is there (a reader without an encoder) */
+    enum key_dtype
+        dtype;  /* of a new memory; an existing one keeps its own, a difference is E_FINGERPRINT in MEMORY_WRITE */
+    size_t dim; /* 0: take what is there (a reader without an encoder) */
     const char *fingerprint; /* the encoder's, 32 hex digits; NULL: do not check (a reader without an encoder) */
     const char *model_name;  /* for messages */
     bool store_text;         /* applies to what is folded from now on */
     uint64_t keys_max;       /* rows of both kinds together; 0: no limit */
+    uint32_t block_rows;     /* of a new memory: 64, 128, 192 or 256; 0: 128 (see docs/MEMORY.md for why) */
 };
 
 /* Errors: FATAL E_LOCKED (another writer, with its pid), E_FINGERPRINT, E_CORRUPT, E_FORMAT, E_IO, E_NOT_FOUND. */
@@ -38,14 +40,19 @@ void memory_close(struct memory *m);
 
 /* ---- reading ---------------------------------------------------------------------------------------------------- */
 
-/* One version of the memory, for one batch. Slices that come from a snapshot point into the map and end with it. */
+/* One version of the memory, for one batch. Slices that come from a snapshot point into the map and end with it.
+ * Several may live at once, in one thread or many; one may be read by several threads at once. */
 struct snapshot;
 
 int memory_snapshot(struct memory *m, struct snapshot **out, struct error *e);
-void snapshot_release(struct snapshot *s);
+/* The same without keys: snapshot_keys is NULL, and opening a large memory just to look something up reads no vectors.
+ */
+int memory_look(struct memory *m, struct snapshot **out, struct error *e);
+void snapshot_release(struct snapshot *s); /* NULL is fine */
 
 const struct keys_view *snapshot_keys(const struct snapshot *s);
-uint64_t snapshot_version(const struct snapshot *s); /* memory_version: sum over partitions of next offsets */
+uint64_t snapshot_version(const struct snapshot *s);     /* memory_version: sum over partitions of next offsets */
+uint32_t snapshot_label_bound(const struct snapshot *s); /* every label id is below this: the size of an array by id */
 
 /* Label ids of an instance's slot (ascending), of a label's slot: its own. 0 or -1 (E_CORRUPT). */
 int snapshot_values(const struct snapshot *s, uint64_t slot, const uint32_t **labels, size_t *count, struct error *e);
@@ -77,7 +84,12 @@ int snapshot_label_named(const struct snapshot *s, struct slice name, struct mem
 int snapshot_instance(const struct snapshot *s, struct slice id, struct memory_instance *out, struct error *e);
 int snapshot_instance_at(const struct snapshot *s, uint64_t slot, struct memory_instance *out, struct error *e);
 
-/* Every label in the order of its name, every instance in the order of its id; each() returns 0 to go on. */
+/* 1 and *next: the memory has an offset for this partition; 0: it has none; -1 error. */
+int snapshot_offset(const struct snapshot *s, struct slice cluster, struct slice topic, int32_t partition,
+                    int64_t *next, struct error *e);
+
+/* Every label in the order of its name, every instance in the order of its id; each() returns 0 to go on, else the walk
+ * ends there and returns 0. */
 int snapshot_each_label(const struct snapshot *s, int (*each)(const struct memory_label *l, void *context),
                         void *context, struct error *e);
 int snapshot_each_instance(const struct snapshot *s, int (*each)(const struct memory_instance *i, void *context),
@@ -97,8 +109,9 @@ struct memory_stats {
     struct digest digest;
     uint64_t bytes; /* of data.mdb that are in use */
     char fingerprint[33];
+    char *model_name; /* of the encoder that made it; owned */
     uint64_t local_changes;
-    int64_t caught_up_ms; /* wall time last caught up; 0: never */
+    int64_t caught_up_ms;          /* wall time last caught up; 0: never */
     struct memory_offset *offsets; /* owned; memory_stats_free */
     size_t offsets_count;
 };
@@ -106,15 +119,16 @@ struct memory_stats {
 int snapshot_stats(const struct snapshot *s, struct memory_stats *out, struct error *e);
 void memory_stats_free(struct memory_stats *stats);
 
-/* Everything checked: every checksum, block, slot, label count, and the digest computed anew from ids, labels and texts where they
- * are stored. *problems counts what does not hold; each is handed to report(). 0 also with problems. */
+/* Everything checked: every checksum, block, slot, label count, and the digest computed anew from ids, labels and texts
+ * where they are stored. *problems counts what does not hold; each is handed to report(). 0 also with problems. */
 int memory_verify(struct memory *m, void (*report)(const char *line, void *context), void *context, uint64_t *problems,
                   struct error *e);
 
 /* ---- writing ---------------------------------------------------------------------------------------------------- */
 
-/* One LMDB write transaction. What fold, define and forget did is seen by nobody until the commit. After E_MAP_FULL or E_DISK_FULL
- * (class RETRY), abort it: nothing of it stays. E_KEYS_MAX (class RETRY) refuses one fold and leaves the transaction whole. */
+/* One LMDB write transaction. What fold, define and forget did is seen by nobody until the commit. After E_MAP_FULL or
+ * E_DISK_FULL (class RETRY), abort it: nothing of it stays. E_KEYS_MAX (class RETRY) refuses one fold and leaves the
+ * transaction whole. */
 struct transaction;
 
 int memory_begin(struct memory *m, struct transaction **out, struct error *e);
@@ -140,8 +154,11 @@ int transaction_forget(struct transaction *t, struct slice id, bool *found, stru
 int transaction_undefine(struct transaction *t, struct slice label, bool *found, struct error *e);
 
 /* The next offset of a partition; what the memory's version sums. */
-int transaction_offset(struct transaction *t, struct slice cluster, struct slice topic, int32_t partition,
-                       int64_t next, struct error *e);
+int transaction_offset(struct transaction *t, struct slice cluster, struct slice topic, int32_t partition, int64_t next,
+                       struct error *e);
+/* Forgets that offset; found (may be NULL): whether there was one. For a partition that is read no longer. */
+int transaction_offset_forget(struct transaction *t, struct slice cluster, struct slice topic, int32_t partition,
+                              bool *found, struct error *e);
 int transaction_local_change(struct transaction *t, struct error *e); /* counts one change made by hand */
 int transaction_caught_up(struct transaction *t, int64_t wall_ms, struct error *e);
 

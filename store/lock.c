@@ -1,0 +1,174 @@
+/* Who may open a memory: once a process, one writer, and readers only in the writer's PID namespace.
+ * The writer holds flock(2) on writer.lock and writes its pid and PID namespace into it. What surprises: a reader finds
+ * out whether a writer lives by taking the lock for an instant, so a writer tries for a while before it gives up. */
+#define _GNU_SOURCE /* flock */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "store/internal.h"
+
+enum { LOCK_TRIES = 30, LOCK_WAIT_MS = 10 };
+
+/* ---- the registry ----------------------------------------------------------------------------------------------- */
+
+struct registered {
+    struct registered *next;
+    uint64_t device, inode;
+    pid_t pid; /* a child of fork inherits the list, but not the right to use what stands in it */
+};
+
+static pthread_mutex_t registry_lock = PTHREAD_MUTEX_INITIALIZER;
+static struct registered *registry; /* covered by registry_lock */
+
+int registry_enter(struct memory *m, struct error *e)
+{
+    struct stat folder;
+    if (stat(m->path, &folder)) {
+        return error_set(e, ERROR_FATAL, E_IO, "%s: %s", m->path, strerror(errno));
+    }
+    pthread_mutex_lock(&registry_lock);
+    bool open = false;
+    for (struct registered *r = registry; r; r = r->next) {
+        open = open || (r->device == folder.st_dev && r->inode == folder.st_ino && r->pid == getpid());
+    }
+    if (!open) {
+        struct registered *r = mem_alloc(sizeof *r);
+        *r = (struct registered){registry, folder.st_dev, folder.st_ino, getpid()};
+        registry = r;
+        m->registered = true;
+        m->registered_device = folder.st_dev;
+        m->registered_inode = folder.st_ino;
+    }
+    pthread_mutex_unlock(&registry_lock);
+    return open ? error_set(e, ERROR_FATAL, E_LOCKED, "%s: this process has opened the memory already", m->path) : 0;
+}
+
+void registry_leave(struct memory *m)
+{
+    if (!m->registered) {
+        return;
+    }
+    pthread_mutex_lock(&registry_lock);
+    for (struct registered **r = &registry; *r; r = &(*r)->next) {
+        if ((*r)->device == m->registered_device && (*r)->inode == m->registered_inode && (*r)->pid == getpid()) {
+            struct registered *gone = *r;
+            *r = gone->next;
+            free(gone);
+            break;
+        }
+    }
+    pthread_mutex_unlock(&registry_lock);
+    m->registered = false;
+}
+
+/* ---- writer.lock ------------------------------------------------------------------------------------------------ */
+
+static unsigned long long own_namespace(void) /* 0: unknown */
+{
+    struct stat s;
+    return stat("/proc/self/ns/pid", &s) == 0 ? (unsigned long long)s.st_ino : 0;
+}
+
+static bool holder_read(int fd, long *pid, unsigned long long *namespace)
+{
+    char text[128];
+    ssize_t n = pread(fd, text, sizeof text - 1, 0);
+    if (n <= 0) {
+        return false;
+    }
+    text[n] = '\0';
+    return sscanf(text, "pid %ld pid_namespace %llu", pid, namespace) == 2;
+}
+
+static int lock_open(const struct memory *m, int flags)
+{
+    char *path = mem_alloc(strlen(m->path) + sizeof "/writer.lock");
+    sprintf(path, "%s/writer.lock", m->path);
+    int fd = open(path, flags | O_CLOEXEC, 0664);
+    free(path);
+    return fd;
+}
+
+static int locked_by_another(const struct memory *m, int fd, struct error *e)
+{
+    char holder[64] = "another process";
+    long pid;
+    unsigned long long namespace;
+    if (holder_read(fd, &pid, &namespace)) {
+        snprintf(holder, sizeof holder, "process %ld%s", pid,
+                 namespace == own_namespace() ? "" : " of another container");
+    }
+    return error_set(e, ERROR_FATAL, E_LOCKED,
+                     "%s: the memory is being written by %s: stop it first, or name another folder with the option "
+                     "memory",
+                     m->path, holder);
+}
+
+int writer_lock_take(struct memory *m, struct error *e)
+{
+    int result = -1;
+    int fd = lock_open(m, O_RDWR | O_CREAT);
+    if (fd < 0) {
+        return error_set(e, ERROR_FATAL, E_IO, "%s/writer.lock: %s", m->path, strerror(errno));
+    }
+    int tries = 0;
+    while (flock(fd, LOCK_EX | LOCK_NB)) {
+        if (errno != EWOULDBLOCK && errno != EINTR) {
+            error_set(e, ERROR_FATAL, E_IO, "%s/writer.lock: %s", m->path, strerror(errno));
+            goto done;
+        }
+        if (++tries == LOCK_TRIES) {
+            locked_by_another(m, fd, e);
+            goto done;
+        }
+        clock_sleep_ms(LOCK_WAIT_MS);
+    }
+    char text[128];
+    int n = snprintf(text, sizeof text, "pid %ld pid_namespace %llu\n", (long)getpid(), own_namespace());
+    if (pwrite(fd, text, (size_t)n, 0) != n || ftruncate(fd, n)) {
+        error_set(e, ERROR_FATAL, E_IO, "%s/writer.lock: %s", m->path, strerror(errno));
+        goto done;
+    }
+    m->lock_fd = fd;
+    fd = -1;
+    result = 0;
+done:
+    if (fd >= 0) {
+        close(fd);
+    }
+    return result;
+}
+
+void writer_lock_drop(struct memory *m)
+{
+    if (m->lock_fd >= 0) {
+        close(m->lock_fd);
+        m->lock_fd = -1;
+    }
+}
+
+int writer_lock_namespace(struct memory *m, struct error *e)
+{
+    int result = 0;
+    int fd = lock_open(m, O_RDONLY);
+    if (fd < 0) {
+        return 0; /* never written by us, or not ours to read: LMDB's own checks are left */
+    }
+    long pid;
+    unsigned long long theirs = 0, ours = own_namespace();
+    if (ours && flock(fd, LOCK_SH | LOCK_NB) && errno == EWOULDBLOCK && holder_read(fd, &pid, &theirs) && theirs &&
+        theirs != ours) {
+        result = error_set(e, ERROR_FATAL, E_LOCKED,
+                           "%s: the memory is being written in another PID namespace, where its readers must be too: "
+                           "run this command in the stage's own container (docker exec), or copy the memory",
+                           m->path);
+    }
+    close(fd); /* drops the shared lock too */
+    return result;
+}
