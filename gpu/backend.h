@@ -29,8 +29,8 @@ struct keys_block {
     uint32_t kind; /* KEY_INSTANCE or KEY_LABEL */
 };
 
-/* All blocks of one snapshot of the memory (rows of the tail included, as blocks of their own). Owned by the snapshot and valid
- * until it is released. */
+/* All blocks of one snapshot of the memory (rows of the tail included, as blocks of their own). Owned by the snapshot
+ * and valid until it is released. */
 struct keys_view {
     const struct keys_block *blocks;
     size_t count;
@@ -63,19 +63,18 @@ struct backend;
 struct stream;
 struct weight; /* a packed [out, in] matrix with its bias, in the layout that the backend's matmul likes best */
 
-/* The operations. Tensors are row-major f32 in the device's memory; `tokens` counts the rows of a batch without padding;
- * starts is [sequences + 1] (host memory), starts[0] = 0: sequence s owns rows starts[s] .. starts[s + 1] - 1, at least
- * one. Pointers are the device's unless said otherwise.
- * An operation on a stream returns nothing: one that fails is remembered by its stream, those behind it do nothing, and
- * `wait` tells. */
+/* The operations. Tensors are row-major f32 in the device's memory; `tokens` counts the rows of a batch without
+ * padding; starts is [sequences + 1] (host memory), starts[0] = 0: sequence s owns rows starts[s] .. starts[s + 1] - 1,
+ * at least one. Pointers are the device's unless said otherwise. An operation on a stream returns nothing: one that
+ * fails is remembered by its stream, those behind it do nothing, and `wait` tells. */
 struct backend_operations {
     const char *name;    /* "cpu" */
     const char *library; /* "oneDNN 2.6.3" */
 
     void (*close)(struct backend *b);
     size_t (*streams)(const struct backend *b);
-    /* Runs work(stream i, i, context) on all streams at once and returns when all have; -1 with the first stream's error.
-     * Any thread may call; calls go one after another. Never from inside `work`. */
+    /* Runs work(stream i, i, context) on all streams at once and returns when all have; -1 with the first stream's
+     * error. Any thread may call; calls go one after another. Never from inside `work`. */
     int (*parallel)(struct backend *b, int (*work)(struct stream *s, size_t i, void *context, struct error *e),
                     void *context, struct error *e);
     /* Returns when all calls on the stream are done: 0, or -1 with the first one's error (then forgotten). */
@@ -121,16 +120,17 @@ struct backend_operations {
 
     /* Keys: an opaque set. keys_sync takes a snapshot's view (a CPU only points at it; a device copies blocks whose
      * version changed); keys_scan then searches it: for each query [n, dim] (host memory, f32) the b candidates of
-     * largest q.k among the kinds in the mask, sorted by falling score, exact ties (also at the b-th place) by the smaller
-     * `tie`. A score that is not a number is no hit. hits is [n, b], counts [n] (fewer than b only where there are fewer
-     * candidates). */
+     * largest q.k among the kinds in the mask, sorted by falling score, exact ties (also at the b-th place) by the
+     * smaller `tie`. A score that is not a number is no hit. hits is [n, b], counts [n] (fewer than b only where there
+     * are fewer candidates). */
     struct keys *(*keys_open)(struct backend *b, size_t dim, enum key_dtype dtype);
     void (*keys_close)(struct keys *k);
     int (*keys_sync)(struct keys *k, const struct keys_view *view, struct error *e);
     int (*keys_scan)(struct keys *k, const float *queries, size_t n, size_t b, enum key_kind kinds,
                      struct keys_hit *hits, uint32_t *counts, struct error *e);
 
-    /* Tokens that one pass on one stream takes best (whole sequences; more only pushes its tensors out of the cache). */
+    /* Tokens that one pass on one stream takes best (whole sequences; more only pushes its tensors out of the cache).
+     */
     size_t (*tile_tokens)(const struct backend *b);
     /* Tokens of a batch over all streams from which more no longer helps (the smallest that keeps 95 % of the best
      * tokens/s, by measurement). */

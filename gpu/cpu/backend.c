@@ -1,5 +1,5 @@
-/* The CPU's table of operations: matmuls by oneDNN, everything else by the loops of our own, on worker threads that each
- * take whole sequences through all operations. Device memory is the process's own. */
+/* The CPU's table of operations: matmuls by oneDNN, everything else by the loops of our own, on worker threads that
+ * each take whole sequences through all operations. Device memory is the process's own. */
 #include <oneapi/dnnl/dnnl_version.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,26 +12,31 @@
 #define TILE_TOKENS 256
 #define BATCH_TILES 2 /* tiles a stream in a batch */
 
-static struct cpu *cpu_of(struct backend *b) {
+static struct cpu *cpu_of(struct backend *b)
+{
     return (struct cpu *)b;
 }
 
-static void cpu_close(struct backend *b) {
+static void cpu_close(struct backend *b)
+{
     struct cpu *c = cpu_of(b);
     workers_stop(c);
     onednn_close(c->onednn);
     free(c);
 }
 
-static size_t cpu_streams(const struct backend *b) {
+static size_t cpu_streams(const struct backend *b)
+{
     return ((const struct cpu *)b)->count;
 }
 
-static int cpu_parallel(struct backend *b, work_function *work, void *context, struct error *e) {
+static int cpu_parallel(struct backend *b, work_function *work, void *context, struct error *e)
+{
     return workers_run(cpu_of(b), work, context, e);
 }
 
-static int cpu_wait(struct stream *s, struct error *e) {
+static int cpu_wait(struct stream *s, struct error *e)
+{
     struct error failed = s->error;
     s->error = (struct error){0};
     return failed.class == ERROR_NONE ? 0 : error_set(e, failed.class, failed.code, "%s", failed.text);
@@ -39,43 +44,51 @@ static int cpu_wait(struct stream *s, struct error *e) {
 
 /* ---- memory ------------------------------------------------------------------------------------------------------ */
 
-static float *cpu_alloc(struct backend *b, size_t floats) {
+static float *cpu_alloc(struct backend *b, size_t floats)
+{
     (void)b;
     float *tensor = mem_aligned(64, floats * sizeof *tensor);
     memset(tensor, 0, floats * sizeof *tensor);
     return tensor;
 }
 
-static void cpu_release(struct backend *b, float *tensor) {
+static void cpu_release(struct backend *b, float *tensor)
+{
     (void)b;
     free(tensor);
 }
 
-static float *cpu_arena(struct stream *s, size_t floats) {
+static float *cpu_arena(struct stream *s, size_t floats)
+{
     return memory_grow(&s->arena, &s->arena_floats, floats);
 }
 
-static void cpu_upload(struct backend *b, float *to, const float *from_host, size_t floats) {
+static void cpu_upload(struct backend *b, float *to, const float *from_host, size_t floats)
+{
     (void)b;
     memcpy(to, from_host, floats * sizeof *to);
 }
 
-static void cpu_download(struct stream *s, float *to_host, const float *from, size_t floats) {
+static void cpu_download(struct stream *s, float *to_host, const float *from, size_t floats)
+{
     (void)s;
     memcpy(to_host, from, floats * sizeof *to_host);
 }
 
 static int cpu_weight_pack(struct backend *b, const float *weight, const float *bias, size_t in, size_t out,
-                           struct weight **packed, struct error *e) {
+                           struct weight **packed, struct error *e)
+{
     return onednn_weight_open(packed, cpu_of(b)->onednn, weight, bias, in, out, e);
 }
 
 static int cpu_weight_repack(struct backend *b, struct weight *packed, const float *weight, const float *bias,
-                             struct error *e) {
+                             struct error *e)
+{
     return onednn_weight_fill(packed, cpu_of(b)->onednn, weight, bias, e);
 }
 
-static void cpu_weight_release(struct backend *b, struct weight *packed) {
+static void cpu_weight_release(struct backend *b, struct weight *packed)
+{
     (void)b;
     onednn_weight_close(packed);
 }
@@ -84,7 +97,8 @@ static void cpu_weight_release(struct backend *b, struct weight *packed) {
 
 static void cpu_embed(struct stream *s, float *out, const int32_t *ids, const uint32_t *starts, size_t sequences,
                       const float *word, const float *position, const float *type, const float *gamma,
-                      const float *beta, float epsilon, size_t dim) {
+                      const float *beta, float epsilon, size_t dim)
+{
     const struct kernels *k = s->cpu->kernels;
     for (size_t i = 0; i < sequences; i++) {
         for (size_t row = starts[i]; row < starts[i + 1]; row++) {
@@ -95,7 +109,8 @@ static void cpu_embed(struct stream *s, float *out, const int32_t *ids, const ui
 }
 
 static void cpu_linear(struct stream *s, float *out, const float *in, const struct weight *w, enum epilogue epilogue,
-                       const float *residual, size_t tokens) {
+                       const float *residual, size_t tokens)
+{
     if (s->error.class != ERROR_NONE) {
         return;
     }
@@ -106,12 +121,14 @@ static void cpu_linear(struct stream *s, float *out, const float *in, const stru
 }
 
 static void cpu_layer_norm(struct stream *s, float *out, const float *x, const float *gamma, const float *beta,
-                           float epsilon, size_t tokens, size_t dim) {
+                           float epsilon, size_t tokens, size_t dim)
+{
     s->cpu->kernels->layer_norm(out, x, gamma, beta, epsilon, tokens, dim);
 }
 
 static void cpu_attention(struct stream *s, float *out, const float *qkv, const uint32_t *starts, size_t sequences,
-                          size_t heads, size_t dim) {
+                          size_t heads, size_t dim)
+{
     const struct kernels *k = s->cpu->kernels;
     for (size_t i = 0; i < sequences; i++) {
         size_t first = starts[i], rows = starts[i + 1] - first;
@@ -121,7 +138,8 @@ static void cpu_attention(struct stream *s, float *out, const float *qkv, const 
 }
 
 static void cpu_pool(struct stream *s, float *out, const float *x, const uint32_t *starts, size_t sequences, size_t dim,
-                     enum pooling pooling) {
+                     enum pooling pooling)
+{
     const struct kernels *k = s->cpu->kernels;
     for (size_t i = 0; i < sequences; i++) {
         size_t rows = pooling == POOLING_CLS ? 1 : starts[i + 1] - starts[i];
@@ -130,12 +148,14 @@ static void cpu_pool(struct stream *s, float *out, const float *x, const uint32_
     }
 }
 
-static size_t cpu_tile_tokens(const struct backend *b) {
+static size_t cpu_tile_tokens(const struct backend *b)
+{
     (void)b;
     return TILE_TOKENS;
 }
 
-static size_t cpu_batch_tokens(const struct backend *b) {
+static size_t cpu_batch_tokens(const struct backend *b)
+{
     return cpu_streams(b) * BATCH_TILES * TILE_TOKENS;
 }
 
@@ -170,7 +190,8 @@ static const struct backend_operations operations = {
     .batch_tokens = cpu_batch_tokens,
 };
 
-int backend_cpu_open(struct backend **out, size_t threads, struct error *e) {
+int backend_cpu_open(struct backend **out, size_t threads, struct error *e)
+{
     int result = -1;
     struct cpu *c = mem_zero(1, sizeof *c);
     c->backend.ops = &operations;

@@ -1,5 +1,6 @@
-/* What the files of gpu/cpu/ share: the worker threads (workers.c), all calls of oneDNN (onednn.c), the loops of our own
- * (kernels.inc, compiled for several instruction sets), the search (keys.c) and the table of operations (backend.c). */
+/* What the files of gpu/cpu/ share: the worker threads (workers.c), all calls of oneDNN (onednn.c), the loops of our
+ * own (kernels.inc, compiled for several instruction sets), the search (keys.c) and the table of operations
+ * (backend.c). */
 #ifndef ENGRAM_GPU_CPU_INTERNAL_H
 #define ENGRAM_GPU_CPU_INTERNAL_H
 
@@ -58,7 +59,7 @@ struct stream {
     size_t arena_floats;
     float *scratch; /* of one operation */
     size_t scratch_floats;
-    struct error error; /* of the first operation that failed since the last wait; class ERROR_NONE: none */
+    struct error error;  /* of the first operation that failed since the last wait; class ERROR_NONE: none */
     struct error result; /* of the work of the current parallel(), read by its caller when all are done */
 };
 

@@ -1,7 +1,8 @@
 /* Which of the compiled instruction sets the CPU at hand takes, and the sizes that all of them share. */
 #include "gpu/cpu/internal.h"
 
-const struct kernels *kernels_best(void) {
+const struct kernels *kernels_best(void)
+{
 #if defined(__x86_64__)
     if (__builtin_cpu_supports("x86-64-v4")) {
         return &kernels_avx512;
@@ -14,6 +15,7 @@ const struct kernels *kernels_best(void) {
 }
 
 /* Panels of queries (then of the output), of sums and of scores: see attention_panel. */
-size_t attention_scratch(const struct kernels *k, size_t rows, size_t head_dim) {
+size_t attention_scratch(const struct kernels *k, size_t rows, size_t head_dim)
+{
     return (head_dim + 1 + rows) * k->panel;
 }

@@ -1,10 +1,10 @@
-/* The search: for each query the b keys of largest q.k. The workers take blocks off a counter; each multiplies a tile of
- * keys (widened to f32, small enough for the cache) with the queries, which lie in panels across the lanes of a vector,
- * and keeps a heap of at most b hits a query with the worst on top: its score is the query's threshold, so most scores
- * cost one comparison. Then the workers merge their heaps, each for a share of the queries.
+/* The search: for each query the b keys of largest q.k. The workers take blocks off a counter; each multiplies a tile
+ * of keys (widened to f32, small enough for the cache) with the queries, which lie in panels across the lanes of a
+ * vector, and keeps a heap of at most b hits a query with the worst on top: its score is the query's threshold, so most
+ * scores cost one comparison. Then the workers merge their heaps, each for a share of the queries.
  *
- * What surprises: ties must come out the same whatever the blocks' order, so a score equal to the threshold is looked at
- * too, and the order of two hits is total: score, then tie, then slot. */
+ * What surprises: ties must come out the same whatever the blocks' order, so a score equal to the threshold is looked
+ * at too, and the order of two hits is total: score, then tie, then slot. */
 #include <math.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -54,7 +54,8 @@ struct scan {
 
 /* ---- hits -------------------------------------------------------------------------------------------------------- */
 
-static bool hit_better(const struct keys *k, const struct hit *a, const struct hit *b) {
+static bool hit_better(const struct keys *k, const struct hit *a, const struct hit *b)
+{
     if (a->score != b->score) {
         return a->score > b->score;
     }
@@ -66,7 +67,8 @@ static bool hit_better(const struct keys *k, const struct hit *a, const struct h
 }
 
 /* Puts h in place of the top of a heap of `count` hits. */
-static void heap_sink(const struct keys *k, struct hit *heap, size_t count, struct hit h) {
+static void heap_sink(const struct keys *k, struct hit *heap, size_t count, struct hit h)
+{
     size_t i = 0;
     for (;;) {
         size_t child = 2 * i + 1;
@@ -86,7 +88,8 @@ static void heap_sink(const struct keys *k, struct hit *heap, size_t count, stru
 }
 
 /* Keeps h if it is among the best b. */
-static void heap_offer(const struct keys *k, struct hit *heap, uint32_t *count, size_t b, struct hit h) {
+static void heap_offer(const struct keys *k, struct hit *heap, uint32_t *count, size_t b, struct hit h)
+{
     if (*count == b) {
         if (hit_better(k, &h, &heap[0])) {
             heap_sink(k, heap, b, h);
@@ -105,7 +108,8 @@ static void heap_offer(const struct keys *k, struct hit *heap, uint32_t *count, 
 
 /* Offers the scores [rows, columns] of keys block/first.. to the queries first_query... */
 static void scores_offer(const struct scan *scan, struct found *f, uint32_t block, size_t first, size_t rows,
-                         size_t first_query, size_t columns) {
+                         size_t first_query, size_t columns)
+{
     const struct keys *k = scan->keys;
     const uint8_t *candidate = k->view.blocks[block].candidate + first;
     float *thresholds = f->thresholds + first_query;
@@ -129,7 +133,8 @@ static void scores_offer(const struct scan *scan, struct found *f, uint32_t bloc
     }
 }
 
-static void block_scan(const struct scan *scan, struct found *f, uint32_t index) {
+static void block_scan(const struct scan *scan, struct found *f, uint32_t index)
+{
     const struct keys *k = scan->keys;
     const struct kernels *kernels = k->cpu->kernels;
     const struct keys_block *block = &k->view.blocks[index];
@@ -148,7 +153,8 @@ static void block_scan(const struct scan *scan, struct found *f, uint32_t index)
     }
 }
 
-static int scan_work(struct stream *s, size_t i, void *context, struct error *e) {
+static int scan_work(struct stream *s, size_t i, void *context, struct error *e)
+{
     (void)s, (void)e;
     struct scan *scan = context;
     const struct keys_view *view = &scan->keys->view;
@@ -164,7 +170,8 @@ static int scan_work(struct stream *s, size_t i, void *context, struct error *e)
 }
 
 /* Merges all workers' heaps of this worker's share of the queries into the first's, and takes them out in order. */
-static int merge_work(struct stream *s, size_t i, void *context, struct error *e) {
+static int merge_work(struct stream *s, size_t i, void *context, struct error *e)
+{
     (void)e;
     struct scan *scan = context;
     const struct keys *k = scan->keys;
@@ -181,8 +188,8 @@ static int merge_work(struct stream *s, size_t i, void *context, struct error *e
         for (; count > 0; count--) {
             struct hit worst = heap[0];
             const struct keys_block *block = &k->view.blocks[worst.block];
-            scan->hits[q * scan->hits_stride + count - 1] = (struct keys_hit){
-                worst.score, block->kind, block->first_slot + worst.row, block->ties[worst.row]};
+            scan->hits[q * scan->hits_stride + count - 1] =
+                (struct keys_hit){worst.score, block->kind, block->first_slot + worst.row, block->ties[worst.row]};
             heap_sink(k, heap, count - 1, heap[count - 1]);
         }
     }
@@ -191,7 +198,8 @@ static int merge_work(struct stream *s, size_t i, void *context, struct error *e
 
 /* ---- the caller's side ------------------------------------------------------------------------------------------- */
 
-struct keys *cpu_keys_open(struct backend *b, size_t dim, enum key_dtype dtype) {
+struct keys *cpu_keys_open(struct backend *b, size_t dim, enum key_dtype dtype)
+{
     struct keys *k = mem_zero(1, sizeof *k);
     k->cpu = (struct cpu *)b;
     k->dim = dim;
@@ -199,20 +207,24 @@ struct keys *cpu_keys_open(struct backend *b, size_t dim, enum key_dtype dtype) 
     return k;
 }
 
-void cpu_keys_close(struct keys *k) {
+void cpu_keys_close(struct keys *k)
+{
     free(k);
 }
 
-int cpu_keys_sync(struct keys *k, const struct keys_view *view, struct error *e) {
+int cpu_keys_sync(struct keys *k, const struct keys_view *view, struct error *e)
+{
     if (view->dim != k->dim || view->dtype != k->dtype) {
-        return error_set(e, ERROR_FATAL, E_INTERNAL, "keys of %zu dimensions (dtype %d) where %zu (dtype %d) are expected",
-                         view->dim, (int)view->dtype, k->dim, (int)k->dtype);
+        return error_set(e, ERROR_FATAL, E_INTERNAL,
+                         "keys of %zu dimensions (dtype %d) where %zu (dtype %d) are expected", view->dim,
+                         (int)view->dtype, k->dim, (int)k->dtype);
     }
     k->view = *view;
     return 0;
 }
 
-static size_t keys_count(const struct keys *k, enum key_kind kinds) {
+static size_t keys_count(const struct keys *k, enum key_kind kinds)
+{
     size_t rows = 0;
     for (size_t i = 0; i < k->view.count; i++) {
         rows += k->view.blocks[i].kind & kinds ? k->view.blocks[i].rows : 0;
@@ -221,7 +233,8 @@ static size_t keys_count(const struct keys *k, enum key_kind kinds) {
 }
 
 /* queries [n, dim] across the lanes: panels of [dim, panel], the last one of [dim, half] where that is enough. */
-static void panels_pack(float *panels, const float *queries, size_t n, size_t dim, const struct kernels *k) {
+static void panels_pack(float *panels, const float *queries, size_t n, size_t dim, const struct kernels *k)
+{
     for (size_t first = 0; first < n; first += k->panel) {
         size_t columns = n - first <= k->half ? k->half : k->panel;
         float *panel = panels + first * dim;
@@ -233,7 +246,8 @@ static void panels_pack(float *panels, const float *queries, size_t n, size_t di
     }
 }
 
-static void found_open(struct found *f, const struct scan *scan, size_t queries, size_t columns) {
+static void found_open(struct found *f, const struct scan *scan, size_t queries, size_t columns)
+{
     const struct kernels *k = scan->keys->cpu->kernels;
     f->hits = mem_alloc(queries * scan->b * sizeof *f->hits);
     f->counts = mem_zero(queries, sizeof *f->counts);
@@ -242,7 +256,8 @@ static void found_open(struct found *f, const struct scan *scan, size_t queries,
     f->scores = mem_aligned(64, TILE * k->panel * sizeof *f->scores);
 }
 
-static void found_close(struct found *f) {
+static void found_close(struct found *f)
+{
     free(f->hits);
     free(f->counts);
     free(f->thresholds);
@@ -251,7 +266,8 @@ static void found_close(struct found *f) {
 }
 
 int cpu_keys_scan(struct keys *k, const float *queries, size_t n, size_t b, enum key_kind kinds, struct keys_hit *hits,
-                  uint32_t *counts, struct error *e) {
+                  uint32_t *counts, struct error *e)
+{
     int result = 0;
     const size_t workers = k->cpu->count, panel = k->cpu->kernels->panel, rows = keys_count(k, kinds);
     const size_t group = n < GROUP ? n : GROUP, columns = (group + panel - 1) / panel * panel;

@@ -1,11 +1,11 @@
 /* Every call of oneDNN. Debian 12 has 2.6, Debian 13 has 3.7: what differs between them is in this file alone.
  *
- * Weights are packed once into the layout that the matmul asks for. A stream keeps one primitive for each (weight shape,
- * epilogue, rows): oneDNN compiles one for each row count, so a linear goes over its rows in chunks of CHUNK and rounds
- * the last one up to BACKEND_ROWS; measured on a Zen 4 core, 8 rows already run at 97 % of the speed of 1,024, and one
- * primitive takes 0.3 ms to make.
- * What surprises: a primitive with a scratchpad of oneDNN's own gives wrong numbers outside the thread that made it, so
- * each stream hands in its own; and OpenMP's thread count belongs to the calling thread, so each worker sets its own to 1. */
+ * Weights are packed once into the layout that the matmul asks for. A stream keeps one primitive for each (weight
+ * shape, epilogue, rows): oneDNN compiles one for each row count, so a linear goes over its rows in chunks of CHUNK and
+ * rounds the last one up to BACKEND_ROWS; measured on a Zen 4 core, 8 rows already run at 97 % of the speed of 1,024,
+ * and one primitive takes 0.3 ms to make. What surprises: a primitive with a scratchpad of oneDNN's own gives wrong
+ * numbers outside the thread that made it, so each stream hands in its own; and OpenMP's thread count belongs to the
+ * calling thread, so each worker sets its own to 1. */
 #include <omp.h>
 #include <oneapi/dnnl/dnnl.h>
 #include <stdlib.h>
@@ -54,12 +54,14 @@ struct onednn_stream {
     do {                                                                                                               \
         dnnl_status_t status_ = (call);                                                                                \
         if (status_ != dnnl_success) {                                                                                 \
-            result = error_set(e, ERROR_FATAL, E_INTERNAL, "oneDNN: %.60s failed with status %d", #call, (int)status_); \
+            result =                                                                                                   \
+                error_set(e, ERROR_FATAL, E_INTERNAL, "oneDNN: %.60s failed with status %d", #call, (int)status_);     \
             goto done;                                                                                                 \
         }                                                                                                              \
     } while (0)
 
-int onednn_open(struct onednn **out, struct error *e) {
+int onednn_open(struct onednn **out, struct error *e)
+{
     int result = 0;
     struct onednn *o = mem_zero(1, sizeof *o);
     TRY(dnnl_engine_create(&o->engine, dnnl_cpu, 0));
@@ -70,14 +72,16 @@ done:
     return result;
 }
 
-void onednn_close(struct onednn *o) {
+void onednn_close(struct onednn *o)
+{
     if (o) {
         dnnl_engine_destroy(o->engine);
         free(o);
     }
 }
 
-int onednn_stream_open(struct onednn_stream **out, struct onednn *o, struct error *e) {
+int onednn_stream_open(struct onednn_stream **out, struct onednn *o, struct error *e)
+{
     int result = 0;
     struct onednn_stream *s = mem_zero(1, sizeof *s);
     s->onednn = o;
@@ -90,7 +94,8 @@ done:
     return result;
 }
 
-static void primitive_close(struct primitive *p) {
+static void primitive_close(struct primitive *p)
+{
     if (p->run) {
         dnnl_primitive_destroy(p->run);
     }
@@ -103,7 +108,8 @@ static void primitive_close(struct primitive *p) {
     memset(p, 0, sizeof *p);
 }
 
-void onednn_stream_close(struct onednn_stream *s) {
+void onednn_stream_close(struct onednn_stream *s)
+{
     if (!s) {
         return;
     }
@@ -124,7 +130,8 @@ void onednn_stream_close(struct onednn_stream *s) {
 /* The descriptor of out [rows, width] = in [rows, in] W' + bias with its epilogue; *layout: the weights', which may be
  * "any" (then the primitive descriptor says what it likes best). The caller destroys *made. */
 static int matmul_describe(dnnl_primitive_desc_t *made, dnnl_engine_t engine, size_t rows, size_t in, size_t width,
-                           const dnnl_memory_desc_t *layout, enum epilogue epilogue, struct error *e) {
+                           const dnnl_memory_desc_t *layout, enum epilogue epilogue, struct error *e)
+{
     int result = 0;
     dnnl_primitive_attr_t attributes = NULL;
     dnnl_post_ops_t post = NULL;
@@ -157,7 +164,8 @@ done:
 }
 
 int onednn_weight_open(struct weight **out, struct onednn *o, const float *weight, const float *bias, size_t in,
-                       size_t width, struct error *e) {
+                       size_t width, struct error *e)
+{
     int result = 0;
     dnnl_primitive_desc_t likes = NULL;
     struct weight *w = mem_zero(1, sizeof *w);
@@ -187,7 +195,8 @@ done:
     return result;
 }
 
-int onednn_weight_fill(struct weight *w, struct onednn *o, const float *weight, const float *bias, struct error *e) {
+int onednn_weight_fill(struct weight *w, struct onednn *o, const float *weight, const float *bias, struct error *e)
+{
     int result = 0;
     dnnl_stream_t stream = NULL;
     dnnl_memory_t plain = NULL;
@@ -227,7 +236,8 @@ done:
     return result;
 }
 
-void onednn_weight_close(struct weight *w) {
+void onednn_weight_close(struct weight *w)
+{
     if (!w) {
         return;
     }
@@ -240,14 +250,16 @@ void onednn_weight_close(struct weight *w) {
     free(w);
 }
 
-size_t onednn_weight_width(const struct weight *w) {
+size_t onednn_weight_width(const struct weight *w)
+{
     return w->width;
 }
 
 /* ---- linear ------------------------------------------------------------------------------------------------------ */
 
 static int primitive_open(struct primitive *out, struct onednn_stream *s, const struct shape *shape, size_t rows,
-                          enum epilogue epilogue, struct error *e) {
+                          enum epilogue epilogue, struct error *e)
+{
     int result = 0;
     struct primitive p = {0};
     dnnl_primitive_desc_t describes = NULL;
@@ -274,7 +286,8 @@ done:
     return result;
 }
 
-static struct shape *shape_of(struct onednn_stream *s, const struct weight *w) {
+static struct shape *shape_of(struct onednn_stream *s, const struct weight *w)
+{
     for (size_t i = 0; i < s->count; i++) {
         if (s->shapes[i].in == w->in && s->shapes[i].width == w->width) {
             return &s->shapes[i];
@@ -290,7 +303,8 @@ static struct shape *shape_of(struct onednn_stream *s, const struct weight *w) {
 }
 
 int onednn_linear(struct onednn_stream *s, float *out, const float *in, const struct weight *w, enum epilogue epilogue,
-                  size_t rows, struct error *e) {
+                  size_t rows, struct error *e)
+{
     int result = 0;
     struct shape *shape = shape_of(s, w);
     for (size_t first = 0; first < rows; first += CHUNK) {

@@ -8,7 +8,8 @@
 #include "base/buffer.h"
 #include "gpu/cpu/internal.h"
 
-float *memory_grow(float **memory, size_t *have, size_t floats) {
+float *memory_grow(float **memory, size_t *have, size_t floats)
+{
     if (*have < floats) {
         free(*memory);
         *memory = mem_aligned(64, floats * sizeof **memory);
@@ -18,12 +19,14 @@ float *memory_grow(float **memory, size_t *have, size_t floats) {
     return *memory;
 }
 
-static int stream_prepare(struct stream *s, size_t i, void *context, struct error *e) {
+static int stream_prepare(struct stream *s, size_t i, void *context, struct error *e)
+{
     (void)i, (void)context;
     return onednn_stream_open(&s->onednn, s->cpu->onednn, e);
 }
 
-static void *worker(void *argument) {
+static void *worker(void *argument)
+{
     struct stream *s = argument;
     struct cpu *c = s->cpu;
     uint64_t done = 0;
@@ -50,7 +53,8 @@ static void *worker(void *argument) {
     return NULL;
 }
 
-int workers_run(struct cpu *c, work_function *work, void *context, struct error *e) {
+int workers_run(struct cpu *c, work_function *work, void *context, struct error *e)
+{
     int result = 0;
     pthread_mutex_lock(&c->turn);
     pthread_mutex_lock(&c->lock);
@@ -73,7 +77,8 @@ int workers_run(struct cpu *c, work_function *work, void *context, struct error 
     return result;
 }
 
-int workers_start(struct cpu *c, size_t count, struct error *e) {
+int workers_start(struct cpu *c, size_t count, struct error *e)
+{
     pthread_mutex_init(&c->turn, NULL);
     pthread_mutex_init(&c->lock, NULL);
     pthread_cond_init(&c->start, NULL);
@@ -97,7 +102,8 @@ int workers_start(struct cpu *c, size_t count, struct error *e) {
     return workers_run(c, stream_prepare, NULL, e);
 }
 
-void workers_stop(struct cpu *c) {
+void workers_stop(struct cpu *c)
+{
     pthread_mutex_lock(&c->lock);
     c->stopping = true;
     pthread_cond_broadcast(&c->start);

@@ -29,9 +29,9 @@ struct tokens {
     bool truncated;
 };
 
-/* Errors are FATAL E_MODEL: one line that names the file and what this reader cannot do. The backend must outlive the encoder. */
-int encoder_open(struct encoder **out, struct backend *backend, const struct encoder_options *options,
-                 struct error *e);
+/* Errors are FATAL E_MODEL: one line that names the file and what this reader cannot do. The backend must outlive the
+ * encoder. */
+int encoder_open(struct encoder **out, struct backend *backend, const struct encoder_options *options, struct error *e);
 void encoder_close(struct encoder *enc);
 
 size_t encoder_dim(const struct encoder *enc);
@@ -43,6 +43,29 @@ const char *encoder_model_version(const struct encoder *enc); /* its first 16 */
 /* Any thread may tokenize; valid UTF-8 goes in. */
 void encoder_tokenize(const struct encoder *enc, enum encoder_input input, struct slice text, struct tokens *out);
 void tokens_free(struct tokens *t);
+
+/* Parameters by name, for whoever trains them: one a matrix or norm, named as in the folder's file without `.weight`;
+ * the three matrices of a layer's attention are one, `encoder.layer.N.attention.self`, with q, k and v one below the
+ * other. */
+enum parameter_kind {
+    PARAMETER_TABLE,  /* weight [rows, columns]: an embedding */
+    PARAMETER_NORM,   /* gamma and beta: weight [columns] and bias [columns]; rows is 1 */
+    PARAMETER_LINEAR, /* weight [rows, columns] and bias [rows]: out = in W' + bias */
+};
+
+struct encoder_parameter {
+    char name[80];
+    enum parameter_kind kind;
+    size_t rows, columns;
+    float *tensor;         /* the backend's memory: TABLE [rows, columns], NORM [2, columns]; NULL for LINEAR */
+    struct weight *packed; /* LINEAR, in the backend's layout; else NULL */
+};
+
+const struct encoder_parameter *encoder_parameters(const struct encoder *enc, size_t *count);
+
+/* Puts new values (host memory, shapes as above; bias NULL for a TABLE) in place of parameter i's, packing them anew.
+ * No pass may be running. The fingerprint stays that of the folder. */
+int encoder_parameter_set(struct encoder *enc, size_t i, const float *weight, const float *bias, struct error *e);
 
 /* out [n, dim] f32, host memory. One call at a time (the backend's streams are all used): the engine sees to that. */
 int encoder_forward(struct encoder *enc, const struct tokens *const *inputs, size_t n, float *out, struct error *e);

@@ -1,0 +1,138 @@
+/* The encoder as other rooms see it: opening a folder, tokenizing, and what it is called. The rest is in folder.c,
+ * parameters.c, tokenizer.c and forward.c. An open encoder never changes, unless by encoder_parameter_set. */
+#include "gpu/encoder/encoder.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "gpu/encoder/internal.h"
+
+static int length_choose(struct encoder *enc, size_t asked, const char *folder, struct error *e)
+{
+    if (asked == 0) {
+        return 0;
+    }
+    if (asked < 3 || asked > enc->config.positions) {
+        return error_set(e, ERROR_FATAL, E_MODEL,
+                         "max_seq_length %zu: model folder %s has positions for 3 to %zu tokens", asked, folder,
+                         enc->config.positions);
+    }
+    enc->config.max_seq_length = asked;
+    return 0;
+}
+
+static char *name_of(const char *folder)
+{
+    size_t end = strlen(folder);
+    while (end > 1 && folder[end - 1] == '/') {
+        end--;
+    }
+    size_t start = end;
+    while (start > 0 && folder[start - 1] != '/') {
+        start--;
+    }
+    return mem_string(folder + start, end - start);
+}
+
+static char *prefix_copy(const char *prefix)
+{
+    return prefix ? mem_string(prefix, strlen(prefix)) : mem_string("", 0);
+}
+
+int encoder_open(struct encoder **out, struct backend *backend, const struct encoder_options *options, struct error *e)
+{
+    int result = -1;
+    struct encoder *enc = mem_zero(1, sizeof *enc);
+    struct model_config *c = &enc->config;
+    enc->backend = backend;
+    enc->name = name_of(options->folder);
+    enc->prefixes[ENCODER_TEXT] = prefix_copy(options->text_prefix);
+    enc->prefixes[ENCODER_LABEL] = prefix_copy(options->label_prefix);
+    if (model_config_read(c, options->folder, e) != 0 ||
+        length_choose(enc, options->max_seq_length, options->folder, e) != 0 ||
+        tokenizer_open(&enc->tokenizer, c->vocab_path, c->lower_case, c->strip_accents, c->tokenize_chinese_chars, e) !=
+            0) {
+        goto done;
+    }
+    if (tokenizer_vocab_size(enc->tokenizer) > c->vocabulary) {
+        error_set(e, ERROR_FATAL, E_MODEL, "%s has %zu pieces, but the model only %zu word embeddings", c->vocab_path,
+                  tokenizer_vocab_size(enc->tokenizer), c->vocabulary);
+        goto done;
+    }
+    if (parameters_load(enc, e) != 0) {
+        goto done;
+    }
+    *out = enc;
+    enc = NULL;
+    result = 0;
+done:
+    encoder_close(enc);
+    return result;
+}
+
+void encoder_close(struct encoder *enc)
+{
+    if (!enc) {
+        return;
+    }
+    parameters_free(enc);
+    tokenizer_close(enc->tokenizer);
+    model_config_free(&enc->config);
+    free(enc->prefixes[ENCODER_TEXT]);
+    free(enc->prefixes[ENCODER_LABEL]);
+    free(enc->name);
+    free(enc);
+}
+
+size_t encoder_dim(const struct encoder *enc)
+{
+    return enc->config.dim;
+}
+
+size_t encoder_max_seq_length(const struct encoder *enc)
+{
+    return enc->config.max_seq_length;
+}
+
+const char *encoder_name(const struct encoder *enc)
+{
+    return enc->name;
+}
+
+const char *encoder_fingerprint(const struct encoder *enc)
+{
+    return enc->fingerprint;
+}
+
+const char *encoder_model_version(const struct encoder *enc)
+{
+    return enc->model_version;
+}
+
+const struct encoder_parameter *encoder_parameters(const struct encoder *enc, size_t *count)
+{
+    *count = enc->parameter_count;
+    return enc->parameters;
+}
+
+void encoder_tokenize(const struct encoder *enc, enum encoder_input input, struct slice text, struct tokens *out)
+{
+    const struct slice prefix = slice_of(enc->prefixes[input]);
+    const size_t max = enc->config.max_seq_length;
+    struct buffer whole = {0};
+    if (prefix.bytes > 0) { /* one string: a piece may span the seam */
+        buffer_append(&whole, prefix.data, prefix.bytes);
+        buffer_append(&whole, text.data, text.bytes);
+        text = (struct slice){whole.data, whole.bytes};
+    }
+    out->ids = mem_alloc(max * sizeof *out->ids);
+    out->count = (uint32_t)tokenizer_encode(enc->tokenizer, text.data, text.bytes, out->ids, max, &out->truncated);
+    out->ids = mem_resize(out->ids, out->count * sizeof *out->ids);
+    buffer_free(&whole);
+}
+
+void tokens_free(struct tokens *t)
+{
+    free(t->ids);
+    *t = (struct tokens){0};
+}

@@ -1,0 +1,309 @@
+/* The encoder's parameters: which there are, where their numbers stand in model.safetensors, and the fingerprint over
+ * them. Nothing of the file is kept: tables and norms go to the backend's memory, matrices to its packed layout.
+ *
+ * What surprises: a canonical name (no `bert.` or `0.auto_model.`, weight and bias also for gamma and beta) is what we
+ * and the fingerprint speak of; only tensor_find knows how the file spells it. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <xxhash.h>
+
+#include "base/digest.h"
+#include "gpu/encoder/internal.h"
+#include "gpu/encoder/safetensors.h"
+
+#define PARTS_MAX 3 /* q, k and v */
+#define UPLOAD_ROWS 1024
+#define PER_LAYER 6
+
+/* One tensor of the file under its canonical name. */
+struct named_tensor {
+    char name[96];
+    struct tensor tensor;
+};
+
+struct loading {
+    struct encoder *enc;
+    struct safetensors *file;
+    const char *prefix;           /* of the file's names */
+    struct named_tensor *tensors; /* all that were used so far */
+    size_t count;
+    float *weight, *bias; /* of one parameter, for the hand-over: grown only to what the file is known to hold */
+};
+
+/* ---- the list ---------------------------------------------------------------------------------------------------- */
+
+static void parameter_add(struct encoder *enc, enum parameter_kind kind, size_t rows, size_t columns, const char *name)
+{
+    struct encoder_parameter *p = &enc->parameters[enc->parameter_count++];
+    p->kind = kind;
+    p->rows = rows;
+    p->columns = columns;
+    snprintf(p->name, sizeof p->name, "%s", name);
+}
+
+static void layer_add(struct encoder *enc, size_t number)
+{
+    const size_t dim = enc->config.dim, intermediate = enc->config.intermediate;
+    const struct encoder_parameter *p = enc->parameters + enc->parameter_count;
+    const struct {
+        const char *name;
+        enum parameter_kind kind;
+        size_t rows, columns;
+    } members[PER_LAYER] = {
+        {"attention.self", PARAMETER_LINEAR, 3 * dim, dim},
+        {"attention.output.dense", PARAMETER_LINEAR, dim, dim},
+        {"attention.output.LayerNorm", PARAMETER_NORM, 1, dim},
+        {"intermediate.dense", PARAMETER_LINEAR, intermediate, dim},
+        {"output.dense", PARAMETER_LINEAR, dim, intermediate},
+        {"output.LayerNorm", PARAMETER_NORM, 1, dim},
+    };
+    for (size_t i = 0; i < PER_LAYER; i++) {
+        char name[80];
+        snprintf(name, sizeof name, "encoder.layer.%zu.%s", number, members[i].name);
+        parameter_add(enc, members[i].kind, members[i].rows, members[i].columns, name);
+    }
+    enc->layers[number] = (struct layer){p, p + 1, p + 2, p + 3, p + 4, p + 5};
+}
+
+static void parameters_list(struct encoder *enc)
+{
+    const struct model_config *c = &enc->config;
+    enc->parameters = mem_zero(FIRST_LAYER + PER_LAYER * c->layers, sizeof *enc->parameters);
+    enc->layers = mem_zero(c->layers, sizeof *enc->layers);
+    parameter_add(enc, PARAMETER_TABLE, c->vocabulary, c->dim, "embeddings.word_embeddings");
+    parameter_add(enc, PARAMETER_TABLE, c->positions, c->dim, "embeddings.position_embeddings");
+    parameter_add(enc, PARAMETER_TABLE, c->types, c->dim, "embeddings.token_type_embeddings");
+    parameter_add(enc, PARAMETER_NORM, 1, c->dim, "embeddings.LayerNorm");
+    for (size_t i = 0; i < c->layers; i++) {
+        layer_add(enc, i);
+    }
+}
+
+void parameters_free(struct encoder *enc)
+{
+    const struct backend_operations *ops = enc->backend->ops;
+    for (size_t i = 0; i < enc->parameter_count; i++) {
+        struct encoder_parameter *p = &enc->parameters[i];
+        if (p->tensor) {
+            ops->release(enc->backend, p->tensor);
+        }
+        if (p->packed) {
+            ops->weight_release(enc->backend, p->packed);
+        }
+    }
+    free(enc->parameters);
+    free(enc->layers);
+}
+
+/* ---- values ------------------------------------------------------------------------------------------------------ */
+
+/* Rows first .. first + rows - 1 of a table. */
+static void table_fill(struct encoder *enc, struct encoder_parameter *p, size_t first, size_t rows, const float *values)
+{
+    const struct backend_operations *ops = enc->backend->ops;
+    if (!p->tensor) {
+        p->tensor = ops->alloc(enc->backend, p->rows * p->columns);
+    }
+    ops->upload(enc->backend, p->tensor + first * p->columns, values, rows * p->columns);
+}
+
+int encoder_parameter_set(struct encoder *enc, size_t i, const float *weight, const float *bias, struct error *e)
+{
+    struct encoder_parameter *p = &enc->parameters[i];
+    const struct backend_operations *ops = enc->backend->ops;
+    switch (p->kind) {
+    case PARAMETER_TABLE:
+        table_fill(enc, p, 0, p->rows, weight);
+        return 0;
+    case PARAMETER_NORM:
+        if (!p->tensor) {
+            p->tensor = ops->alloc(enc->backend, 2 * p->columns);
+        }
+        ops->upload(enc->backend, p->tensor, weight, p->columns);
+        ops->upload(enc->backend, p->tensor + p->columns, bias, p->columns);
+        return 0;
+    case PARAMETER_LINEAR:
+        break;
+    }
+    return p->packed ? ops->weight_repack(enc->backend, p->packed, weight, bias, e)
+                     : ops->weight_pack(enc->backend, weight, bias, p->columns, p->rows, &p->packed, e);
+}
+
+/* ---- from the file ----------------------------------------------------------------------------------------------- */
+
+static int prefix_find(struct loading *l, struct error *e)
+{
+    static const char *const prefixes[] = {"", "bert.", "0.auto_model."};
+    for (size_t i = 0; i < sizeof prefixes / sizeof *prefixes; i++) {
+        char name[96];
+        struct tensor ignored;
+        snprintf(name, sizeof name, "%sembeddings.word_embeddings.weight", prefixes[i]);
+        int found = safetensors_find(l->file, name, &ignored, e);
+        if (found != 0) {
+            l->prefix = prefixes[i];
+            return found < 0 ? -1 : 0;
+        }
+    }
+    return error_set(e, ERROR_FATAL, E_MODEL,
+                     "%s: tensor embeddings.word_embeddings.weight is missing (also behind bert. and 0.auto_model.)",
+                     l->enc->config.weights_path);
+}
+
+/* The tensor of canonical name `module`.`member`, of shape [rows, columns] ([columns] where rows is 0). */
+static int tensor_find(struct loading *l, const char *module, const char *member, size_t rows, size_t columns,
+                       struct tensor *out, struct error *e)
+{
+    const char *path = l->enc->config.weights_path;
+    const size_t suffix = strlen(module) > 9 ? strlen(module) - 9 : 0;
+    struct named_tensor *t = &l->tensors[l->count];
+    char name[128];
+    snprintf(t->name, sizeof t->name, "%s.%s", module, member);
+    snprintf(name, sizeof name, "%s%s", l->prefix, t->name);
+    int found = safetensors_find(l->file, name, out, e);
+    if (found == 0 && strcmp(module + suffix, "LayerNorm") == 0) {
+        snprintf(name, sizeof name, "%s%s.%s", l->prefix, module, strcmp(member, "bias") ? "gamma" : "beta");
+        found = safetensors_find(l->file, name, out, e);
+    }
+    if (found <= 0) {
+        return found < 0 ? -1
+                         : error_set(e, ERROR_FATAL, E_MODEL, "%s: tensor %s%s is missing", path, l->prefix, t->name);
+    }
+    bool fits = rows ? out->rank == 2 && out->shape[0] == rows && out->shape[1] == columns
+                     : out->rank == 1 && out->shape[0] == columns;
+    if (!fits) {
+        struct buffer shape = {0};
+        for (size_t i = 0; i < out->rank; i++) {
+            buffer_format(&shape, "%s%zu", i ? ", " : "", out->shape[i]);
+        }
+        error_set(e, ERROR_FATAL, E_MODEL, "%s: tensor %s has shape [%s]; config.json asks for [%.*zu%s%zu]", path,
+                  name, shape.data ? shape.data : "", rows ? 1 : 0, rows, rows ? ", " : "", columns);
+        buffer_free(&shape);
+        return -1;
+    }
+    t->tensor = *out;
+    l->count++;
+    return 0;
+}
+
+static int table_load(struct loading *l, struct encoder_parameter *p, struct error *e)
+{
+    struct tensor t;
+    if (tensor_find(l, p->name, "weight", p->rows, p->columns, &t, e) != 0) {
+        return -1;
+    }
+    l->weight = mem_resize(l->weight, UPLOAD_ROWS * p->columns * sizeof *l->weight);
+    for (size_t first = 0; first < p->rows; first += UPLOAD_ROWS) {
+        size_t rows = p->rows - first < UPLOAD_ROWS ? p->rows - first : UPLOAD_ROWS;
+        tensor_read(&t, first * p->columns, rows * p->columns, l->weight);
+        table_fill(l->enc, p, first, rows, l->weight);
+    }
+    return 0;
+}
+
+/* Weight and bias of a norm, a matrix, or the three matrices of an attention one below the other. */
+static int parameter_load(struct loading *l, size_t i, struct error *e)
+{
+    static const char *const attention_parts[PARTS_MAX] = {"query", "key", "value"};
+    struct encoder_parameter *p = &l->enc->parameters[i];
+    if (p->kind == PARAMETER_TABLE) {
+        return table_load(l, p, e);
+    }
+    const bool norm = p->kind == PARAMETER_NORM,
+               attention = !norm && p->rows == 3 * p->columns && strstr(p->name, ".self");
+    const size_t parts = attention ? PARTS_MAX : 1, rows = p->rows / parts, biases = norm ? p->columns : rows;
+    for (size_t part = 0; part < parts; part++) {
+        char module[96];
+        struct tensor weight, bias;
+        snprintf(module, sizeof module, "%s%s%s", p->name, attention ? "." : "",
+                 attention ? attention_parts[part] : "");
+        if (tensor_find(l, module, "weight", norm ? 0 : rows, p->columns, &weight, e) != 0 ||
+            tensor_find(l, module, "bias", 0, biases, &bias, e) != 0) {
+            return -1;
+        }
+        l->weight = mem_resize(l->weight, parts * weight.count * sizeof *l->weight);
+        l->bias = mem_resize(l->bias, parts * biases * sizeof *l->bias);
+        tensor_read(&weight, 0, weight.count, l->weight + part * weight.count);
+        tensor_read(&bias, 0, bias.count, l->bias + part * biases);
+    }
+    return encoder_parameter_set(l->enc, i, l->weight, l->bias, e);
+}
+
+/* ---- the fingerprint --------------------------------------------------------------------------------------------- */
+
+static int tensors_compare(const void *a, const void *b)
+{
+    return strcmp(((const struct named_tensor *)a)->name, ((const struct named_tensor *)b)->name);
+}
+
+/* Length first, so that nothing can run over into its neighbour. */
+static void hash_text(XXH3_state_t *state, struct slice text)
+{
+    uint8_t length[8];
+    for (size_t i = 0; i < sizeof length; i++) {
+        length[i] = (uint8_t)((uint64_t)text.bytes >> (8 * i));
+    }
+    XXH3_128bits_update(state, length, sizeof length);
+    XXH3_128bits_update(state, text.data, text.bytes);
+}
+
+/* XXH3-128 over what the encoder uses: each tensor in the order of its canonical name, the vocabulary, and all settings
+ * that change an embedding. */
+static void fingerprint_take(struct loading *l)
+{
+    struct encoder *enc = l->enc;
+    const struct model_config *c = &enc->config;
+    struct buffer line = {0};
+    XXH3_state_t *state = XXH3_createState();
+    XXH3_128bits_reset(state);
+    qsort(l->tensors, l->count, sizeof *l->tensors, tensors_compare);
+    for (size_t i = 0; i < l->count; i++) {
+        const struct tensor *t = &l->tensors[i].tensor;
+        buffer_clear(&line);
+        buffer_format(&line, "%s %s", l->tensors[i].name, tensor_dtype_name(t->dtype));
+        for (size_t d = 0; d < t->rank; d++) {
+            buffer_format(&line, " %zu", t->shape[d]);
+        }
+        hash_text(state, (struct slice){line.data, line.bytes});
+        XXH3_128bits_update(state, t->bytes, t->byte_count);
+    }
+    hash_text(state, tokenizer_vocabulary(enc->tokenizer));
+    buffer_clear(&line);
+    buffer_format(&line,
+                  "lower_case %d strip_accents %d chinese_chars %d pooling %s heads %zu epsilon_ppq %.0f length %zu",
+                  c->lower_case, c->strip_accents, c->tokenize_chinese_chars,
+                  c->pooling == POOLING_CLS ? "cls" : "mean", c->heads, (double)c->epsilon * 1e15, c->max_seq_length);
+    hash_text(state, (struct slice){line.data, line.bytes});
+    hash_text(state, slice_of(enc->prefixes[ENCODER_TEXT]));
+    hash_text(state, slice_of(enc->prefixes[ENCODER_LABEL]));
+    XXH128_hash_t hash = XXH3_128bits_digest(state);
+    digest_hex((struct digest){hash.high64, hash.low64}, enc->fingerprint);
+    memcpy(enc->model_version, enc->fingerprint, sizeof enc->model_version - 1);
+    XXH3_freeState(state);
+    buffer_free(&line);
+}
+
+int parameters_load(struct encoder *enc, struct error *e)
+{
+    int result = -1;
+    struct loading l = {.enc = enc};
+    const struct model_config *c = &enc->config;
+    if (safetensors_open(&l.file, c->weights_path, e) != 0 || prefix_find(&l, e) != 0) {
+        goto done;
+    }
+    parameters_list(enc);
+    l.tensors = mem_alloc(enc->parameter_count * 2 * PARTS_MAX * sizeof *l.tensors);
+    for (size_t i = 0; i < enc->parameter_count; i++) {
+        if (parameter_load(&l, i, e) != 0) {
+            goto done;
+        }
+    }
+    fingerprint_take(&l);
+    result = 0;
+done:
+    safetensors_close(l.file);
+    free(l.tensors);
+    free(l.weight);
+    free(l.bias);
+    return result;
+}
