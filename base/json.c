@@ -1,6 +1,7 @@
 /* JSON: see json.h. yajl reads (as events: its own tree converts numbers); the tree and the writer are ours.
- * yajl alone is too kind: it turns a lone surrogate's escape into '?' and takes vertical tabs and form feeds for white
- * space, so the text is looked over once before yajl sees it. */
+ * yajl alone is too kind: it turns a lone surrogate's escape into '?', takes vertical tabs and form feeds for white
+ * space and a string that does not end behind the value for nothing, so the text is looked over once before yajl sees
+ * it. */
 #include "base/json.h"
 
 #include <errno.h>
@@ -195,6 +196,9 @@ static int check_text(struct slice text, struct error *e)
             return error_set(e, ERROR_POISON, E_FORMAT, "not JSON: control character at byte %zu", i);
         }
         i++;
+    }
+    if (in_string) {
+        return error_set(e, ERROR_POISON, E_FORMAT, "not JSON: a string does not end at byte %zu", text.bytes);
     }
     return 0;
 }

@@ -34,7 +34,7 @@ static inline int decode(enum kind kind, struct slice key, struct slice value, s
     char *value_copy = mem_alloc(value.bytes ? value.bytes : 1);
     memcpy(value_copy, value.data, value.bytes);
     char *key_copy = key.data ? mem_alloc(key.bytes ? key.bytes : 1) : NULL;
-    if (key.bytes) {
+    if (key_copy && key.bytes) {
         memcpy(key_copy, key.data, key.bytes);
     }
     struct slice k = {key_copy, key.bytes};
