@@ -13,7 +13,8 @@ WARNINGS := -Wall -Wextra -Wshadow -Wconversion -Werror
 CPPFLAGS += -I. -D_POSIX_C_SOURCE=200809L -DENGRAM_VERSION='"$(VERSION)"'
 CFLAGS ?= -O2 -g
 ALL_CFLAGS := -std=c17 $(WARNINGS) $(CFLAGS) -fno-math-errno -pthread
-SANITIZE := -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
+# -w: the plain build is the one that enforces warnings; under sanitizers gcc loses value ranges and warns falsely
+SANITIZE := -w -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 
 ROOM_SOURCES := $(foreach room,$(ROOMS),$(wildcard $(room)/*.c))
 CLI_SOURCES := $(wildcard cli/*.c)
