@@ -86,7 +86,7 @@ int config_read(const struct config_command *command, int argc, char **argv, str
                 struct arguments **arguments, struct error *e);
 void config_free(struct config *config);
 
-/* The name of smallest edit distance, for a message; NULL only without names. */
+/* The name most like this one (edits, and how both begin), for a message; NULL only without names. */
 const char *config_nearest(const char *name, const char *const *names, size_t count);
 
 bool arguments_has(const struct arguments *a, const char *flag);

@@ -11,7 +11,6 @@ enum { LINE_BYTES_MAX = 1 << 30 }; /* a guard for memory, no limit that anybody 
 
 struct reader {
     struct config *config;
-    const char *path;
     char *section; /* owned; NULL before the first */
     size_t line;
     char where[512]; /* "engram.conf:12" */
@@ -143,7 +142,8 @@ static int line_read(struct reader *r, struct slice line, struct error *e)
 
 int config_read_file(struct config *config, const char *path, struct error *e)
 {
-    struct reader r = {.config = config, .path = path};
+    struct reader r = {.config = config};
+    const char *name = strcmp(path, "-") == 0 ? "standard input" : path;
     struct lines *lines = NULL;
     struct slice line;
     int result = lines_open(&lines, path, LINE_BYTES_MAX, e);
@@ -151,10 +151,10 @@ int config_read_file(struct config *config, const char *path, struct error *e)
         error_wrap(e, "-c");
         goto done;
     }
-    config->private->file = mem_string(path, strlen(path));
+    config->private->file = mem_string(name, strlen(name));
     while ((result = lines_next(lines, &line, e)) > 0) {
         r.line = lines_number(lines);
-        snprintf(r.where, sizeof r.where, "%s:%zu", path, r.line);
+        snprintf(r.where, sizeof r.where, "%s:%zu", name, r.line);
         result = line_read(&r, line, e);
         if (result) {
             break;

@@ -1,4 +1,5 @@
 /* The nearest of some names, for a misspelt one. */
+#include <limits.h>
 #include <string.h>
 
 #include "config/config.h"
@@ -36,14 +37,24 @@ static size_t distance(const char *a, const char *b)
     return last[n];
 }
 
+/* Twice the edits, less what the two begin with in common: batch_size means batch_tokens rather than map_size. */
+static long unlikeness(const char *a, const char *b)
+{
+    long common = 0;
+    while (common < NAME_BYTES_MAX && a[common] && a[common] == b[common]) {
+        common++;
+    }
+    return 2 * (long)distance(a, b) - common;
+}
+
 const char *config_nearest(const char *name, const char *const *names, size_t count)
 {
     const char *nearest = NULL;
-    size_t best = SIZE_MAX;
+    long best = LONG_MAX;
     for (size_t i = 0; i < count; i++) {
-        size_t edits = distance(name, names[i]);
-        if (edits < best) {
-            best = edits;
+        long score = unlikeness(name, names[i]);
+        if (score < best) {
+            best = score;
             nearest = names[i];
         }
     }

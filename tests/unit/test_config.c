@@ -674,6 +674,8 @@ static void test_nearest(void **context)
     assert_string_equal(config_nearest("encoder", names, 5), "encode");
     assert_string_equal(config_nearest("Teach", names, 5), "teach");
     assert_null(config_nearest("x", names, 0));
+    static const char *const options[] = {"map_size", "batch_wait_ms", "batch_tokens"};
+    assert_string_equal(config_nearest("batch_size", options, 3), "batch_tokens");
 }
 
 static void test_error_text_is_optional(void **context)
