@@ -171,12 +171,14 @@ def lines(c):
     return ["a" + chr(c) + "b", "b\U0001e000" + chr(c) + "\U0001d165" + chr(c) + "\U000111c0"]
 
 
-def write_golden(hf):
+def write_golden(hf, u8):
     chars = {"a", "b", "\U0001e000", "\U0001d165", "\U000111c0"}
     for c in CODE_POINTS:
         if hf[c]["lower"] != chr(c) or hf[c]["nfd"] != chr(c):
             chars.update(hf[c]["lower"], hf[c]["nfd"])
-        if hf[c]["orders"] and not hf[c]["mark"]:
+        if (hf[c]["orders"] or u8[c]["orders"]) and not hf[c]["mark"]:
+            chars.add(chr(c))  # so that its place in the order shows
+        if hf[c]["nfd"] != u8[c]["nfd"]:
             chars.add(chr(c))
     pieces = SPECIAL + sorted(chars) + ["##" + char for char in sorted(chars)]
     (HERE / "codepoints-vocab.txt").write_bytes("".join(p + "\n" for p in pieces).encode())
@@ -195,6 +197,6 @@ def write_golden(hf):
 
 
 if __name__ == "__main__":
-    hf = theirs()
-    write_tables(hf, ours())
-    write_golden(hf)
+    hf, u8 = theirs(), ours()
+    write_tables(hf, u8)
+    write_golden(hf, u8)
