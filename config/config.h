@@ -108,8 +108,6 @@ void config_document(struct buffer *out); /* docs/CONFIG.md */
 enum config_client { CLIENT_CONSUMER, CLIENT_PRODUCER };
 struct rd_kafka_conf_s;
 struct rd_kafka_conf_s *config_kafka(const struct config *config, enum config_client client, struct error *e);
-/* Did the user set this property for that client? Then a room's own default for it stands back. */
-bool config_kafka_given(const struct config *config, enum config_client client, const char *name);
 const char *config_bootstrap_servers(const struct config *config); /* for messages */
 
 #endif

@@ -118,6 +118,8 @@ bool property_secret(const char *name);
 int property_set(struct config *config, const char *name, const char *value, enum scope scope, struct source source,
                  const char *where, struct error *e);
 int property_defaults(struct config *config, struct error *e); /* needs instance_id */
+void property_default_rows(void (*each)(const char *section, const char *name, const char *value, void *context),
+                           void *context);
 /* Does a client take this very entry, or does another one stand above it for every client? */
 bool property_in_force(const struct config *config, const struct property *p);
 

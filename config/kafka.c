@@ -273,17 +273,24 @@ int property_set(struct config *config, const char *name, const char *value, enu
     return 0;
 }
 
+/* An input may be larger than librdkafka's million bytes; and one prefetch queue holds seconds of input, not minutes,
+ * since a paused partition throws it away. */
+static const struct {
+    const char *name, *value;
+    enum scope scope;
+} defaults[] = {
+    {"bootstrap.servers", "localhost:9092", SCOPE_ALL},     {"topic.metadata.refresh.interval.ms", "30000", SCOPE_ALL},
+    {"session.timeout.ms", "10000", SCOPE_CONSUMER},        {"check.crcs", "true", SCOPE_CONSUMER},
+    {"queued.max.messages.kbytes", "4096", SCOPE_CONSUMER}, {"message.max.bytes", "4194304", SCOPE_PRODUCER},
+};
+
+enum { DEFAULTS = sizeof defaults / sizeof defaults[0] };
+
 int property_defaults(struct config *config, struct error *e)
 {
     static const struct source source = {ORIGIN_DEFAULT, 0};
-    static const char *const defaults[][2] = {
-        {"bootstrap.servers", "localhost:9092"},
-        {"topic.metadata.refresh.interval.ms", "30000"},
-        {"session.timeout.ms", "10000"},
-        {"check.crcs", "true"},
-    };
-    for (size_t i = 0; i < sizeof defaults / sizeof defaults[0]; i++) {
-        if (property_set(config, defaults[i][0], defaults[i][1], SCOPE_ALL, source, "default", e)) {
+    for (size_t i = 0; i < DEFAULTS; i++) {
+        if (property_set(config, defaults[i].name, defaults[i].value, defaults[i].scope, source, "default", e)) {
             return -1;
         }
     }
@@ -292,6 +299,15 @@ int property_defaults(struct config *config, struct error *e)
     int result = property_set(config, "client.id", client.data, SCOPE_ALL, source, "default", e);
     buffer_free(&client);
     return result;
+}
+
+void property_default_rows(void (*each)(const char *section, const char *name, const char *value, void *context),
+                           void *context)
+{
+    each(scope_names[SCOPE_ALL], "client.id", "engram-<instance_id>", context);
+    for (size_t i = 0; i < DEFAULTS; i++) {
+        each(scope_names[defaults[i].scope], defaults[i].name, defaults[i].value, context);
+    }
 }
 
 /* ---- one client's view
@@ -332,12 +348,6 @@ bool property_in_force(const struct config *config, const struct property *p)
 static enum scope scope_of(enum config_client client)
 {
     return client == CLIENT_CONSUMER ? SCOPE_CONSUMER : SCOPE_PRODUCER;
-}
-
-bool config_kafka_given(const struct config *config, enum config_client client, const char *name)
-{
-    const struct property *p = winner(config, canonical(name), scope_of(client));
-    return p && p->source.origin != ORIGIN_DEFAULT;
 }
 
 rd_kafka_conf_t *config_kafka(const struct config *config, enum config_client client, struct error *e)

@@ -283,10 +283,16 @@ static const char kafka_text[] =
     "In a variable the name stands in capitals, dots as underscores. Where two sources set a property, the flag wins "
     "over\n"
     "the variable and the variable over the file; in one source, the one for one kind of client wins.\n\n"
-    "Ours by default: `bootstrap.servers = localhost:9092`, `client.id = engram-<instance_id>`,\n"
-    "`topic.metadata.refresh.interval.ms = 30000`, `session.timeout.ms = 10000`, `check.crcs = true`.\n\n"
-    "These are Engram's to decide, and refused:\n\n"
-    "| property | why |\n|---|---|\n";
+    "Engram's own defaults, where they differ from librdkafka's:\n\n"
+    "| section | property | default |\n|---|---|---|\n";
+
+static const char refusals_text[] = "\nThese are Engram's to decide, and refused:\n\n"
+                                    "| property | why |\n|---|---|\n";
+
+static void default_row(const char *section, const char *name, const char *value, void *context)
+{
+    buffer_format(context, "| [%s] | %s | %s |\n", section, name, value);
+}
 
 static void refusal_row(const char *name, const char *reason, void *context)
 {
@@ -329,5 +335,7 @@ void config_document(struct buffer *out)
         }
     }
     buffer_string(out, kafka_text);
+    property_default_rows(default_row, out);
+    buffer_string(out, refusals_text);
     property_refusals(refusal_row, out);
 }

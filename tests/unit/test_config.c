@@ -251,7 +251,7 @@ static void test_origins(void **context)
                                        {"map_size", "2147483648", "flag"},
                                        {"texts_topic", "texts", "default"},
                                        {"kafka.linger.ms", "7", "file:5"},
-                                       {"kafka.session.timeout.ms", "10000", "default"}};
+                                       {"kafka.consumer.session.timeout.ms", "10000", "default"}};
     for (size_t i = 0; i < sizeof expected / sizeof expected[0]; i++) {
         const struct json *option = json_member(root, expected[i][0]);
         assert_non_null(option);
@@ -561,14 +561,17 @@ static void test_kafka_defaults(void **context)
     }
     assert_kafka(s, CLIENT_CONSUMER, "session.timeout.ms", "10000");
     assert_kafka(s, CLIENT_CONSUMER, "check.crcs", "true");
+    assert_kafka(s, CLIENT_CONSUMER, "queued.max.messages.kbytes", "4096");
+    assert_kafka(s, CLIENT_PRODUCER, "message.max.bytes", "4194304");
     assert_kafka(s, CLIENT_PRODUCER, "check.crcs", "false"); /* a consumer's property is not set on a producer */
-    assert_false(config_kafka_given(&s->config, CLIENT_CONSUMER, "session.timeout.ms"));
     READ("-X", "metadata.broker.list=h:1", "-Xconsumer.session.timeout.ms=20000");
     good(s);
     assert_string_equal(config_bootstrap_servers(&s->config), "h:1");
     assert_kafka(s, CLIENT_PRODUCER, "bootstrap.servers", "h:1");
-    assert_true(config_kafka_given(&s->config, CLIENT_CONSUMER, "session.timeout.ms"));
-    assert_true(config_kafka_given(&s->config, CLIENT_PRODUCER, "bootstrap.servers"));
+    assert_kafka(s, CLIENT_CONSUMER, "session.timeout.ms", "20000");
+    READ("-X", "session.timeout.ms=30000", "-X", "message.max.bytes=2000000");
+    assert_kafka(s, CLIENT_CONSUMER, "session.timeout.ms", "30000"); /* over a default of narrower scope */
+    assert_kafka(s, CLIENT_PRODUCER, "message.max.bytes", "2000000");
 }
 
 static void test_kafka_scopes(void **context)
