@@ -33,7 +33,7 @@ struct consumed *consumed_new(rd_kafka_message_t *message, enum consumed_from fr
         .key = {message->key, message->key ? message->key_len : 0},
         .value = {message->payload, message->payload ? message->len : 0},
     };
-    c->key_usable = record_check_name(c->key, from == FROM_LABELS ? "label" : "id", &e) == 0;
+    c->key_usable = record_check_name(c->key, "the record key", &e) == 0;
     if (c->key_usable || from == FROM_TEXTS) { /* a text's key may be anything */
         c->kind = CONSUMED_NULL;
         if (!c->value.data) {

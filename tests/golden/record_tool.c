@@ -1,5 +1,5 @@
 /* The record room behind a pipe, for test_records.py. A line in: KIND KEY VALUE, in hex ("-": no key). A line out: the
- * error's code, or "OK" and in hex what was understood, encoded as JSON and as MessagePack, and for a text its
+ * error's code and text, or "OK" and in hex what was understood, encoded as JSON and as MessagePack, and for a text its
  * prediction (two labels, two pieces of evidence, all figures fixed). */
 #include <stdio.h>
 #include <stdlib.h>
@@ -58,7 +58,7 @@ static void answer(const char *kind, struct slice key, struct slice value, struc
                  : *kind == 'i' ? record_decode_instance(key, value, arena, &instance, &e)
                                 : record_decode_label(key, value, arena, &label, &e);
     if (result != 0) {
-        printf("%s", error_code_name(e.code));
+        printf("%s %s", error_code_name(e.code), e.text);
         return;
     }
     printf("OK");

@@ -4,6 +4,7 @@ sound and broken records, in both formats: the same are poison, and the rest say
 import json
 import math
 import random
+import re
 import struct
 import subprocess
 from pathlib import Path
@@ -338,12 +339,17 @@ def check(kind, key, value, answer):
     return "taken"
 
 
+def ask(tool, records):
+    lines = [f"{kind} {'-' if key is None else key.hex()} {value.hex()}\n" for kind, key, value in records]
+    done = subprocess.run([tool], input="".join(lines).encode(), capture_output=True, check=True, timeout=300)
+    answers = done.stdout.decode().split("\n")[:-1]
+    assert len(answers) == len(records)
+    return answers
+
+
 def test_records_as_the_reference_reads_them(tool):
     records = list(all_records())
-    lines = [f"{kind} {'-' if key is None else key.hex()} {value.hex()}\n" for kind, key, value in records]
-    done = subprocess.run([tool], input="".join(lines), capture_output=True, text=True, check=True, timeout=300)
-    answers = done.stdout.splitlines()
-    assert len(answers) == len(records)
+    answers = ask(tool, records)
     counts = {"taken": 0, "poison": 0, "skipped": 0}
     for (kind, key, value), answer in zip(records, answers):
         try:
@@ -351,3 +357,71 @@ def test_records_as_the_reference_reads_them(tool):
         except AssertionError as e:
             raise AssertionError(f"{kind} {key!r} {value[:300]!r}: {answer[:300]}\n{e}") from e
     assert counts["taken"] > 5000 and counts["poison"] > 5000 and counts["skipped"] < 50, counts
+
+
+# ---- docs/RECORDS.md ----
+
+DOCUMENT = (ROOT / "docs" / "RECORDS.md").read_text(encoding="utf-8")
+
+
+def section(title):
+    return re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", DOCUMENT, re.MULTILINE | re.DOTALL).group(1)
+
+
+def test_the_documents_examples_are_records(tool):
+    blocks = {title: re.search(r"```json\n(.*?)```", section(title), re.DOTALL).group(1).encode()
+              for title in ("Text", "Labelled instance", "Label definition", "Prediction")}
+    instance = json.loads(blocks["Labelled instance"])
+    packed = bytes.fromhex(re.search(r"```\n((?:[0-9a-f]{2}\s)+)```", section("Labelled instance")).group(1))
+    assert packed == msgpack.packb(instance)
+    answers = ask(tool, [("t", None, blocks["Text"]), ("i", b"vim", blocks["Labelled instance"]), ("i", b"vim", packed),
+                         ("l", b"use::editing", blocks["Label definition"])])
+    assert [answer.split()[0] for answer in answers] == ["OK"] * 4
+    text = json.loads(blocks["Text"])
+    prediction = json.loads(blocks["Prediction"])
+    assert prediction["metadata"] == text["metadata"] and prediction["id"] == text["id"]
+    described = re.findall(r"^\| `(\w+)` \|", section("Prediction").partition("Evidence is of")[0], re.MULTILINE)
+    shown = [name for name, _ in parse_json(bytes.fromhex(answers[0].split()[3]))]
+    assert described == shown  # in that order
+
+
+def poison_records():
+    """One for each message that the document lists."""
+    text = b'{"text":"a"}'
+    yield "t", None, b""
+    yield "t", None, b'{"text":"ok"'
+    yield "t", None, text + b" 1"
+    yield "t", None, b"[]"
+    yield "t", None, b"\x93"
+    yield "t", None, b"\xef\xbb\xbf" + text
+    yield "t", None, b"[" * 20
+    yield "t", None, b"\x81" + b"\x91" * 20
+    yield "t", None, b"\x82\xa4text\xa1a"
+    yield "t", None, b"\x81\xa4text\xa1ax"
+    yield "t", None, b"\x82\xa4text\xa1a\xa1x\xdd\xff\xff\xff\xff"
+    yield "t", None, b"\0\0\0\0\7" + text
+    yield "t", None, b"{}"
+    yield "t", None, b'{"text":1}'
+    yield "i", b"k", b'{"text":"a","labels":["b",null]}'
+    yield "t", None, b'{"text":"a","id":""}'
+    yield "i", b"k", b'{"text":"a","labels":[""]}'
+    yield "t", None, b'{"text":"\xff"}'
+    yield "t", None, b'{"text":"\\ud800"}'
+    yield "t", None, b"\x81\xa4text\xa1\xff"
+    yield "t", None, b"\x81\xa4text\xc4\x01\xff"
+    yield "t", None, b'{"text":"a\\u0000"}'
+    yield "i", b"k", b'{"text":"a","labels":["\\u0000"]}'
+    yield "t", None, b" " * ((1 << 20) + 1)
+    yield "i", b"k", json.dumps({"text": "a", "labels": ["b"] * 1001}).encode()
+    yield "t", None, json.dumps({"text": "a", "id": "b" * 256}).encode()
+    for key in (None, b"", b"k" * 256, b"\xff", b"\0"):
+        yield "i", key, b'{"text":"a","labels":[]}'
+    yield "i", b"emacs", b'{"id":"vim","text":"a","labels":[]}'
+
+
+def test_the_document_lists_every_message(tool):
+    listed, code = set(), None
+    for first, _, messages in re.findall(r"^\|([^|]*)\|([^|]*)\|([^|]*)\|$", section("Poison"), re.MULTILINE):
+        code = first.strip(" `") or code
+        listed.update(f"{code} {message}" for message in re.findall(r"`([^`]+)`", messages))
+    assert listed == set(ask(tool, list(poison_records())))
