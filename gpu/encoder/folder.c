@@ -258,6 +258,7 @@ static int pooling_read(struct model_config *c, struct reading *r, const char *i
         }
     }
     bool cls, mean;
+    size_t width;
     const struct json *mode = member(r, "pooling_mode");
     if (mode && !text_is(mode, "mean") && !text_is(mode, "cls")) {
         return refuse(r, "pooling_mode is %.40s; only mean or cls can be run", shown(mode));
@@ -265,8 +266,11 @@ static int pooling_read(struct model_config *c, struct reading *r, const char *i
     if (flag_expect(r, "include_prompt", true) ||
         flag_read(r, "pooling_mode_cls_token", mode && text_is(mode, "cls"), &cls) ||
         flag_read(r, "pooling_mode_mean_tokens", mode && text_is(mode, "mean"), &mean) ||
-        size_read(r, "word_embedding_dimension", c->dim, c->dim, c->dim, &(size_t){0})) {
+        size_read(r, "word_embedding_dimension", 1, 65536, c->dim, &width)) {
         return -1;
+    }
+    if (width != c->dim) {
+        return refuse(r, "word_embedding_dimension is %zu, but the transformer's hidden_size is %zu", width, c->dim);
     }
     if (cls == mean) {
         return refuse(r, "asks for pooling by %s; exactly one of mean and [CLS] can be run",

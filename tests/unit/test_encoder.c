@@ -1,0 +1,600 @@
+/* The encoder on a tiny random BERT (tests/golden/make_tiny_bert.py): embeddings as the authors' library gives them,
+ * alone and in batches; the fingerprint; parameters put anew; and every folder that must be refused, made from the good
+ * one by one change. Runs from the root of the project. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/buffer.h"
+#include "base/json.h"
+#include "gpu/encoder/internal.h"
+
+#define GOOD "tests/golden/tiny-bert"
+#define GOLDEN "tests/golden/tiny-bert-golden.json"
+
+static struct backend *backend;
+static char root[64]; /* the temporary folder; each test's model folder is root/model */
+static char folder[96];
+
+static const char *const files[] = {"config.json",           "modules.json", "sentence_bert_config.json",
+                                    "tokenizer_config.json", "vocab.txt",    "model.safetensors",
+                                    "1_Pooling/config.json"};
+
+/* ---- files --------------------------------------------------------------------------------------------------------
+ */
+
+static struct buffer file_bytes(const char *path)
+{
+    struct buffer b = {0};
+    char part[65536];
+    size_t got;
+    FILE *f = fopen(path, "rb");
+    assert_non_null(f);
+    buffer_reserve(&b, 0);
+    while ((got = fread(part, 1, sizeof part, f)) > 0) {
+        buffer_append(&b, part, got);
+    }
+    fclose(f);
+    return b;
+}
+
+static const char *inside(const char *file)
+{
+    static char path[256];
+    snprintf(path, sizeof path, "%s/%s", folder, file);
+    return path;
+}
+
+static void file_put(const char *file, const void *data, size_t bytes)
+{
+    FILE *f = fopen(inside(file), "wb");
+    assert_non_null(f);
+    assert_int_equal(fwrite(data, 1, bytes, f), bytes);
+    assert_int_equal(fclose(f), 0);
+}
+
+static void file_remove(const char *file)
+{
+    assert_int_equal(unlink(inside(file)), 0);
+}
+
+/* A fresh copy of the good folder. */
+static int folder_make(void **state)
+{
+    (void)state;
+    snprintf(root, sizeof root, "/tmp/engram-test-XXXXXX");
+    assert_non_null(mkdtemp(root));
+    snprintf(folder, sizeof folder, "%s/model", root);
+    assert_int_equal(mkdir(folder, 0700), 0);
+    assert_int_equal(mkdir(inside("1_Pooling"), 0700), 0);
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
+        char from[256];
+        snprintf(from, sizeof from, "%s/%s", GOOD, files[i]);
+        struct buffer b = file_bytes(from);
+        file_put(files[i], b.data, b.bytes);
+        buffer_free(&b);
+    }
+    return 0;
+}
+
+static int folder_remove(void **state)
+{
+    (void)state;
+    static const char *const extra[] = {"model.safetensors.index.json", "pytorch_model.bin"};
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
+        unlink(inside(files[i]));
+    }
+    for (size_t i = 0; i < sizeof extra / sizeof *extra; i++) {
+        unlink(inside(extra[i]));
+    }
+    rmdir(inside("1_Pooling"));
+    return rmdir(folder) != 0 || rmdir(root) != 0;
+}
+
+/* The first `from` in the file becomes `to`; the safetensors header keeps its length where both are as long. */
+static void file_edit(const char *file, const char *from, const char *to)
+{
+    struct buffer b = file_bytes(inside(file)), changed = {0};
+    const size_t length = strlen(from);
+    char *at = b.data, *end = b.data + b.bytes;
+    while (at + length <= end && memcmp(at, from, length) != 0) {
+        at++;
+    }
+    if (at + length > end) {
+        fail_msg("%s holds no %s", file, from);
+    }
+    buffer_append(&changed, b.data, (size_t)(at - b.data));
+    buffer_string(&changed, to);
+    buffer_append(&changed, at + strlen(from), b.bytes - (size_t)(at - b.data) - strlen(from));
+    file_put(file, changed.data, changed.bytes);
+    buffer_free(&b);
+    buffer_free(&changed);
+}
+
+/* ---- what is right ------------------------------------------------------------------------------------------------
+ */
+
+static struct encoder *encoder_of(const struct encoder_options *options)
+{
+    struct encoder *enc = NULL;
+    struct error e = {0};
+    if (encoder_open(&enc, backend, options, &e) != 0) {
+        fail_msg("%s", e.text);
+    }
+    return enc;
+}
+
+static struct encoder *encoder_plain(void)
+{
+    return encoder_of(&(struct encoder_options){.folder = folder});
+}
+
+static const struct json *golden_read(struct arena *arena)
+{
+    const struct json *golden;
+    struct error e = {0};
+    struct buffer b = file_bytes(GOLDEN);
+    assert_int_equal(json_parse((struct slice){b.data, b.bytes}, 8, arena, &golden, &e), 0);
+    buffer_free(&b);
+    return golden;
+}
+
+static void numbers_check(const float *got, const struct json *expected, size_t count, double bound)
+{
+    assert_int_equal(expected->count, count);
+    const struct json *j = expected->child;
+    for (size_t i = 0; i < count; i++, j = j->next) {
+        double x;
+        assert_true(json_double(j, &x));
+        if (!(fabs((double)got[i] - x) <= bound)) {
+            fail_msg("number %zu is %.9g, not %.9g", i, (double)got[i], x);
+        }
+    }
+}
+
+/* Each text alone, then all of them many times over in one batch. */
+static void test_golden(void **state)
+{
+    (void)state;
+    struct arena arena = {0};
+    struct error e = {0};
+    struct encoder *enc = encoder_plain();
+    const struct json *golden = golden_read(&arena);
+    const size_t dim = encoder_dim(enc), n = golden->count, times = 40;
+    struct tokens *tokens = mem_zero(n, sizeof *tokens);
+    const struct tokens **batch = mem_alloc(n * times * sizeof *batch);
+    float *out = mem_alloc(n * times * dim * sizeof *out);
+    const struct json *one = golden->child;
+    for (size_t i = 0; i < n; i++, one = one->next) {
+        encoder_tokenize(enc, ENCODER_TEXT, json_member(one, "text")->text, &tokens[i]);
+        const struct json *ids = json_member(one, "tokens"), *id = ids->child;
+        assert_int_equal(tokens[i].count, ids->count);
+        for (size_t j = 0; j < tokens[i].count; j++, id = id->next) {
+            int64_t expected;
+            assert_true(json_int(id, &expected));
+            assert_int_equal(tokens[i].ids[j], expected);
+        }
+        batch[0] = &tokens[i];
+        assert_int_equal(encoder_forward(enc, batch, 1, out, &e), 0);
+        numbers_check(out, json_member(one, "embedding"), dim, 2e-6);
+    }
+    for (size_t i = 0; i < n * times; i++) {
+        batch[i] = &tokens[i % n];
+    }
+    assert_int_equal(encoder_forward(enc, batch, n * times, out, &e), 0);
+    for (size_t i = 0; i < n * times; i++) {
+        one = i % n ? one->next : golden->child;
+        numbers_check(out + i * dim, json_member(one, "embedding"), dim, 2e-6);
+    }
+    assert_int_equal(encoder_forward(enc, batch, 0, out, &e), 0);
+    for (size_t i = 0; i < n; i++) {
+        tokens_free(&tokens[i]);
+    }
+    free(tokens);
+    free(batch);
+    free(out);
+    arena_free(&arena);
+    encoder_close(enc);
+}
+
+static void text_embed(struct encoder *enc, enum encoder_input input, const char *text, float *out)
+{
+    struct tokens t;
+    struct error e = {0};
+    encoder_tokenize(enc, input, slice_of(text), &t);
+    assert_int_equal(encoder_forward(enc, &(const struct tokens *){&t}, 1, out, &e), 0);
+    tokens_free(&t);
+}
+
+static void test_prefix(void **state)
+{
+    (void)state;
+    struct encoder *plain = encoder_plain();
+    struct encoder *enc =
+        encoder_of(&(struct encoder_options){.folder = folder, .text_prefix = "python li", .label_prefix = "a "});
+    float expected[32], got[32];
+    text_embed(plain, ENCODER_TEXT, "python library", expected);
+    text_embed(enc, ENCODER_TEXT, "brary", got); /* the seam is inside a word */
+    assert_memory_equal(got, expected, sizeof got);
+    text_embed(plain, ENCODER_TEXT, "a tool", expected);
+    text_embed(enc, ENCODER_LABEL, "tool", got);
+    assert_memory_equal(got, expected, sizeof got);
+    encoder_close(enc);
+    encoder_close(plain);
+}
+
+static void test_length(void **state)
+{
+    (void)state;
+    struct encoder *enc = encoder_plain();
+    struct tokens t;
+    assert_int_equal(encoder_max_seq_length(enc), 48); /* sentence_bert_config.json's, not the 64 elsewhere */
+    assert_string_equal(encoder_name(enc), "model");
+    encoder_close(enc);
+    enc = encoder_of(&(struct encoder_options){.folder = folder, .max_seq_length = 5});
+    encoder_tokenize(enc, ENCODER_TEXT, slice_of("a tool for the kernel"), &t);
+    assert_true(t.count == 5 && t.truncated);
+    tokens_free(&t);
+    encoder_tokenize(enc, ENCODER_TEXT, slice_of("a tool for"), &t);
+    assert_true(t.count == 5 && !t.truncated);
+    tokens_free(&t);
+    encoder_close(enc);
+    file_remove("sentence_bert_config.json");
+    enc = encoder_plain();
+    assert_int_equal(encoder_max_seq_length(enc), 64);
+    encoder_close(enc);
+}
+
+/* What only says what is so anyway may be absent. */
+static void test_sparse_folder(void **state)
+{
+    (void)state;
+    float expected[32], got[32];
+    struct encoder *enc = encoder_plain();
+    char fingerprint[33];
+    text_embed(enc, ENCODER_TEXT, "a debug tool", expected);
+    strcpy(fingerprint, encoder_fingerprint(enc));
+    encoder_close(enc);
+    file_remove("modules.json");
+    file_remove("tokenizer_config.json");
+    enc = encoder_plain();
+    text_embed(enc, ENCODER_TEXT, "a debug tool", got);
+    assert_memory_equal(got, expected, sizeof got);
+    assert_string_equal(encoder_fingerprint(enc), fingerprint);
+    encoder_close(enc);
+}
+
+/* Keeping every layer's intermediates changes nothing but where they stand. */
+static int keep_work(struct stream *s, size_t i, void *context, struct error *e)
+{
+    struct encoder *enc = context;
+    const struct backend_operations *ops = backend->ops;
+    const int32_t ids[] = {2, 9, 10, 3, 2, 3, 2, 20, 21, 22, 3};
+    const uint32_t starts[] = {0, 4, 6, 11};
+    const size_t dim = encoder_dim(enc), rows = 16;
+    if (i > 0) {
+        return 0;
+    }
+    float *kept = ops->alloc(backend, activations_floats(enc, 11, true)), *out = ops->alloc(backend, 6 * dim);
+    float *shared = ops->arena(s, activations_floats(enc, 11, false));
+    forward_pass(enc, s, ids, starts, 3, &(struct activations){kept, rows, true}, out);
+    forward_pass(enc, s, ids, starts, 3, &(struct activations){shared, rows, false}, out + 3 * dim);
+    int result = ops->wait(s, e);
+    if (memcmp(out, out + 3 * dim, 3 * dim * sizeof *out) != 0) {
+        result = error_set(e, ERROR_FATAL, E_INTERNAL, "kept intermediates give another result");
+    }
+    const float *last =
+        kept + activations_floats(enc, 11, true) - rows * dim; /* the last layer's output is what is pooled */
+    float *pooled = ops->alloc(backend, 3 * dim);
+    ops->pool(s, pooled, last, starts, 3, dim, POOLING_MEAN);
+    if (memcmp(out, pooled, 3 * dim * sizeof *out) != 0) {
+        result = error_set(e, ERROR_FATAL, E_INTERNAL, "the last layer's output is not kept in its place");
+    }
+    ops->release(backend, kept);
+    ops->release(backend, out);
+    ops->release(backend, pooled);
+    return result;
+}
+
+static void test_keep(void **state)
+{
+    (void)state;
+    struct error e = {0};
+    struct encoder *enc = encoder_plain();
+    if (backend->ops->parallel(backend, keep_work, enc, &e) != 0) {
+        fail_msg("%s", e.text);
+    }
+    encoder_close(enc);
+}
+
+/* New values take the place of old ones, and the old ones back give the old embedding. */
+static void test_parameters(void **state)
+{
+    (void)state;
+    struct error e = {0};
+    struct encoder *enc = encoder_plain();
+    size_t count;
+    const struct encoder_parameter *p = encoder_parameters(enc, &count);
+    assert_int_equal(count, 4 + 2 * 6);
+    assert_string_equal(p[0].name, "embeddings.word_embeddings");
+    assert_string_equal(p[4].name, "encoder.layer.0.attention.self");
+    float before[32], after[32];
+    text_embed(enc, ENCODER_TEXT, "read and write", before);
+    for (size_t i = 0; i < count; i++) {
+        const size_t floats = p[i].rows * p[i].columns;
+        float *weight = mem_zero(floats, sizeof *weight), *bias = mem_zero(p[i].rows + p[i].columns, sizeof *bias);
+        for (size_t j = 0; j < floats; j++) {
+            weight[j] = (float)(j % 7) - 3;
+        }
+        assert_int_equal(encoder_parameter_set(enc, i, weight, p[i].kind == PARAMETER_TABLE ? NULL : bias, &e), 0);
+        text_embed(enc, ENCODER_TEXT, "read and write", after);
+        assert_memory_not_equal(before, after, sizeof after);
+        memcpy(before, after, sizeof before);
+        free(weight);
+        free(bias);
+    }
+    encoder_close(enc);
+}
+
+/* ---- the fingerprint ----------------------------------------------------------------------------------------------
+ */
+
+static void fingerprint_of(const struct encoder_options *options, char out[33])
+{
+    struct encoder *enc = encoder_of(options);
+    strcpy(out, encoder_fingerprint(enc));
+    assert_int_equal(strlen(out), 32);
+    assert_true(strncmp(out, encoder_model_version(enc), 16) == 0 && strlen(encoder_model_version(enc)) == 16);
+    encoder_close(enc);
+}
+
+/* Flips the lowest bit of a number in the middle of the tensor. */
+static void tensor_flip(const char *name)
+{
+    struct safetensors_place {
+        int64_t begin, end;
+    } place;
+    struct arena arena = {0};
+    const struct json *header;
+    struct error e = {0};
+    struct buffer b = file_bytes(inside("model.safetensors"));
+    uint64_t bytes;
+    memcpy(&bytes, b.data, sizeof bytes);
+    assert_int_equal(json_parse((struct slice){b.data + 8, bytes}, 8, &arena, &header, &e), 0);
+    const struct json *offsets = json_member(json_member(header, name), "data_offsets");
+    assert_true(json_int(offsets->child, &place.begin) && json_int(offsets->child->next, &place.end));
+    b.data[8 + bytes + (uint64_t)(place.begin + place.end) / 2] ^= 1;
+    file_put("model.safetensors", b.data, b.bytes);
+    buffer_free(&b);
+    arena_free(&arena);
+}
+
+static void test_fingerprint(void **state)
+{
+    (void)state;
+    struct encoder_options options = {.folder = folder};
+    char good[33], other[33];
+    fingerprint_of(&options, good);
+    fingerprint_of(&options, other);
+    assert_string_equal(good, other);
+    tensor_flip("pooler.dense.weight"); /* not used: does not count */
+    fingerprint_of(&options, other);
+    assert_string_equal(good, other);
+    tensor_flip("encoder.layer.1.attention.self.key.weight");
+    fingerprint_of(&options, other);
+    assert_string_not_equal(good, other);
+    tensor_flip("encoder.layer.1.attention.self.key.weight");
+    fingerprint_of(&options, other);
+    assert_string_equal(good, other);
+    const struct encoder_options others[] = {{.folder = folder, .max_seq_length = 47},
+                                             {.folder = folder, .text_prefix = "query: "},
+                                             {.folder = folder, .label_prefix = "query: "}};
+    char seen[3][33];
+    for (size_t i = 0; i < 3; i++) {
+        fingerprint_of(&others[i], seen[i]);
+        assert_string_not_equal(good, seen[i]);
+    }
+    assert_string_not_equal(seen[1], seen[2]);
+    fingerprint_of(&(struct encoder_options){.folder = folder, .max_seq_length = 48, .text_prefix = ""}, other);
+    assert_string_equal(good, other);
+    file_edit("vocab.txt", "\nkernel\n", "\nkernal\n");
+    fingerprint_of(&options, other);
+    assert_string_not_equal(good, other);
+    file_edit("vocab.txt", "\nkernal\n", "\nkernel\n");
+    file_edit("tokenizer_config.json", "\"strip_accents\": null", "\"strip_accents\": false");
+    fingerprint_of(&options, other);
+    assert_string_not_equal(good, other);
+}
+
+/* ---- what is refused ----------------------------------------------------------------------------------------------
+ */
+
+/* Opening must fail with one line that holds each of the words. */
+static void refused(const char *first, const char *second)
+{
+    struct encoder *enc = NULL;
+    struct error e = {0};
+    assert_int_equal(encoder_open(&enc, backend, &(struct encoder_options){.folder = folder}, &e), -1);
+    assert_null(enc);
+    assert_int_equal(e.class, ERROR_FATAL);
+    assert_int_equal(e.code, E_MODEL);
+    if (!strstr(e.text, first) || !strstr(e.text, second) || strchr(e.text, '\n')) {
+        fail_msg("says: %s\nand not: %s, %s", e.text, first, second);
+    }
+}
+
+/* One change to one file, and what the refusal must name. */
+static void test_refused_settings(void **state)
+{
+    static const struct {
+        const char *file, *from, *to, *named;
+    } cases[] = {
+        {"config.json", "\"model_type\": \"bert\"", "\"model_type\": \"roberta\"", "roberta"},
+        {"config.json", "\"model_type\": \"bert\",", "", "model_type"},
+        {"config.json", "\"hidden_act\": \"gelu\"", "\"hidden_act\": \"relu\"", "relu"},
+        {"config.json", "\"absolute\"", "\"relative_key\"", "relative_key"},
+        {"config.json", "\"hidden_size\": 32", "\"is_decoder\": true, \"hidden_size\": 32", "is_decoder"},
+        {"config.json", "\"hidden_size\": 32", "\"hidden_size\": 40", "word_embedding_dimension"},
+        {"config.json", "\"hidden_size\": 32", "\"hidden_size\": 1e300", "hidden_size"},
+        {"config.json", "\"hidden_size\": 32", "\"hidden_size\": -32", "hidden_size"},
+        {"config.json", "\"num_attention_heads\": 4", "\"num_attention_heads\": 5", "num_attention_heads"},
+        {"config.json", "\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3", "encoder.layer.2"},
+        {"config.json", "\"num_hidden_layers\": 2", "\"num_hidden_layers\": 1000000000000", "num_hidden_layers"},
+        {"config.json", "\"intermediate_size\": 64", "\"intermediate_size\": 72",
+         "has shape [64, 32]; config.json asks for [72, 32]"},
+        {"config.json", "\"intermediate_size\": 64,", "", "intermediate_size is missing"},
+        {"config.json", "\"layer_norm_eps\": 1e-12", "\"layer_norm_eps\": -1", "layer_norm_eps"},
+        {"config.json", "\"vocab_size\": 176", "\"vocab_size\": 100", "vocab.txt has 176 pieces"},
+        {"config.json", "{", "[", "config.json"},
+        {"tokenizer_config.json", "BertTokenizer", "XLMRobertaTokenizer", "XLMRobertaTokenizer"},
+        {"tokenizer_config.json", "\"[MASK]\"", "\"<mask>\"", "<mask>"},
+        {"tokenizer_config.json", "\"do_lower_case\": true", "\"do_lower_case\": \"yes\"", "do_lower_case"},
+        {"sentence_bert_config.json", "\"do_lower_case\": false", "\"do_lower_case\": true", "do_lower_case"},
+        {"sentence_bert_config.json", "48", "65", "max_seq_length"},
+        {"1_Pooling/config.json", "\"pooling_mode_max_tokens\": false", "\"pooling_mode_max_tokens\": true",
+         "max_tokens"},
+        {"1_Pooling/config.json", "\"pooling_mode_cls_token\": false", "\"pooling_mode_cls_token\": true",
+         "mean and [CLS]"},
+        {"1_Pooling/config.json", "\"pooling_mode_mean_tokens\": true", "\"pooling_mode_mean_tokens\": false",
+         "neither"},
+        {"1_Pooling/config.json", "\"word_embedding_dimension\": 32", "\"word_embedding_dimension\": 33",
+         "word_embedding"},
+        {"modules.json", "models.Normalize", "models.Dense", "Dense"},
+        {"modules.json", "models.Transformer", "models.CLIPModel", "CLIPModel"},
+        {"modules.json", "\"path\": \"1_Pooling\"", "\"path\": \"../elsewhere\"", "path"},
+        {"modules.json", "\"path\": \"1_Pooling\"", "\"path\": \"2_Pooling\"", "2_Pooling/config.json"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        file_edit(cases[i].file, cases[i].from, cases[i].to);
+        refused(cases[i].named, "");
+        assert_int_equal(folder_remove(state), 0);
+        folder_make(state);
+    }
+}
+
+static void test_refused_files(void **state)
+{
+    (void)state;
+    file_remove("vocab.txt");
+    refused(folder, "vocab.txt");
+    file_remove("model.safetensors");
+    refused(folder, "has no model.safetensors");
+    file_put("pytorch_model.bin", "", 0);
+    refused(folder, "pytorch_model.bin");
+    file_put("model.safetensors.index.json", "{}", 2);
+    refused(folder, "shards");
+    file_remove("config.json");
+    refused(folder, "not a model folder");
+    snprintf(folder + strlen(folder), sizeof folder - strlen(folder), "/config.json");
+    refused(folder, "No such file");
+    snprintf(folder, sizeof folder, "%s/model", root);
+    file_put("config.json", "{}", 2);
+    snprintf(folder + strlen(folder), sizeof folder - strlen(folder), "/config.json");
+    refused(folder, "not a folder");
+    snprintf(folder, sizeof folder, "%s/model", root);
+}
+
+static void test_refused_tensors(void **state)
+{
+    static const struct {
+        const char *from, *to, *named;
+    } cases[] = {
+        {"\"encoder.layer.1.output.dense.bias\"", "\"encoder.layer.1.output.dense.bia_\"",
+         "layer.1.output.dense.bias is missing"},
+        {"\"embeddings.LayerNorm.weight\"", "\"embeddings.LayerNorm.weigh_\"",
+         "embeddings.LayerNorm.weight is missing"},
+        {"\"embeddings.word_embeddings.weight\"", "\"embeddings.word_embeddings.weigh_\"", "word_embeddings"},
+        {"\"shape\":[64,32]", "\"shape\":[32,64]", "[32, 64]"},
+        {"\"shape\":[64,32]", "\"shape\":[64,33]", "do not agree"},
+        {"\"shape\":[64,32]", "\"shape\":[-4,32]", "do not agree"},
+        {"\"shape\":[64,32]", "\"shape\":3333333", "do not agree"},
+        {"\"dtype\":\"F32\"", "\"dtype\":\"F64\"", "F64"},
+        {"\"dtype\":\"F32\"", "\"dtype\":[\"F\"]", "dtype"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        file_edit("model.safetensors", cases[i].from, cases[i].to);
+        refused(cases[i].named, "model.safetensors");
+        assert_int_equal(folder_remove(state), 0);
+        folder_make(state);
+    }
+    for (unsigned i = 0; i < 3; i++) { /* a header that claims more than there is */
+        struct buffer b = file_bytes(inside("model.safetensors"));
+        const uint64_t claims[] = {UINT64_MAX, b.bytes - 7, b.bytes};
+        memcpy(b.data, &claims[i], sizeof claims[i]);
+        file_put("model.safetensors", b.data, b.bytes);
+        refused("cut short", "model.safetensors");
+        buffer_free(&b);
+    }
+}
+
+/* Cut anywhere, and with any byte of the header changed: refused or read, never a crash (the sanitizers watch). */
+static void test_broken_tensors(void **state)
+{
+    (void)state;
+    struct buffer good = file_bytes(inside("model.safetensors"));
+    uint64_t header;
+    memcpy(&header, good.data, sizeof header);
+    for (size_t keep = 0; keep < good.bytes; keep += keep < 24 ? 1 : good.bytes / 17) {
+        file_put("model.safetensors", good.data, keep);
+        refused("model.safetensors", "");
+    }
+    size_t opened = 0;
+    for (size_t i = 0; i < 300; i++) {
+        struct encoder *enc = NULL;
+        struct error e = {0};
+        size_t at = 8 + i * (header - 1) / 299;
+        char kept = good.data[at];
+        good.data[at] = "}]\"9-,x"[i % 7];
+        file_put("model.safetensors", good.data, good.bytes);
+        good.data[at] = kept;
+        if (encoder_open(&enc, backend, &(struct encoder_options){.folder = folder}, &e) == 0) {
+            opened++;
+            encoder_close(enc);
+        } else {
+            assert_int_equal(e.code, E_MODEL);
+        }
+    }
+    assert_true(opened < 150);
+    buffer_free(&good);
+}
+
+static void test_refused_length(void **state)
+{
+    (void)state;
+    static const size_t lengths[] = {1, 2, 65, SIZE_MAX};
+    for (size_t i = 0; i < 4; i++) {
+        struct encoder *enc = NULL;
+        struct error e = {0};
+        struct encoder_options options = {.folder = folder, .max_seq_length = lengths[i]};
+        assert_int_equal(encoder_open(&enc, backend, &options, &e), -1);
+        assert_non_null(strstr(e.text, "max_seq_length"));
+    }
+}
+
+int main(void)
+{
+#define TEST(f) cmocka_unit_test_setup_teardown(f, folder_make, folder_remove)
+    const struct CMUnitTest tests[] = {
+        TEST(test_golden),        TEST(test_prefix),          TEST(test_length),         TEST(test_sparse_folder),
+        TEST(test_keep),          TEST(test_parameters),      TEST(test_fingerprint),    TEST(test_refused_settings),
+        TEST(test_refused_files), TEST(test_refused_tensors), TEST(test_broken_tensors), TEST(test_refused_length),
+    };
+    struct error e = {0};
+    if (backend_cpu_open(&backend, 2, &e) != 0) {
+        fprintf(stderr, "%s\n", e.text);
+        return 1;
+    }
+    int failed = cmocka_run_group_tests_name("encoder", tests, NULL, NULL);
+    backend_close(backend);
+    return failed;
+}
