@@ -46,6 +46,10 @@ $(BUILD)/tests/%: $(BUILD)/obj/tests/unit/%.o $(ROOM_OBJECTS)
 	@mkdir -p $(@D)
 	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ -lcmocka $(LIBS)
 
+$(BUILD)/tests/%: $(BUILD)/obj/tests/e2e/%.o $(ROOM_OBJECTS)
+	@mkdir -p $(@D)
+	$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
+
 $(BUILD)/tests-asan/%: $(BUILD)/asan/tests/unit/%.o $(ASAN_OBJECTS)
 	@mkdir -p $(@D)
 	$(CC) $(ALL_CFLAGS) $(SANITIZE) $(LDFLAGS) -o $@ $^ -lcmocka $(LIBS)

@@ -22,7 +22,8 @@ bool kafka_wait_go_on(const struct kafka_wait *wait)
 
 /* ---- log and health ---- */
 
-/* The connection's own troubles are told through error_cb, once; librdkafka's lines about them repeat. */
+/* The connection's own troubles are told through error_cb, once; librdkafka's lines about them repeat, as do those
+ * about a coordinator that is still starting (GETPID). */
 static void log_bridge(const rd_kafka_t *rk, int level, const char *facility, const char *text)
 {
     const struct kafka_client *c = rd_kafka_opaque(rk);
@@ -30,7 +31,8 @@ static void log_bridge(const rd_kafka_t *rk, int level, const char *facility, co
                         : level == 4 ? LOG_LEVEL_WARN
                         : level == 5 ? LOG_LEVEL_INFO
                                      : LOG_LEVEL_DEBUG;
-    if (strcmp(facility, "FAIL") == 0 || strcmp(facility, "ERROR") == 0 || strcmp(facility, "FATAL") == 0) {
+    if (strcmp(facility, "FAIL") == 0 || strcmp(facility, "ERROR") == 0 || strcmp(facility, "FATAL") == 0 ||
+        strcmp(facility, "GETPID") == 0) {
         as = LOG_LEVEL_DEBUG;
     }
     if (strncmp(text, "[thrd:", 6) == 0 && strstr(text, "]: ")) {
@@ -82,8 +84,11 @@ static void error_bridge(rd_kafka_t *rk, int err, const char *reason, void *opaq
 
 void kafka_client_trouble(struct kafka_client *c, int err, const char *text)
 {
+    if (c->quiet) {
+        return;
+    }
     int before = atomic_exchange(&c->trouble, err);
-    if (c->quiet || before == err || (unreachable(before) && unreachable(err))) {
+    if (before == err || (unreachable(before) && unreachable(err))) {
         return;
     }
     if (unreachable(err)) {
@@ -97,7 +102,7 @@ void kafka_client_trouble(struct kafka_client *c, int err, const char *text)
 void kafka_client_works(struct kafka_client *c)
 {
     atomic_store(&c->reached, true);
-    if (atomic_load(&c->trouble) && atomic_exchange(&c->trouble, 0) && !c->quiet) {
+    if (atomic_load(&c->trouble) && atomic_exchange(&c->trouble, 0)) {
         log_info("%s: works again", c->what);
     }
 }

@@ -24,6 +24,7 @@ struct outbox;
 
 int outbox_open(struct outbox **out, const struct config *config, const struct kafka_wait *wait, struct error *e);
 void outbox_close(struct outbox *box);
+int outbox_begin(struct outbox *box, struct error *e);
 int outbox_add(struct outbox *box, struct outcome *outcome, struct error *e);
 /* Until every output is acknowledged; resends, shrinks and dead-letters on the way. */
 int outbox_flush(struct outbox *box, struct error *e);

@@ -317,11 +317,20 @@ static struct output *output_new(struct outbox *box, struct outcome *outcome)
     return o;
 }
 
-int outbox_add(struct outbox *box, struct outcome *outcome, struct error *e)
+int outbox_begin(struct outbox *box, struct error *e)
 {
     if (!box->client.rk && producer_open(box, e)) { /* after outbox_clear */
         return -1;
     }
+    /* troubles that came while nothing was to be sent, and nobody listened, say nothing of the present */
+    box->client.quiet = true;
+    rd_kafka_poll(box->client.rk, 0);
+    box->client.quiet = false;
+    return 0;
+}
+
+int outbox_add(struct outbox *box, struct outcome *outcome, struct error *e)
+{
     if (box->count == box->capacity) {
         box->capacity = box->capacity ? 2 * box->capacity : 64;
         box->outputs = mem_resize(box->outputs, box->capacity * sizeof(struct output *));

@@ -25,8 +25,7 @@ struct publisher {
 
 static int plain_begin(struct publisher *p, struct error *e)
 {
-    (void)p, (void)e;
-    return 0;
+    return outbox_begin(p->box, e);
 }
 
 static int plain_publish(struct publisher *p, struct outcome *outcomes, size_t n, struct error *e)

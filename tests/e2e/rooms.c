@@ -1,0 +1,298 @@
+/* consumer/ and producer/ driven from outside, without a stage: what test_kafka_rooms.py starts.
+ *   rooms topics                  topics_ensure
+ *   rooms tag                     an echo: each text's prediction is made from the text, published, committed
+ *   rooms learn [--stored TOPIC:PARTITION:NEXT]... [--cluster ID] [--caught-up MS]    prints what it reads
+ * Lines on standard input steer it: pause, resume, hold (no commits), lag, stop. Events go to standard output as words.
+ * A text "big A B" has a prediction of A bytes, or B without its evidence texts; "dead" becomes a dead letter. */
+#include <inttypes.h>
+#include <poll.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "consumer/consumer.h"
+#include "producer/producer.h"
+
+static const struct config_command command = {
+    .name = "rooms",
+    .usage = "topics | tag | learn",
+    .help = "Drives consumer/ and producer/ for tests.",
+    .example = "rooms topics",
+    .flags = (const struct config_flag[]){{"stored", "TOPIC:PARTITION:NEXT", "an offset that the memory holds", true},
+                                          {"cluster", "ID", "the cluster of those offsets (the one at hand)", false},
+                                          {"caught-up", "MS", "when the memory last caught up", false},
+                                          {0}},
+    .positional_min = 1,
+    .positional_max = 1,
+};
+
+static void say(const char *format, ...) __attribute__((format(printf, 1, 2)));
+static void say(const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    vprintf(format, arguments);
+    va_end(arguments);
+    putchar('\n');
+    fflush(stdout);
+}
+
+static int failed(const struct error *e)
+{
+    say("error %s %s", error_code_name(e->code), e->text);
+    return 1;
+}
+
+/* A line of standard input, if one waits: into word. */
+static bool steered(char word[16])
+{
+    static char pending[256];
+    static size_t bytes;
+    struct pollfd in = {.fd = STDIN_FILENO, .events = POLLIN};
+    if (!memchr(pending, '\n', bytes) && poll(&in, 1, 0) > 0) {
+        ssize_t n = read(STDIN_FILENO, pending + bytes, sizeof pending - bytes);
+        bytes += n > 0 ? (size_t)n : 0;
+    }
+    char *end = memchr(pending, '\n', bytes);
+    if (!end) {
+        return false;
+    }
+    size_t length = (size_t)(end - pending);
+    snprintf(word, 16, "%.*s", (int)length, pending);
+    bytes -= length + 1;
+    memmove(pending, end + 1, bytes);
+    return true;
+}
+
+static const char *kind_of(const struct consumed *c)
+{
+    static const char *const kinds[] = {"record", "null", "poison"};
+    return kinds[c->kind];
+}
+
+/* ---- tag ---- */
+
+struct echo {
+    struct text_consumer *consumer;
+    struct publisher *publisher;
+    bool hold;
+};
+
+enum { BATCH_TEXTS = 500 };
+
+struct big {
+    size_t whole, smaller;
+};
+
+struct made {
+    struct outcome outcome;
+    struct buffer value;
+    struct big big;
+};
+
+static bool smaller(void *context, struct buffer *out)
+{
+    const struct big *big = context;
+    for (size_t i = 0; i < big->smaller; i++) {
+        buffer_byte(out, 's');
+    }
+    return big->smaller > 0;
+}
+
+static void outcome_make(struct consumed *text, struct made *made)
+{
+    static const struct error dead = {ERROR_POISON, E_INTERNAL, "asked for"};
+    made->outcome = (struct outcome){.input = text, .smaller = smaller, .context = &made->big};
+    if (text->kind == CONSUMED_NULL) {
+        made->outcome.kind = OUTCOME_NULL;
+    } else if (text->kind == CONSUMED_POISON || strcmp(text->text.text.data, "dead") == 0) {
+        made->outcome.kind = OUTCOME_DEAD_LETTER;
+        made->outcome.error = text->poison ? NULL : &dead;
+    } else if (sscanf(text->text.text.data, "big %zu %zu", &made->big.whole, &made->big.smaller) >= 1) {
+        for (size_t i = 0; i < made->big.whole; i++) {
+            buffer_byte(&made->value, 'w');
+        }
+    } else {
+        buffer_format(&made->value, "echo %s", text->text.text.data);
+    }
+    made->outcome.value = (struct slice){made->value.data, made->value.bytes};
+}
+
+/* One batch, with one publish for each text: what is committed at the end is each partition's last. */
+static int echo_publish(struct echo *echo, struct consumed **texts, size_t n, struct error *e)
+{
+    struct made *made = mem_zero(n, sizeof *made);
+    int result = publisher_begin(echo->publisher, e);
+    for (size_t i = 0; i < n && !result; i++) {
+        struct partition_offset next = {texts[i]->partition, texts[i]->epoch, texts[i]->offset + 1};
+        outcome_make(texts[i], &made[i]);
+        result = publisher_publish(echo->publisher, &made[i].outcome, 1, &next, echo->hold ? 0 : 1, e);
+    }
+    result = result || publisher_commit(echo->publisher, e);
+    for (size_t i = 0; i < n && !result; i++) {
+        say("published %d %" PRId64 " %s%s", texts[i]->partition, texts[i]->offset, kind_of(texts[i]),
+            made[i].outcome.dead_lettered ? " dead" : "");
+    }
+    if (result) {
+        publisher_abort(echo->publisher);
+    }
+    for (size_t i = 0; i < n; i++) {
+        buffer_free(&made[i].value);
+        consumed_free(texts[i]);
+    }
+    free(made);
+    return result ? -1 : 0;
+}
+
+/* A text and what waits behind it. -1: an error. */
+static int echo_batch(struct echo *echo, struct error *e)
+{
+    struct consumed *texts[BATCH_TEXTS];
+    size_t n = 0;
+    int got = text_consumer_poll(echo->consumer, 50, &texts[0], e);
+    while (got > 0) {
+        n++;
+        got = n < BATCH_TEXTS ? text_consumer_poll(echo->consumer, 5, &texts[n], e) : 0;
+    }
+    return n ? echo_publish(echo, texts, n, e) | got : got;
+}
+
+static void revoked(void *context, bool lost)
+{
+    (void)context;
+    say("revoked %s", lost ? "lost" : "given");
+}
+
+static int tag(const struct config *config)
+{
+    struct echo echo = {0};
+    struct error e = {0};
+    const struct text_consumer_events events = {revoked, &echo};
+    int status = 0;
+    char word[16] = "";
+    if (text_consumer_open(&echo.consumer, config, &events, &e) ||
+        publisher_open(&echo.publisher, config, echo.consumer, NULL, &e) ||
+        text_consumer_subscribe(echo.consumer, &e)) {
+        return failed(&e);
+    }
+    for (size_t assigned = 0; strcmp(word, "stop") != 0;) {
+        if (echo_batch(&echo, &e)) {
+            status = failed(&e);
+            break;
+        }
+        if (text_consumer_assigned(echo.consumer) != assigned) {
+            assigned = text_consumer_assigned(echo.consumer);
+            say("assigned %zu", assigned);
+        }
+        if (steered(word)) {
+            if (strcmp(word, "pause") == 0) {
+                text_consumer_pause(echo.consumer);
+            } else if (strcmp(word, "resume") == 0) {
+                text_consumer_resume(echo.consumer);
+            }
+            echo.hold = echo.hold || strcmp(word, "hold") == 0;
+            say("%s %" PRId64, word, text_consumer_lag(echo.consumer, 5000));
+        }
+    }
+    publisher_close(echo.publisher);
+    text_consumer_close(echo.consumer);
+    say("closed");
+    return status;
+}
+
+/* ---- learn ---- */
+
+/* "TOPIC:PARTITION:NEXT" */
+static struct learn_offset stored_read(char *text, const char *cluster)
+{
+    char *next = strrchr(text, ':');
+    *next++ = '\0';
+    char *partition = strrchr(text, ':');
+    *partition++ = '\0';
+    return (struct learn_offset){cluster, text, atoi(partition), atoll(next)};
+}
+
+static int learn_loop(struct learn_consumer *c, struct error *e)
+{
+    char word[16] = "";
+    for (bool caught_up = false; strcmp(word, "stop") != 0;) {
+        struct consumed *r = NULL;
+        int got = learn_consumer_poll(c, 50, &r, e);
+        if (got < 0) {
+            return failed(e);
+        }
+        if (got) {
+            say("%s %s %d %" PRId64 " %.*s%s%s", kind_of(r), r->topic, r->partition, r->offset, (int)r->key.bytes,
+                r->key.data ? r->key.data : "", r->poison ? " " : "",
+                r->poison ? error_code_name(r->poison->code) : "");
+        }
+        consumed_free(r);
+        if (!caught_up && learn_consumer_caught_up(c)) {
+            caught_up = true;
+            say("caught-up");
+        }
+        if (steered(word)) {
+            if (strcmp(word, "pause") == 0) {
+                learn_consumer_pause(c);
+            } else if (strcmp(word, "resume") == 0) {
+                learn_consumer_resume(c);
+            }
+            say("%s %" PRId64, word, learn_consumer_lag(c, 5000));
+        }
+    }
+    return 0;
+}
+
+static int learn(const struct config *config, const struct arguments *a)
+{
+    size_t n = arguments_count(a, "stored");
+    struct learn_offset *stored = mem_zero(n + 1, sizeof *stored);
+    char **copies = mem_zero(n + 1, sizeof *copies);
+    struct learn_consumer *c = NULL;
+    struct error e = {0};
+    const char *cluster = arguments_value(a, "cluster"), *caught_up = arguments_value(a, "caught-up");
+    for (size_t i = 0; i < n; i++) {
+        copies[i] = mem_string(arguments_nth(a, "stored", i), strlen(arguments_nth(a, "stored", i)));
+        stored[i] = stored_read(copies[i], cluster ? cluster : "");
+    }
+    int status;
+    if (learn_consumer_open(&c, config, stored, n, caught_up ? atoll(caught_up) : 0, NULL, &e)) {
+        status = failed(&e);
+    } else {
+        say("cluster %s", learn_consumer_cluster(c));
+        status = learn_loop(c, &e);
+    }
+    learn_consumer_close(c);
+    for (size_t i = 0; i < n; i++) {
+        free(copies[i]);
+    }
+    free(copies);
+    free(stored);
+    return status;
+}
+
+int main(int argc, char **argv)
+{
+    struct config config = {0};
+    struct arguments *a = NULL;
+    struct error e = {0};
+    int status = 2;
+    if (config_read(&command, argc - 1, argv + 1, &config, &a, &e)) {
+        failed(&e);
+    } else if (strcmp(arguments_positional(a, 0), "topics") == 0) {
+        status = topics_ensure(&config, NULL, &e) ? failed(&e) : 0;
+        if (!status) {
+            say("ok");
+        }
+    } else if (strcmp(arguments_positional(a, 0), "tag") == 0) {
+        status = tag(&config);
+    } else {
+        status = learn(&config, a);
+    }
+    arguments_free(a);
+    config_free(&config);
+    return status;
+}
