@@ -20,6 +20,9 @@ enum {
     SETTLE_MS = 15000, /* how long a rebalance waits for what is in compute */
 };
 
+/* Bytes of a record that weigh as much as one token: a short text may carry a megabyte of metadata. */
+enum { BYTES_PER_TOKEN = 64 };
+
 /* One text on its way. */
 struct work {
     struct work *next; /* in the overflow list */
@@ -40,7 +43,7 @@ struct tag_lane {
     pthread_t poll_thread, compute_thread, publish_thread;
     bool poll_started, compute_started, publish_started;
     struct pulse compute_pulse, publish_pulse;
-    struct queue *texts;   /* struct work, weighed in tokens */
+    struct queue *texts;   /* struct work, weighed in tokens (work_weight) */
     struct queue *batches; /* struct batch, weighed 1; NULL is the last item */
     struct text_consumer *consumer;
     struct publisher *publisher;           /* the publish thread's */
@@ -55,6 +58,12 @@ static void work_free(void *item)
     buffer_free(&w->value);
     consumed_free(w->consumed);
     free(w);
+}
+
+static size_t work_weight(const struct work *w)
+{
+    size_t bytes = w->consumed->value.bytes / BYTES_PER_TOKEN + 1;
+    return w->tokens.count > bytes ? w->tokens.count : bytes;
 }
 
 static void batch_free(void *item)
@@ -99,8 +108,7 @@ static void lane_push_overflow(struct tag_lane *t, unsigned wait_ms)
 {
     while (t->overflow) {
         struct work *w = t->overflow;
-        size_t weight = w->tokens.count ? w->tokens.count : 1;
-        if (!queue_push(t->texts, w, weight, wait_ms)) {
+        if (!queue_push(t->texts, w, work_weight(w), wait_ms)) {
             return;
         }
         t->overflow = w->next;
