@@ -4,17 +4,20 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/clock.h"
 #include "base/json.h"
 #include "cli/internal.h"
 
 static const struct config_command command = {
     .name = "memory",
-    .usage = "stats [--json] | get ID | verify",
+    .usage = "stats [--json] | get ID [--wait SECONDS] | verify",
     .help = "Looks at a memory, beside a running stage too. stats: what it holds. get: one instance as JSON (status 1 "
-            "where "
-            "there is none). verify: checks every checksum, block and count, and computes the digest anew.",
+            "where there is none; --wait lets it become live first). verify: checks every checksum, block and count, "
+            "and computes the digest anew.",
     .example = "engram memory stats --memory my-memory\nengram memory get libvisio-0.1-1 --memory my-memory",
-    .flags = (const struct config_flag[]){{"json", NULL, "stats as one JSON object", false}, {0}},
+    .flags = (const struct config_flag[]){{"json", NULL, "stats as one JSON object", false},
+                                          {"wait", "SECONDS", "get: how long to wait for the id, 0 to 3600", false},
+                                          {0}},
     .positional_min = 1,
     .positional_max = 2,
 };
@@ -87,17 +90,22 @@ static void stats_table(const struct memory_stats *s, const char *digest, struct
     }
 }
 
-static int memory_stats_show(const struct snapshot *snapshot, bool json, struct buffer *out, struct error *e)
+static int memory_stats_show(struct memory *m, bool json, struct buffer *out, struct error *e)
 {
+    struct snapshot *snapshot = NULL;
     struct memory_stats stats;
     char digest[33];
-    if (snapshot_stats(snapshot, &stats, e)) {
+    if (memory_snapshot(m, &snapshot, e)) {
         return -1;
     }
-    digest_hex(stats.digest, digest);
-    (json ? stats_json : stats_table)(&stats, digest, out);
-    memory_stats_free(&stats);
-    return 0;
+    int result = snapshot_stats(snapshot, &stats, e);
+    if (result == 0) {
+        digest_hex(stats.digest, digest);
+        (json ? stats_json : stats_table)(&stats, digest, out);
+        memory_stats_free(&stats);
+    }
+    snapshot_release(snapshot);
+    return result;
 }
 
 /* ---- get -------------------------------------------------------------------------------------------------------- */
@@ -163,18 +171,34 @@ static int instance_json(const struct snapshot *snapshot, const struct memory_in
     return 0;
 }
 
-static int memory_get(const struct snapshot *snapshot, const char *id, const char *folder, struct buffer *out,
+/* One look: 1 found and written to *out, 0 not there, -1 an error. */
+static int instance_look(struct memory *m, const char *id, struct buffer *out, struct error *e)
+{
+    struct snapshot *snapshot = NULL;
+    struct memory_instance instance;
+    if (memory_snapshot(m, &snapshot, e)) {
+        return -1;
+    }
+    int found = snapshot_instance(snapshot, slice_of(id), &instance, e);
+    if (found == 1 && instance_json(snapshot, &instance, out, e)) {
+        found = -1;
+    }
+    snapshot_release(snapshot);
+    return found;
+}
+
+static int memory_get(struct memory *m, const char *id, unsigned long wait_s, const char *folder, struct buffer *out,
                       struct error *e)
 {
-    struct memory_instance instance;
-    int found = snapshot_instance(snapshot, slice_of(id), &instance, e);
-    if (found < 0) {
-        return -1;
+    uint64_t until = clock_us() + wait_s * 1000000;
+    int found = 0;
+    while ((found = instance_look(m, id, out, e)) == 0 && clock_us() < until) {
+        clock_sleep_ms(1);
     }
     if (found == 0) {
         return error_set(e, ERROR_FATAL, E_NOT_FOUND, "the memory %s holds no instance \"%s\"", folder, id);
     }
-    return instance_json(snapshot, &instance, out, e);
+    return found < 0 ? -1 : 0;
 }
 
 /* ---- verify ----------------------------------------------------------------------------------------------------- */
@@ -201,11 +225,10 @@ static int memory_verify_show(struct memory *m, const char *folder, struct buffe
 
 /* ---- the command ------------------------------------------------------------------------------------------------ */
 
-static int memory_run(const struct config *config, const struct arguments *arguments)
+static int memory_run(const struct config *config, const struct arguments *arguments, unsigned long wait_s)
 {
     const char *what = arguments_positional(arguments, 0);
     struct memory *memory = NULL;
-    struct snapshot *snapshot = NULL;
     struct buffer out = {0};
     struct error e = {0};
     uint64_t problems = 0;
@@ -213,13 +236,10 @@ static int memory_run(const struct config *config, const struct arguments *argum
     int result = cli_memory_open(&memory, config, MEMORY_READ, &e);
     if (result == 0 && strcmp(what, "verify") == 0) {
         result = memory_verify_show(memory, config->memory, &out, &problems, &e);
+    } else if (result == 0 && strcmp(what, "stats") == 0) {
+        result = memory_stats_show(memory, arguments_has(arguments, "json"), &out, &e);
     } else if (result == 0) {
-        result = memory_snapshot(memory, &snapshot, &e);
-        if (result == 0) {
-            result = strcmp(what, "stats") == 0
-                         ? memory_stats_show(snapshot, arguments_has(arguments, "json"), &out, &e)
-                         : memory_get(snapshot, arguments_positional(arguments, 1), config->memory, &out, &e);
-        }
+        result = memory_get(memory, arguments_positional(arguments, 1), wait_s, config->memory, &out, &e);
     }
     if (result) {
         status = cli_fail(command.name, &e);
@@ -227,13 +247,17 @@ static int memory_run(const struct config *config, const struct arguments *argum
         status = STATUS_OK;
     }
     buffer_free(&out);
-    if (snapshot) {
-        snapshot_release(snapshot);
-    }
-    if (memory) {
-        memory_close(memory);
-    }
+    memory_close(memory);
     return status;
+}
+
+/* --wait in whole seconds; false where it is no such number. */
+static bool wait_read(const struct arguments *arguments, unsigned long *wait_s)
+{
+    const char *text = arguments_value(arguments, "wait");
+    char *end = NULL;
+    *wait_s = text ? strtoul(text, &end, 10) : 0;
+    return !text || (*text >= '0' && *text <= '9' && *end == '\0' && *wait_s <= 3600);
 }
 
 int command_memory(int argc, char **argv)
@@ -244,12 +268,16 @@ int command_memory(int argc, char **argv)
     if (cli_read(&command, argc, argv, &config, &arguments, &status)) {
         const char *what = arguments_positional(arguments, 0);
         size_t wanted = strcmp(what, "get") == 0 ? 2 : 1;
-        if (wanted == 1 && strcmp(what, "stats") != 0 && strcmp(what, "verify") != 0) {
+        unsigned long wait_s;
+        if (!wait_read(arguments, &wait_s)) {
+            status = cli_usage(command.name, "--wait %s: it takes whole seconds, 0 to 3600",
+                               arguments_value(arguments, "wait"));
+        } else if (wanted == 1 && strcmp(what, "stats") != 0 && strcmp(what, "verify") != 0) {
             status = cli_usage(command.name, "there is no 'memory %s': it is stats, get ID or verify", what);
         } else if (arguments_positional_count(arguments) != wanted) {
             status = cli_usage(command.name, wanted == 2 ? "get needs one ID" : "%s takes nothing more", what);
         } else {
-            status = memory_run(&config, arguments);
+            status = memory_run(&config, arguments, wait_s);
         }
     }
     arguments_free(arguments);

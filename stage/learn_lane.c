@@ -237,10 +237,12 @@ static int lane_fold(struct learn_lane *l, struct error *e)
     }
     for (size_t done = 0; done < l->count;) {
         size_t applied = 0;
-        int failed = engine_fold(l->stage->engine, l->folds + done, l->count - done, &applied, e);
+        size_t n = l->full_said ? 1 : l->count - done; /* one record tells whether there is room again */
+        int failed = engine_fold(l->stage->engine, l->folds + done, n, &applied, e);
         lane_applied(l, done, done + applied);
         done += applied;
         if (!failed) {
+            lane_flows(l);
             continue;
         }
         if (e->class != ERROR_RETRY) {
@@ -253,7 +255,6 @@ static int lane_fold(struct learn_lane *l, struct error *e)
             }
         }
     }
-    lane_flows(l);
     return 0;
 }
 
