@@ -1,10 +1,9 @@
-/* The stage's frame: start, ready, the figures of the last ten seconds, the watchdog, drain and close. The work is in
- * learn_lane.c and tag_lane.c. The surprise: nothing here waits for a broker, so a stop works before one was ever
- * reached. */
+/* The stage's frame: start, the figures of the last ten seconds, the watchdog, close. The work is in learn_lane.c and
+ * tag_lane.c, what they share in shared.c. The surprise: nothing here waits for a broker, so a stop works before one
+ * was ever reached. */
 #include "stage/internal.h"
 
 #include <inttypes.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -13,78 +12,11 @@
 
 enum {
     REPORT_US = 10 * 1000 * 1000,
-    DRAIN_US = 20 * 1000 * 1000, /* how long a stop waits for brokers before it leaves the rest to the next owner */
     HANG_US = 60 * 1000 * 1000,
 };
 
 /* ---- threads, faults, readiness -----------------------------------------------------------------------------------
  */
-
-int stage_thread(struct stage *s, pthread_t *thread, void *(*main)(void *), void *context, struct error *e)
-{
-    sigset_t all;
-    sigset_t before;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before); /* signals are the caller's: lanes never see one */
-    atomic_fetch_add(&s->threads, 1);
-    int failed = pthread_create(thread, NULL, main, context);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    if (failed) {
-        atomic_fetch_sub(&s->threads, 1);
-        return error_set(e, ERROR_FATAL, E_INTERNAL, "a thread cannot be started: %s", strerror(failed));
-    }
-    return 0;
-}
-
-void stage_thread_ends(struct stage *s)
-{
-    atomic_fetch_sub(&s->threads, 1);
-}
-
-void stage_fail(struct stage *s, const struct error *e)
-{
-    pthread_mutex_lock(&s->lock);
-    if (s->fault.class == ERROR_NONE) {
-        s->fault = *e;
-    }
-    pthread_mutex_unlock(&s->lock);
-    stage_stop(s);
-}
-
-void stage_stop(struct stage *s)
-{
-    if (atomic_exchange(&s->stopping, true)) {
-        return;
-    }
-    atomic_store(&s->give_up_us, clock_us() + DRAIN_US);
-    pthread_mutex_lock(&s->lock);
-    pthread_cond_broadcast(&s->changed);
-    pthread_mutex_unlock(&s->lock);
-}
-
-bool stage_ended(const struct stage *s)
-{
-    return atomic_load(&s->threads) == 0;
-}
-
-void stage_set_ready(struct stage *s)
-{
-    engine_set_ready(s->engine, true);
-    pthread_mutex_lock(&s->lock);
-    s->ready = true;
-    pthread_cond_broadcast(&s->changed);
-    pthread_mutex_unlock(&s->lock);
-}
-
-bool stage_wait_ready(struct stage *s)
-{
-    pthread_mutex_lock(&s->lock);
-    while (!s->ready && !atomic_load(&s->stopping)) {
-        pthread_cond_wait(&s->changed, &s->lock);
-    }
-    pthread_mutex_unlock(&s->lock);
-    return !atomic_load(&s->stopping);
-}
 
 static bool stage_runs(void *context)
 {
@@ -102,18 +34,6 @@ static bool stage_may_finish(void *context)
 /* ---- figures and watchdog -----------------------------------------------------------------------------------------
  */
 
-void pulse_begin(struct pulse *p, const char *step)
-{
-    atomic_store(&p->since_us, clock_us());
-    atomic_store(&p->reported, false);
-    atomic_store(&p->step, step);
-}
-
-void pulse_end(struct pulse *p)
-{
-    atomic_store(&p->step, NULL);
-}
-
 static void stage_watch(struct pulse *p, const char *lane)
 {
     const char *step = atomic_load(&p->step);
@@ -121,15 +41,6 @@ static void stage_watch(struct pulse *p, const char *lane)
     if (step && clock_us() - since_us > HANG_US && !atomic_exchange(&p->reported, true)) {
         log_warn("the %s lane has been %s for more than %d s", lane, step, HANG_US / 1000000);
     }
-}
-
-void stage_live(struct stage *s, int64_t ms)
-{
-    pthread_mutex_lock(&s->lock);
-    if (s->live_count < LIVE_SAMPLES) {
-        s->live_ms[s->live_count++] = ms < 0 ? 0 : ms;
-    }
-    pthread_mutex_unlock(&s->lock);
 }
 
 static int compare_ms(const void *a, const void *b)
