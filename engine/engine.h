@@ -78,11 +78,12 @@ int engine_fold(struct engine *g, struct fold *folds, size_t n, size_t *applied,
 /* While false (a stage that catches up before it is ready), folds need not let texts through. */
 void engine_set_ready(struct engine *g, bool ready);
 
-/* ---- evaluation ------------------------------------------------------------------------------------------------- */
+/* ---- evaluation ---- */
 
 /* Metrics in percent. P@k (Jain et al. 2016): hits in the top k / k; R@k: hits / gold; nDCG@k: DCG / ideal DCG over
  * min(k, gold); PSP@k: sum over the test set of hits' 1/p divided by the same sum for the best possible choice,
- * p = 1 / (1 + C exp(-A ln(N_l + B))), C = (ln N - 1)(B + 1)^A. NaN where not defined (PSP with N < 3). */
+ * p = 1 / (1 + C exp(-A ln(N_l + B))), C = (ln N - 1)(B + 1)^A. NaN where not defined (PSP with N < 3). Labels of equal
+ * score count as the mean over their orders. */
 struct metrics {
     double precision[3]; /* @1 @3 @5 */
     double recall[2];    /* @10 @100 */

@@ -13,7 +13,7 @@
 
 #include "base/error.h"
 
-/* ---- keys: what the search reads ------------------------------------------------------------------------------- */
+/* ---- keys: what the search reads ---- */
 
 enum key_dtype { KEY_BF16, KEY_F32 };
 enum key_kind { KEY_INSTANCE = 1, KEY_LABEL = 2, KEY_BOTH = 3 }; /* a mask where a scan names what it wants */
@@ -46,7 +46,7 @@ struct keys_hit {
     uint64_t tie;
 };
 
-/* ---- weights and tensors ---------------------------------------------------------------------------------------- */
+/* ---- weights and tensors ---- */
 
 enum epilogue {
     EPILOGUE_NONE, /* out = in W' + bias */

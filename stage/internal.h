@@ -11,7 +11,7 @@
 #include "producer/producer.h"
 #include "stage/stage.h"
 
-/* ---- queue.c: between two threads of a lane --------------------------------------------------------------------- */
+/* ---- queue.c: between two threads of a lane ---- */
 
 struct queue;
 
@@ -85,8 +85,7 @@ void stage_live(struct stage *s, int64_t ms);            /* one fold's label-to-
 void stage_set_ready(struct stage *s);
 bool stage_wait_ready(struct stage *s); /* false: the stage stops before it was ready */
 
-/* ---- the lanes ----------------------------------------------------------------------------------------------------
- */
+/* ---- the lanes ---- */
 
 int learn_lane_start(struct learn_lane **out, struct stage *s, struct error *e);
 void learn_lane_close(struct learn_lane *l); /* joins; NULL is fine */

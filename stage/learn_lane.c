@@ -37,8 +37,7 @@ struct pulse *learn_lane_pulse(struct learn_lane *l)
     return &l->pulse;
 }
 
-/* ---- a full memory --------------------------------------------------------------------------------------------------
- */
+/* ---- a full memory ---- */
 
 /* The memory takes no more: said once. Tags go on; this lane stays at its record. */
 static void lane_full(struct learn_lane *l, const struct error *e)
@@ -65,8 +64,7 @@ static void lane_flows(struct learn_lane *l)
     }
 }
 
-/* ---- opening --------------------------------------------------------------------------------------------------------
- */
+/* ---- opening ---- */
 
 /* One transaction that stores small things about the reading itself. */
 static int lane_note(struct learn_lane *l, bool positions, bool caught_up, struct error *e)
@@ -132,8 +130,7 @@ done:
     return result;
 }
 
-/* ---- a batch --------------------------------------------------------------------------------------------------------
- */
+/* ---- a batch ---- */
 
 static void lane_clear(struct learn_lane *l)
 {
@@ -258,8 +255,7 @@ static int lane_fold(struct learn_lane *l, struct error *e)
     return 0;
 }
 
-/* ---- the thread -----------------------------------------------------------------------------------------------------
- */
+/* ---- the thread ---- */
 
 static void lane_say_ready(struct stage *s)
 {

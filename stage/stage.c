@@ -15,8 +15,7 @@ enum {
     HANG_US = 60 * 1000 * 1000,
 };
 
-/* ---- threads, faults, readiness -----------------------------------------------------------------------------------
- */
+/* ---- threads, faults, readiness ---- */
 
 static bool stage_runs(void *context)
 {
@@ -31,8 +30,7 @@ static bool stage_may_finish(void *context)
     return give_up_us == 0 || clock_us() < give_up_us;
 }
 
-/* ---- figures and watchdog -----------------------------------------------------------------------------------------
- */
+/* ---- figures and watchdog ---- */
 
 static void stage_watch(struct pulse *p, const char *lane)
 {
@@ -115,8 +113,7 @@ void stage_tick(struct stage *s)
     }
 }
 
-/* ---- start and close ------------------------------------------------------------------------------------------------
- */
+/* ---- start and close ---- */
 
 int stage_start(struct stage **out, const struct config *config, struct engine *engine, struct memory *memory,
                 struct error *e)

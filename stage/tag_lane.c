@@ -80,8 +80,7 @@ static bool work_owned(const struct work *w)
     return text_consumer_owns(w->lane->consumer, w->consumed->partition, w->consumed->epoch);
 }
 
-/* ---- poll -----------------------------------------------------------------------------------------------------------
- */
+/* ---- poll ---- */
 
 static void lane_drop_waiting(struct tag_lane *t)
 {
@@ -174,8 +173,7 @@ static void *poll_main(void *context)
     return NULL;
 }
 
-/* ---- compute --------------------------------------------------------------------------------------------------------
- */
+/* ---- compute ---- */
 
 static bool work_smaller(void *context, struct buffer *out)
 {
@@ -271,8 +269,7 @@ static void *compute_main(void *context)
     return NULL;
 }
 
-/* ---- publish --------------------------------------------------------------------------------------------------------
- */
+/* ---- publish ---- */
 
 struct outcomes {
     struct outcome *list;
@@ -371,8 +368,7 @@ static void *publish_main(void *context)
     return NULL;
 }
 
-/* ---- start and close ------------------------------------------------------------------------------------------------
- */
+/* ---- start and close ---- */
 
 int tag_lane_start(struct tag_lane **out, struct stage *s, struct error *e)
 {

@@ -38,7 +38,7 @@ struct memory_options {
 int memory_open(struct memory **out, enum memory_mode mode, const struct memory_options *options, struct error *e);
 void memory_close(struct memory *m);
 
-/* ---- reading ---------------------------------------------------------------------------------------------------- */
+/* ---- reading ---- */
 
 /* One version of the memory, for one batch. Slices that come from a snapshot point into the map and end with it.
  * Several may live at once, in one thread or many; one may be read by several threads at once. */
@@ -124,7 +124,7 @@ void memory_stats_free(struct memory_stats *stats);
 int memory_verify(struct memory *m, void (*report)(const char *line, void *context), void *context, uint64_t *problems,
                   struct error *e);
 
-/* ---- writing ---------------------------------------------------------------------------------------------------- */
+/* ---- writing ---- */
 
 /* One LMDB write transaction. What fold, define and forget did is seen by nobody until the commit. After E_MAP_FULL or
  * E_DISK_FULL (class RETRY), abort it: nothing of it stays. E_KEYS_MAX (class RETRY) refuses one fold and leaves the
