@@ -72,12 +72,12 @@ void offset_tracker_add(struct offset_tracker *t, int32_t partition, uint64_t ep
         track->moved = false;
     }
     if (track->head + track->count == track->capacity) {
-        memmove(track->entries, track->entries + track->head, track->count * sizeof *track->entries);
-        track->head = 0;
         if (track->count * 2 >= track->capacity) {
             track->capacity = track->capacity ? 2 * track->capacity : 64;
             track->entries = mem_resize(track->entries, track->capacity * sizeof *track->entries);
         }
+        memmove(track->entries, track->entries + track->head, track->count * sizeof *track->entries);
+        track->head = 0;
     }
     assert(!track->count || track->entries[track->head + track->count - 1].offset < offset);
     track->entries[track->head + track->count++] = (struct entry){offset, false};
