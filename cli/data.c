@@ -5,9 +5,32 @@
 #include "cli/internal.h"
 #include "record/record.h"
 
+enum { COUNTED_BYTES_MAX = 64 << 20 };
+
+/* Of a file small enough to read ahead whole, the lines say how much of it is done, the bytes read do not. */
+static uint64_t lines_count(const char *path)
+{
+    struct lines *lines = NULL;
+    struct slice line;
+    uint64_t count = 0;
+    if (lines_open(&lines, path, RECORD_BYTES_MAX, NULL) == 0) {
+        for (int found = 1; found > 0 && lines_size(lines) > 0 && lines_size(lines) <= COUNTED_BYTES_MAX;) {
+            struct error e = {0};
+            found = lines_next(lines, &line, &e);
+            found = found < 0 && e.class == ERROR_POISON ? 1 : found;
+            count += found > 0;
+        }
+        lines_close(lines);
+    }
+    return count;
+}
+
 int data_open(struct data_file *f, const char *command, const char *path, struct progress *progress, struct error *e)
 {
     *f = (struct data_file){.command = command, .path = path, .progress = progress};
+    if (progress && strcmp(path, "-") != 0) {
+        f->lines_total = lines_count(path);
+    }
     return lines_open(&f->lines, path, RECORD_BYTES_MAX, e);
 }
 
@@ -57,7 +80,8 @@ int data_next(struct data_file *f, struct slice *line, struct error *e)
 
 double data_fraction(const struct data_file *files, size_t count)
 {
-    double read = 0, size = 0;
+    double read = 0, size = 0, lines = 0, lines_total = 0;
+    bool counted = true;
     for (size_t i = 0; i < count; i++) {
         if (files[i].lines) {
             if (lines_size(files[i].lines) == 0) {
@@ -65,7 +89,10 @@ double data_fraction(const struct data_file *files, size_t count)
             }
             read += (double)lines_offset(files[i].lines);
             size += (double)lines_size(files[i].lines);
+            lines += (double)lines_number(files[i].lines);
+            lines_total += (double)files[i].lines_total;
+            counted &= files[i].lines_total > 0;
         }
     }
-    return size > 0 ? read / size : -1;
+    return counted && lines_total > 0 ? lines / lines_total : size > 0 ? read / size : -1;
 }

@@ -99,6 +99,7 @@ struct data_file {
     struct lines *lines;
     struct progress *progress; /* cleared before a message; may be NULL */
     uint64_t bad;              /* lines that were named and skipped */
+    uint64_t lines_total;      /* for the bar; 0: not counted */
 };
 
 int data_open(struct data_file *f, const char *command, const char *path, struct progress *progress, struct error *e);

@@ -45,6 +45,17 @@ static int folds_encode(struct engine *g, const struct fold *folds, size_t n, fl
     return result;
 }
 
+/* A forget has no source to hand on: one by hand is counted here, the memory counts the other kinds itself. */
+static int forget_apply(struct transaction *t, struct fold *f, struct error *e)
+{
+    int failed = f->kind == FOLD_FORGET ? transaction_forget(t, f->name, &f->found, e)
+                                        : transaction_undefine(t, f->name, &f->found, e);
+    if (failed) {
+        return -1;
+    }
+    return f->found && f->source.topic.bytes == 0 ? transaction_local_change(t, e) : 0;
+}
+
 static int fold_apply(struct transaction *t, struct fold *f, const float *vector, struct error *e)
 {
     switch (f->kind) {
@@ -53,9 +64,8 @@ static int fold_apply(struct transaction *t, struct fold *f, const float *vector
     case FOLD_LABEL:
         return transaction_define(t, f->name, f->text, vector, &f->source, &f->moved, e);
     case FOLD_FORGET:
-        return transaction_forget(t, f->name, &f->found, e);
     case FOLD_UNDEFINE:
-        return transaction_undefine(t, f->name, &f->found, e);
+        return forget_apply(t, f, e);
     case FOLD_SKIP:
         return 0;
     }

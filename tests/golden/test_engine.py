@@ -1,0 +1,320 @@
+"""The engine through the command line against engine_reference.py: embeddings come from `engram encode`, everything
+after them is computed a second time in NumPy and compared with `engram tag` and `engram eval`.
+"""
+
+import json
+import os
+import pty
+import random
+import select
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import engine_reference as reference
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+ENGRAM = ROOT / os.environ.get("BUILD", "build") / "engram"
+MODEL = ROOT / "tests/golden/tiny-bert"
+WORDS = [w for w in (MODEL / "vocab.txt").read_text().split("\n") if w.isalpha() and w.isascii()]
+
+
+@pytest.fixture
+def folder():
+    path = Path(tempfile.mkdtemp(prefix="engram-engine-"))
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def engram(*arguments, lines=(), status=0):
+    """Standard output of `engram ARGUMENTS`, as lines."""
+    done = subprocess.run([ENGRAM, *map(str, arguments)], input="".join(f"{line}\n" for line in lines).encode(),
+                          capture_output=True, timeout=120)
+    assert done.returncode == status, done.stderr.decode()
+    return done.stdout.decode().splitlines()
+
+
+def write_lines(path, records):
+    path.write_text("".join(json.dumps(r) + "\n" for r in records))
+    return path
+
+
+class World:
+    """A random memory: instances (some without labels, some whose label nobody defined) and label definitions."""
+
+    def __init__(self, seed, folder, key_dtype="f32", instances=120, labels=25):
+        self.rng = random.Random(seed)
+        self.folder, self.key_dtype = folder, key_dtype
+        names = [f"label {i}" for i in range(labels)]
+        self.defined = names[: labels * 4 // 5]
+        self.labels = {name: self.text() for name in self.defined}
+        self.instances = {f"i{i}": (self.text(), sorted(self.rng.sample(names, self.rng.choice((0, 1, 1, 2, 3, 5)))))
+                          for i in range(instances)}
+        self.memory = folder / "memory"
+        self.flags = ("--model", MODEL, "--memory", self.memory, "--key-dtype", key_dtype, "--threads", 1)
+        self.load()
+
+    def text(self):
+        return " ".join(self.rng.choices(WORDS, k=self.rng.randint(1, 12)))
+
+    def load(self):
+        labels = write_lines(self.folder / "labels.jsonl", [{"label": k, "text": v} for k, v in self.labels.items()])
+        instances = write_lines(self.folder / "instances.jsonl",
+                                [{"id": k, "text": t, "labels": ls} for k, (t, ls) in self.instances.items()])
+        engram("load", "--labels", labels, "--instances", instances, *self.flags)
+
+    def encode(self, texts):
+        lines = engram("encode", "--stdin", "--model", MODEL, "--threads", 1, lines=texts)
+        return np.array([json.loads(line)["embedding"] for line in lines], np.float32)
+
+    def keys(self):
+        """names, keys [n, d] as the memory holds them, values."""
+        names = list(self.instances) + list(self.labels)
+        keys = self.encode([t for t, _ in self.instances.values()] + list(self.labels.values()))
+        values = ([("instance", ls) for _, ls in self.instances.values()] + [("label", [n]) for n in self.labels])
+        return names, reference.bf16(keys) if self.key_dtype == "bf16" else keys, values
+
+    def tag(self, texts, *flags):
+        lines = engram("tag", "--stdin", *self.flags, *flags, lines=texts)
+        return [json.loads(line) for line in lines]
+
+
+def compare(world, texts, lam, tau, b, bound=1e-4):
+    names, keys, values = world.keys()
+    queries = world.encode(texts)
+    got = world.tag(texts, "--lambda", lam, "--tau", tau, "--b", b, "--labels-max", 0, "--evidence-max", 8)
+    assert len(got) == len(texts)
+    for text, q, prediction in zip(texts, queries, got):
+        if reference.gap_at(q, keys, values, lam, b) < 1e-6:
+            continue
+        p, hits = reference.predict(q, keys, values, lam, tau, b)
+        scores = {label["label"]: label["score"] for label in prediction["labels"]}
+        assert scores.keys() == p.keys(), text
+        for label, score in scores.items():
+            assert score == pytest.approx(p[label], abs=bound), (text, label)
+        order = [label["score"] for label in prediction["labels"]]
+        assert order == sorted(order, reverse=True)
+        compare_evidence(names, values, hits, prediction["evidence"], bound)
+
+
+def compare_evidence(names, values, hits, evidence, bound):
+    by_name = {(values[i][0], names[i]): (i, similarity, weight, gave) for i, similarity, weight, gave in hits}
+    gains = sorted((gave for *_, gave in hits), reverse=True)
+    assert len(evidence) == min(8, len(hits))
+    for rank, item in enumerate(evidence):
+        name = item["id"] if item["kind"] == "instance" else item["label"]
+        i, similarity, weight, gave = by_name.pop((item["kind"], name))
+        assert item["similarity"] == pytest.approx(similarity, abs=bound)
+        assert item["weight"] == pytest.approx(weight, abs=bound)
+        assert gave == pytest.approx(gains[rank], abs=bound)
+        if item["kind"] == "instance":
+            assert item["labels"] == sorted(values[i][1])
+        assert "text" not in item
+
+
+@pytest.mark.parametrize("key_dtype", ["f32", "bf16"])
+@pytest.mark.parametrize("seed", range(3))
+def test_predictions(folder, key_dtype, seed):
+    world = World(seed, folder, key_dtype)
+    texts = [world.text() for _ in range(20)]
+    for lam, tau, b in [(0.5, 0.1, 200), (0, 0.1, 200), (1, 0.04, 7), (world.rng.random(), 0.01, 30),
+                        (world.rng.random(), 1.0, 1)]:
+        compare(world, texts, lam, tau, b)
+
+
+def test_changes_are_folded(folder):
+    """Replaces and forgets: the reference sees only what is left."""
+    world = World(11, folder)
+    for name in world.rng.sample(list(world.instances), 40):
+        world.instances[name] = (world.text(), world.rng.choice(([], ["label 3"], ["a new label", "label 1"])))
+    world.labels["label 0"] = world.text()
+    world.load()
+    for name in world.rng.sample(list(world.instances), 30):
+        del world.instances[name]
+        engram("forget", name, "--local", *world.flags)
+    compare(world, [world.text() for _ in range(20)], 0.5, 0.1, 50)
+
+
+def test_empty_memory(folder):
+    world = World(0, folder, instances=0, labels=0)
+    prediction, = world.tag(["a text"])
+    assert prediction["labels"] == [] and prediction["evidence"] == []
+
+
+def test_only_instances_without_labels(folder):
+    world = World(1, folder, instances=0, labels=0)
+    world.instances = {"a": ("some text", []), "b": ("other text", [])}
+    world.load()
+    assert world.tag(["some text"])[0]["labels"] == []
+
+
+def test_output_options(folder):
+    world = World(5, folder)
+    texts = [world.text() for _ in range(5)]
+    everything = world.tag(texts, "--labels-max", 0, "--evidence-text", "true")
+    some = world.tag(texts, "--labels-max", 3, "--min-score", 0.01, "--evidence-max", 0)
+    for full, cut in zip(everything, some):
+        assert cut["labels"] == [label for label in full["labels"][:3] if label["score"] >= 0.01]
+        assert cut["evidence"] == []
+        for item in full["evidence"]:
+            text = world.instances[item["id"]][0] if item["kind"] == "instance" else world.labels[item["label"]]
+            assert item["text"] == text
+
+
+def test_json_lines(folder):
+    world = World(6, folder, instances=10)
+    lines = ['{"id": "a", "text": "one", "metadata": {"n": 18446744073709551615}}', '{"text": 5}', "not json",
+             '{"text": ""}']
+    got = [json.loads(line) for line in engram("tag", "--stdin", "--json-lines", *world.flags, lines=lines, status=1)]
+    assert got[0]["id"] == "a" and got[0]["metadata"] == {"n": 18446744073709551615} and got[0]["labels"]
+    assert list(got[1]) == ["error"] and list(got[2]) == ["error"]
+    assert got[3]["labels"] and got[3]["id"] is None and "source" not in got[3]
+
+
+def test_plain_lines(folder):
+    """A line is a text as it stands; what is none is named in its place."""
+    world = World(6, folder, instances=10)
+    done = subprocess.run([ENGRAM, "tag", "--stdin", *map(str, world.flags)], input=b'one\n\n\xff\n{"text": "x"}\r\na\0b\nlast',
+                          capture_output=True, timeout=60)
+    got = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.returncode == 1 and len(got) == 6
+    assert [list(g) == ["error"] for g in got] == [False, False, True, False, True, False]
+
+
+def test_a_typed_line_is_answered_at_once(folder):
+    world = World(6, folder, instances=10)
+    command = [ENGRAM, "tag", "--stdin", *map(str, world.flags)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as tag:
+        try:
+            for _ in range(3):
+                tag.stdin.write(b"a text\n")
+                tag.stdin.flush()
+                assert select.select([tag.stdout], [], [], 60)[0], "no answer while the pipe stays open"
+                assert json.loads(os.read(tag.stdout.fileno(), 1 << 20))["labels"]
+            tag.stdin.close()
+            assert tag.wait(60) == 0
+        finally:
+            tag.kill()
+
+
+def on_a_terminal(*arguments):
+    terminal, end = pty.openpty()
+    try:
+        subprocess.run([ENGRAM, *map(str, arguments)], stdout=end, check=True, timeout=60)
+        return os.read(terminal, 1 << 20).decode()
+    finally:
+        os.close(end)
+        os.close(terminal)
+
+
+def test_card_on_a_terminal(folder):
+    world = World(6, folder)
+    text = "the \x1b[31mtext"
+    card = on_a_terminal("tag", text, *world.flags)
+    best = json.loads(engram("tag", text, *world.flags)[0])["labels"][0]
+    assert f"{best['label']} " in card and f"{best['score']:.3f}" in card and "because of" in card
+    assert "\x1b" not in card, "a text must not steer the terminal"
+    assert json.loads(on_a_terminal("tag", text, "--json", *world.flags))["labels"][0] == best
+
+
+# ---- evaluation -----------------------------------------------------------------------------------------------------
+
+
+def scored_by_tag(world, test, exclude_self):
+    predictions = world.tag([t["text"] for t in test], "--labels-max", 0)
+    return [[(label["label"], label["score"]) for label in p["labels"]
+             if not (exclude_self and label["label"] == t["id"])] for p, t in zip(predictions, test)]
+
+
+def compare_metrics(got, want):
+    assert list(got) == ["P@1", "P@3", "P@5", "PSP@1", "PSP@3", "PSP@5", "R@10", "R@100", "nDCG@5", "n"]
+    for name, value in want.items():
+        assert got[name] == (None if value is None else pytest.approx(value, abs=1e-3)), name
+
+
+def evaluate(world, test, *flags):
+    path = write_lines(world.folder / "test.jsonl", test)
+    return json.loads(engram("eval", "--test", path, "--json", *world.flags, *flags)[0])
+
+
+def random_test(world, n, extra=()):
+    names = [f"label {i}" for i in range(25)] + ["nobody knows this", *extra]
+    return [{"id": world.rng.choice(names), "text": world.text(),
+             "labels": world.rng.sample(names, world.rng.choice((0, 1, 2, 3, 7)))} for _ in range(n)]
+
+
+@pytest.mark.parametrize("exclude_self", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+def test_metrics(folder, seed, exclude_self):
+    world = World(seed, folder, labels=25 if seed else 160)
+    test = random_test(world, 60)
+    counts = {}
+    for _, labels in world.instances.values():
+        for label in labels:
+            counts[label] = counts.get(label, 0) + 1
+    scored = scored_by_tag(world, test, exclude_self)
+    gold = [set(t["labels"]) - ({t["id"]} if exclude_self else set()) for t in test]
+    flags = ["--exclude-self"] if exclude_self else []
+    # labels_max and min_score must not matter
+    compare_metrics(evaluate(world, test, *flags, "--labels-max", 1, "--min-score", 0.9),
+                    reference.metrics(scored, gold, counts, len(world.instances)))
+    compare_metrics(evaluate(world, test, *flags, "--psp-a", 0.6, "--psp-b", 2.6),
+                    reference.metrics(scored, gold, counts, len(world.instances), 0.6, 2.6))
+
+
+def test_metrics_with_counts_from_a_file(folder):
+    world = World(7, folder)
+    test, train = random_test(world, 40), random_test(world, 200, ["label seen in train alone"])
+    counts = {}
+    for t in train:
+        for label in t["labels"]:
+            counts[label] = counts.get(label, 0) + 1
+    path = write_lines(folder / "train.jsonl", train)
+    compare_metrics(evaluate(world, test, "--train", path),
+                    reference.metrics(scored_by_tag(world, test, False), [set(t["labels"]) for t in test], counts,
+                                      len(train)))
+
+
+def test_metrics_not_defined(folder):
+    world = World(8, folder, instances=2, labels=5)
+    test = [{"id": "t", "text": "a text", "labels": ["label 0"]}]
+    got = evaluate(world, test)
+    assert got["PSP@1"] is None and got["PSP@5"] is None and got["n"] == 1 and got["R@100"] == 100
+    assert evaluate(world, [{"id": "t", "text": "a text", "labels": []}])["P@1"] is None
+
+
+# ---- load -----------------------------------------------------------------------------------------------------------
+
+
+def stats(world):
+    return json.loads(engram("memory", "stats", "--json", "--memory", world.memory)[0])
+
+
+def test_load_names_bad_lines(folder):
+    world = World(9, folder, instances=3)
+    path = folder / "some.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"id": "x", "text": "one", "labels": ["l"]}\r\n\r\n{"id": "", "text": "two", "labels": []}\n'
+                     b'\n{"id": "y", "text": "three"}\n{"id": "z", "text": "four", "labels": []}')
+    done = subprocess.run([ENGRAM, "load", "--instances", path, *map(str, world.flags)],
+                          capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert f"{path}:3:" in done.stderr and f"{path}:5:" in done.stderr
+    assert stats(world)["instances"] == 5
+    got = json.loads(engram("memory", "get", "x", "--memory", world.memory)[0])
+    assert (got["id"], got["text"], got["labels"], got["source"]) == ("x", "one", ["l"], None)
+    engram("memory", "get", "no such", "--memory", world.memory, status=1)
+    engram("memory", "verify", "--memory", world.memory)
+
+
+def test_load_twice_is_load_once(folder):
+    world = World(10, folder)
+    before = stats(world)
+    world.load()
+    after = stats(world)
+    same = ("instances", "labels", "label_keys", "digest", "version", "fingerprint")
+    assert {k: before[k] for k in same} == {k: after[k] for k in same}
+    assert before["instances"] == 120 and before["labels"] == 25 and before["label_keys"] == 20
+    assert before["local_changes"] == 140 and after["local_changes"] == 280
