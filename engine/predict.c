@@ -166,10 +166,15 @@ static int labels_select(struct prediction_run *r, struct prediction *out, struc
 {
     struct tally *t = &r->tally;
     size_t count = 0, max = r->options->labels_max ? r->options->labels_max : SIZE_MAX;
-    qsort(t->entries, t->count, sizeof *t->entries, by_falling_score);
+    if (t->count) {
+        qsort(t->entries, t->count, sizeof *t->entries, by_falling_score);
+    }
     while (count < t->count && (double)t->entries[count].score >= r->options->min_score &&
            (count < max || t->entries[count].score == t->entries[count - 1].score)) {
         count++;
+    }
+    if (count == 0) {
+        return 0;
     }
     if (count > r->candidates_capacity) {
         r->candidates_capacity = count * 2;
