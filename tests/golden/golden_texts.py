@@ -93,18 +93,17 @@ def torture():
     return HAND + WORDS + list(blocks()) + mixed
 
 
-def texts_of(name, limit=None):
+def texts_of(name):
     with gzip.open(DATA / name, "rt", encoding="utf-8") as lines:
-        texts = [json.loads(line)["text"] for line in lines]
-    return texts[:limit]
+        return [json.loads(line)["text"] for line in lines]
 
 
 def token_texts():
     return {
         "labels": texts_of("labels.jsonl.gz"),
         "test": texts_of("test.jsonl.gz"),
-        "train": texts_of("train.jsonl.gz", 11000),
-        "long-texts": texts_of("long-texts.jsonl.gz", 500),
+        "train": texts_of("train.jsonl.gz"),
+        "long-texts": texts_of("long-texts.jsonl.gz"),
         "torture": torture(),
     }
 

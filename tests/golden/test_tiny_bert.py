@@ -4,34 +4,14 @@ Each must give what transformers and sentence-transformers gave (make_tiny_bert.
 
 import json
 import shutil
-import struct
 
 import numpy
 import pytest
 from golden_texts import HERE, encode
+from model_folder import TINY, tensors_read, tensors_write
 
-FOLDER = HERE / "tiny-bert"
 GOLDEN = json.loads((HERE / "tiny-bert-golden.json").read_text())
 TEXTS = [one["text"] for one in GOLDEN]
-
-
-def tensors_read(path):
-    """{name: (dtype, shape, bytes)} of a safetensors file."""
-    data = path.read_bytes()
-    (size,) = struct.unpack_from("<Q", data)
-    header, body = json.loads(data[8 : 8 + size]), data[8 + size :]
-    return {name: (one["dtype"], one["shape"], body[slice(*one["data_offsets"])])
-            for name, one in header.items() if name != "__metadata__"}  # fmt: skip
-
-
-def tensors_write(path, tensors):
-    header, body = {}, b""
-    for name, (dtype, shape, data) in tensors.items():
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [len(body), len(body) + len(data)]}
-        body += data
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    path.write_bytes(struct.pack("<Q", len(text)) + text + body)
 
 
 def as_f16(dtype, shape, data):
@@ -71,7 +51,7 @@ VARIANTS = {
 
 @pytest.fixture
 def folder(tmp_path):
-    return shutil.copytree(FOLDER, tmp_path / "model")
+    return shutil.copytree(TINY, tmp_path / "model")
 
 
 def check(folder, expected):

@@ -5,15 +5,19 @@ import json
 
 import pytest
 from golden_texts import HERE, encode, ids_digest, texts_digest, token_texts
+from model_folder import folder_with_vocabulary
 
 GOLDEN = json.loads((HERE / "tokens.json").read_text())
 TEXTS = token_texts()
 
 
 @pytest.fixture(scope="module")
-def ours():
-    """All sets in one run of the program: {set: [ids of each text]}."""
-    answers = iter(encode([text for texts in TEXTS.values() for text in texts]))
+def ours(tmp_path_factory):
+    """All sets in one run of the program: {set: [ids of each text]}. The layers behind the vocabulary are small, since only
+    the ids are compared here; test_embeddings.py compares both with the whole model.
+    """
+    folder = folder_with_vocabulary(tmp_path_factory.mktemp("tokens") / "model")
+    answers = iter(encode([text for texts in TEXTS.values() for text in texts], folder))
     return {name: [next(answers)["tokens"] for _ in texts] for name, texts in TEXTS.items()}
 
 
