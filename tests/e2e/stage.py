@@ -16,6 +16,7 @@ from kafka import WAIT_S, wait_until
 ROOT = Path(__file__).resolve().parent.parent.parent
 ENGRAM = ROOT / "build" / "engram"
 DEBTAGS = ROOT / "examples" / "debtags"
+TINY = ["--model", ROOT / "tests" / "golden" / "tiny-bert"]  # for what no real model is needed for: starts in no time
 PR_SET_PDEATHSIG = 1
 
 _libc = ctypes.CDLL(None)
@@ -37,6 +38,11 @@ def engram(*arguments, stdin=None, env=None, timeout_s=WAIT_S, check=True, cwd=N
     if check:
         assert done.returncode == 0, f"engram {' '.join(map(str, arguments))}: exit {done.returncode}\n{done.stderr}"
     return done
+
+
+def memory_stats(memory):
+    """`memory stats --json` of a folder, also beside a running stage."""
+    return json.loads(engram("memory", "stats", "--json", "--memory", memory).stdout)
 
 
 class Stage:
@@ -88,8 +94,7 @@ class Stage:
         return self
 
     def stats(self):
-        """`memory stats --json`, read beside the running stage."""
-        return json.loads(engram("memory", "stats", "--json", "--memory", self.memory).stdout)
+        return memory_stats(self.memory)
 
     # -- how it ends --
 
