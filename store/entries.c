@@ -252,8 +252,9 @@ int block_header_check(const struct memory *m, enum db db, uint64_t block, struc
         size_t bytes = values_ids_at(m->rows) + sizeof(uint32_t) * (size_t)header->labels;
         whole = value.bytes == (bytes < m->values_bytes_min ? m->values_bytes_min : bytes);
     }
-    /* 16 bytes into a page of its own, so that vectors stand on a cache line and ties on 8 bytes. */
-    if (whole && (uintptr_t)value.data % 64 != 16) {
+    /* Values of their own pages stand 16 bytes into one. A page that this very transaction wrote is LMDB's own
+     * allocation, aligned to 16 bytes, not to a page. */
+    if (whole && (uintptr_t)value.data % 8) {
         return error_set(e, ERROR_FATAL, E_INTERNAL, "%s: LMDB placed block %llu of '%s' where it cannot be read",
                          m->path, (unsigned long long)block, db_name(db));
     }

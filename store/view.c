@@ -111,6 +111,10 @@ static int sealed_load(const struct memory *m, MDB_txn *txn, uint64_t block, uin
         return corrupt(m, e, "the checksum of block %llu in 'keys' does not hold", (unsigned long long)block);
     }
     *vectors = value.data + sizeof header;
+    if ((uintptr_t)*vectors % 64) {
+        return error_set(e, ERROR_FATAL, E_INTERNAL, "%s: LMDB placed block %llu off a cache line", m->path,
+                         (unsigned long long)block);
+    }
     return 0;
 }
 

@@ -4,6 +4,7 @@
 #ifndef ENGRAM_TESTS_MEMORY_MODEL_H
 #define ENGRAM_TESTS_MEMORY_MODEL_H
 
+#include <ftw.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -527,26 +528,32 @@ static inline void memory_equals(const struct model *model, struct memory *m)
 
 /* ---- folders ---------------------------------------------------------------------------------------------------- */
 
-static inline char *folder_new(void)
+/* cmocka's setup and teardown: *state is the path of a fresh folder; gone afterwards, also when the test fails. */
+static int folder_setup(void **state)
 {
     const char *temporary = getenv("TMPDIR");
     char *path = mem_alloc(256);
     snprintf(path, 256, "%s/engram-test-memory-XXXXXX", temporary ? temporary : "/tmp");
-    assert_non_null(mkdtemp(path));
-    return path;
+    *state = path;
+    return mkdtemp(path) ? 0 : -1;
 }
 
-static inline void folder_remove(char *path)
+static int remove_one(const char *path, const struct stat *s, int type, struct FTW *walk)
 {
-    static const char *const files[] = {"data.mdb", "lock.mdb", "writer.lock"};
-    for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
-        char file[512];
-        snprintf(file, sizeof file, "%s/%s", path, files[i]);
-        unlink(file);
-    }
-    assert_int_equal(rmdir(path), 0);
-    free(path);
+    (void)s;
+    (void)type;
+    (void)walk;
+    return remove(path);
 }
+
+static int folder_teardown(void **state)
+{
+    int result = nftw(*state, remove_one, 8, FTW_DEPTH | FTW_PHYS);
+    free(*state);
+    return result;
+}
+
+#define memory_test(f) cmocka_unit_test_setup_teardown(f, folder_setup, folder_teardown)
 
 static inline struct memory_options options_for(const char *path, enum key_dtype dtype)
 {
@@ -556,6 +563,7 @@ static inline struct memory_options options_for(const char *path, enum key_dtype
                                    .fingerprint = FINGERPRINT,
                                    .model_name = "tiny",
                                    .store_text = true,
+                                   .map_size = 1 << 30,
                                    .block_rows = 64};
 }
 

@@ -1,13 +1,13 @@
 /* The memory against its model: thousands of random folds, replaces, forgets, definitions and undefinitions, in
  * batches, with everything visible compared after each; snapshots that outlive commits; digests in any order; threads;
  * label ids. */
+#define _XOPEN_SOURCE 700 /* nftw, in the model */
 #include <pthread.h>
 
 #include "memory_model.h"
 
-static void follows_model(enum key_dtype dtype, uint64_t seed, bool store_text)
+static void follows_model(const char *path, enum key_dtype dtype, uint64_t seed, bool store_text)
 {
-    char *path = folder_new();
     struct memory_options options = options_for(path, dtype);
     options.store_text = store_text;
     struct model *model = mem_zero(1, sizeof *model);
@@ -28,34 +28,28 @@ static void follows_model(enum key_dtype dtype, uint64_t seed, bool store_text)
     }
     memory_close(m);
     free(model);
-    folder_remove(path);
 }
 
 static void test_model_f32(void **state)
 {
-    (void)state;
-    follows_model(KEY_F32, 1, true);
+    follows_model(*state, KEY_F32, 1, true);
 }
 
 static void test_model_bf16(void **state)
 {
-    (void)state;
-    follows_model(KEY_BF16, 2, true);
+    follows_model(*state, KEY_BF16, 2, true);
 }
 
 static void test_model_without_text(void **state)
 {
-    (void)state;
-    follows_model(KEY_BF16, 3, false);
+    follows_model(*state, KEY_BF16, 3, false);
 }
 
 /* Snapshots taken before each of ten commits still show what was there then. */
 static void test_snapshots_are_isolated(void **state)
 {
-    (void)state;
     enum { LIVE = 10 };
-    char *path = folder_new();
-    struct memory_options options = options_for(path, KEY_F32);
+    struct memory_options options = options_for(*state, KEY_F32);
     struct memory *m = open_ok(MEMORY_WRITE, &options);
     struct model *model = mem_zero(1, sizeof *model);
     struct model *then = mem_zero(LIVE, sizeof *then);
@@ -79,15 +73,12 @@ static void test_snapshots_are_isolated(void **state)
     memory_close(m);
     free(then);
     free(model);
-    folder_remove(path);
 }
 
 /* An uncommitted transaction is seen by nobody, and leaves nothing when aborted. */
 static void test_abort_leaves_nothing(void **state)
 {
-    (void)state;
-    char *path = folder_new();
-    struct memory_options options = options_for(path, KEY_BF16);
+    struct memory_options options = options_for(*state, KEY_BF16);
     struct memory *m = open_ok(MEMORY_WRITE, &options);
     struct model *model = mem_zero(1, sizeof *model);
     batch_ok(m, model, 5, 0, 300);
@@ -103,13 +94,11 @@ static void test_abort_leaves_nothing(void **state)
     memory_equals(model, m);
     memory_close(m);
     free(model);
-    folder_remove(path);
 }
 
 /* The same set, reached in other orders and over detours, has the same digest; another set has another. */
 static void test_digest_knows_no_order(void **state)
 {
-    (void)state;
     struct model *model = mem_zero(1, sizeof *model);
     for (int64_t i = 0; i < 900; i++) {
         struct change c = change_draw(6, (uint64_t)i);
@@ -117,7 +106,8 @@ static void test_digest_knows_no_order(void **state)
     }
     struct digest want = model_digest(model);
     for (int run = 0; run < 3; run++) {
-        char *path = folder_new();
+        char path[300];
+        snprintf(path, sizeof path, "%s/run-%d", (const char *)*state, run); /* made by the open */
         struct memory_options options = options_for(path, KEY_BF16);
         struct memory *m = open_ok(MEMORY_WRITE, &options);
         struct model *detour = mem_zero(1, sizeof *detour);
@@ -157,7 +147,6 @@ static void test_digest_knows_no_order(void **state)
         snapshot_release(s);
         memory_close(m);
         free(detour);
-        folder_remove(path);
     }
     free(model);
 }
@@ -165,9 +154,7 @@ static void test_digest_knows_no_order(void **state)
 /* One known digest, computed elsewhere: xxhash's own tool over MessagePack bytes written by hand. */
 static void test_digest_known(void **state)
 {
-    (void)state;
-    char *path = folder_new();
-    struct memory_options options = options_for(path, KEY_F32);
+    struct memory_options options = options_for(*state, KEY_F32);
     struct memory *m = open_ok(MEMORY_WRITE, &options);
     struct error e = {0};
     float vector[DIM] = {1};
@@ -201,7 +188,6 @@ static void test_digest_known(void **state)
     memory_stats_free(&stats);
     snapshot_release(s);
     memory_close(m);
-    folder_remove(path);
 }
 
 static uint64_t slot_of(struct memory *m, const char *id)
@@ -218,9 +204,7 @@ static uint64_t slot_of(struct memory *m, const char *id)
 /* A replace keeps the slot, a forget gives it to the next of the kind; label ids are given again too. */
 static void test_slots_and_ids_are_reused(void **state)
 {
-    (void)state;
-    char *path = folder_new();
-    struct memory_options options = options_for(path, KEY_F32);
+    struct memory_options options = options_for(*state, KEY_F32);
     struct memory *m = open_ok(MEMORY_WRITE, &options);
     struct error e = {0};
     struct memory_source source = {names_slice("c"), names_slice("instances"), 0, 1, 1};
@@ -263,15 +247,12 @@ static void test_slots_and_ids_are_reused(void **state)
     commit_ok(t);
     assert_int_equal(slot_of(m, "other"), slot);
     memory_close(m);
-    folder_remove(path);
 }
 
 /* A key seen in another partition is reported; hand-made changes are counted; offsets sum to the version. */
 static void test_sources_and_offsets(void **state)
 {
-    (void)state;
-    char *path = folder_new();
-    struct memory_options options = options_for(path, KEY_F32);
+    struct memory_options options = options_for(*state, KEY_F32);
     struct memory *m = open_ok(MEMORY_WRITE, &options);
     struct error e = {0};
     float vector[DIM] = {0.5f};
@@ -319,15 +300,12 @@ static void test_sources_and_offsets(void **state)
     memory_stats_free(&stats);
     snapshot_release(s);
     memory_close(m);
-    folder_remove(path);
 }
 
 /* Names and label lists that the record format never lets through are refused, and leave the transaction whole. */
 static void test_bad_names_are_refused(void **state)
 {
-    (void)state;
-    char *path = folder_new();
-    struct memory_options options = options_for(path, KEY_F32);
+    struct memory_options options = options_for(*state, KEY_F32);
     struct memory *m = open_ok(MEMORY_WRITE, &options);
     struct error e = {0};
     float vector[DIM] = {0.5f};
@@ -355,7 +333,6 @@ static void test_bad_names_are_refused(void **state)
     assert_int_equal(snapshot_instance(s, (struct slice){0}, &instance, &e), 0);
     snapshot_release(s);
     memory_close(m);
-    folder_remove(path);
 }
 
 /* ---- threads ---------------------------------------------------------------------------------------------------- */
@@ -412,9 +389,7 @@ static void *read_all(void *context)
 
 static void test_threads_see_whole_versions(void **state)
 {
-    (void)state;
-    char *path = folder_new();
-    struct memory_options options = options_for(path, KEY_F32);
+    struct memory_options options = options_for(*state, KEY_F32);
     struct shared_reading shared = {.m = open_ok(MEMORY_WRITE, &options), .lock = PTHREAD_MUTEX_INITIALIZER};
     pthread_t threads[READER_THREADS];
     struct error e = {0};
@@ -445,23 +420,22 @@ static void test_threads_see_whole_versions(void **state)
     assert_int_equal(shared.mismatches, 0);
     assert_true(shared.snapshots >= READER_THREADS);
     memory_close(shared.m);
-    folder_remove(path);
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_model_f32),
-        cmocka_unit_test(test_model_bf16),
-        cmocka_unit_test(test_model_without_text),
-        cmocka_unit_test(test_snapshots_are_isolated),
-        cmocka_unit_test(test_abort_leaves_nothing),
-        cmocka_unit_test(test_digest_knows_no_order),
-        cmocka_unit_test(test_digest_known),
-        cmocka_unit_test(test_slots_and_ids_are_reused),
-        cmocka_unit_test(test_sources_and_offsets),
-        cmocka_unit_test(test_bad_names_are_refused),
-        cmocka_unit_test(test_threads_see_whole_versions),
+        memory_test(test_model_f32),
+        memory_test(test_model_bf16),
+        memory_test(test_model_without_text),
+        memory_test(test_snapshots_are_isolated),
+        memory_test(test_abort_leaves_nothing),
+        memory_test(test_digest_knows_no_order),
+        memory_test(test_digest_known),
+        memory_test(test_slots_and_ids_are_reused),
+        memory_test(test_sources_and_offsets),
+        memory_test(test_bad_names_are_refused),
+        memory_test(test_threads_see_whole_versions),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
