@@ -1,5 +1,5 @@
-/* Written by tests/golden/make_codepoints.py: where Hugging Face tokenizers 0.22.2 and utf8proc 2.8.0 (Unicode 15.0.0) differ.
- * Included by codepoint.c alone. */
+/* Written by tests/golden/make_codepoints.py: where Hugging Face tokenizers and utf8proc differ.
+ * Made with tokenizers 0.22.2 and utf8proc 2.8.0 (Unicode 15.0.0). Included by codepoint.c alone. */
 /* clang-format off */
 
 /* Marks, punctuation and format characters that came after Unicode 8: letters to tokenizers. */

@@ -143,8 +143,8 @@ def write_tables(hf, u8):
         assert len(hf[c]["lower"]) == 1 or c == 0x130
     proc = f"utf8proc {utf8proc.utf8proc_version().decode()} (Unicode {utf8proc.utf8proc_unicode_version().decode()})"
     parts = [
-        f"/* Written by tests/golden/make_codepoints.py: where Hugging Face tokenizers {version} and {proc} differ.\n"
-        " * Included by codepoint.c alone. */\n/* clang-format off */\n",
+        "/* Written by tests/golden/make_codepoints.py: where Hugging Face tokenizers and utf8proc differ.\n"
+        f" * Made with tokenizers {version} and {proc}. Included by codepoint.c alone. */\n/* clang-format off */\n",
         table("range LATE_CATEGORY", plain_runs(late, plain),
               "Marks, punctuation and format characters that came after Unicode 8: letters to tokenizers."),
         table("range LATE_NFD", plain_runs(late_nfd, starters),
