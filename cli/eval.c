@@ -16,7 +16,7 @@ static const struct config_command command = {
     .help =
         "Predicts the texts of a labelled file and compares: P@k, PSP@k (propensity-scored: hits on rare labels count "
         "more), R@k and nDCG@5, in percent. labels_max and min_score do not apply. Gold labels that the memory lacks "
-        "count as missed.",
+        "count as missed. Labels of equal score count as the mean over their orders.",
     .example = "engram eval --memory my-memory --test examples/debtags/test.jsonl.gz",
     .flags =
         (const struct config_flag[]){
