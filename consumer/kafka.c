@@ -82,13 +82,25 @@ static void error_bridge(rd_kafka_t *rk, int err, const char *reason, void *opaq
     kafka_client_trouble(c, err, reason);
 }
 
+static bool missing(int err)
+{
+    return err == RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC || err == RD_KAFKA_RESP_ERR__UNKNOWN_PARTITION ||
+           err == RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART;
+}
+
+/* Codes that alternate while one thing is wrong. */
+static bool same_trouble(int a, int b)
+{
+    return a == b || (unreachable(a) && unreachable(b)) || (missing(a) && missing(b));
+}
+
 void kafka_client_trouble(struct kafka_client *c, int err, const char *text)
 {
     if (c->quiet) {
         return;
     }
     int before = atomic_exchange(&c->trouble, err);
-    if (before == err || (unreachable(before) && unreachable(err))) {
+    if (same_trouble(before, err)) {
         return;
     }
     if (unreachable(err)) {

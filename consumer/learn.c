@@ -47,11 +47,19 @@ struct learn_consumer {
 static int check_cluster(const struct learn_consumer *c, const struct learn_offset *stored, size_t n, struct error *e)
 {
     const char *other = NULL;
+    bool here = false;
     for (size_t i = 0; i < n; i++) {
-        if (strcmp(stored[i].cluster, c->cluster) == 0) {
-            return 0;
+        bool ours = strcmp(stored[i].cluster, c->cluster) == 0;
+        here = here || ours;
+        other = stored[i].next > 0 && !ours ? stored[i].cluster : other;
+        if (ours && stored[i].next > 0 && strcmp(stored[i].topic, c->topics[0]) != 0 &&
+            strcmp(stored[i].topic, c->topics[1]) != 0) {
+            log_warn("learn: this memory also holds what it read from topic '%s', which is not followed any more",
+                     stored[i].topic);
         }
-        other = stored[i].next > 0 ? stored[i].cluster : other;
+    }
+    if (here) {
+        return 0;
     }
     if (other) {
         return error_set(e, ERROR_FATAL, E_TOPIC,

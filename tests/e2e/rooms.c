@@ -1,10 +1,13 @@
 /* consumer/ and producer/ driven from outside, without a stage: what test_kafka_rooms.py starts.
  *   rooms topics                  topics_ensure
  *   rooms tag                     an echo: each text's prediction is made from the text, published, committed
+ *   rooms cut TOPIC PARTITION OFFSET    deletes the records before the offset
+ *   rooms deny TOPIC                    nobody may write to it any more; rooms allow TOPIC takes that back
  *   rooms learn [--stored TOPIC:PARTITION:NEXT]... [--cluster ID] [--caught-up MS]    prints what it reads
  * Lines on standard input steer it: pause, resume, hold (no commits), lag, stop. Events go to standard output as words.
  * A text "big A B" has a prediction of A bytes, or B without its evidence texts; "dead" becomes a dead letter. */
 #include <inttypes.h>
+#include <librdkafka/rdkafka.h>
 #include <poll.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -18,7 +21,7 @@
 
 static const struct config_command command = {
     .name = "rooms",
-    .usage = "topics | tag | learn",
+    .usage = "topics | tag | learn | cut TOPIC PARTITION OFFSET",
     .help = "Drives consumer/ and producer/ for tests.",
     .example = "rooms topics",
     .flags = (const struct config_flag[]){{"stored", "TOPIC:PARTITION:NEXT", "an offset that the memory holds", true},
@@ -26,7 +29,7 @@ static const struct config_command command = {
                                           {"caught-up", "MS", "when the memory last caught up", false},
                                           {0}},
     .positional_min = 1,
-    .positional_max = 1,
+    .positional_max = 4,
 };
 
 static void say(const char *format, ...) __attribute__((format(printf, 1, 2)));
@@ -274,6 +277,67 @@ static int learn(const struct config *config, const struct arguments *a)
     return status;
 }
 
+/* ---- what is done to topics ---- */
+
+static int admin_open(struct kafka_client *client, const struct config *config)
+{
+    struct error e = {0};
+    rd_kafka_conf_t *conf = config_kafka(config, CLIENT_PRODUCER, &e);
+    if (!conf || kafka_client_open(client, config, CLIENT_PRODUCER, conf, "admin", NULL, &e)) {
+        return failed(&e);
+    }
+    return 0;
+}
+
+static int deny(const struct config *config, const char *topic, bool take_back)
+{
+    struct kafka_client client;
+    char text[256] = "";
+    if (admin_open(&client, config)) {
+        return 1;
+    }
+    rd_kafka_AclBinding_t *acl = (take_back ? rd_kafka_AclBindingFilter_new : rd_kafka_AclBinding_new)(
+        RD_KAFKA_RESOURCE_TOPIC, topic, RD_KAFKA_RESOURCE_PATTERN_LITERAL, "User:ANONYMOUS", "*",
+        RD_KAFKA_ACL_OPERATION_WRITE, RD_KAFKA_ACL_PERMISSION_TYPE_DENY, text, sizeof text);
+    rd_kafka_queue_t *queue = rd_kafka_queue_new(client.rk);
+    if (take_back) {
+        rd_kafka_DeleteAcls(client.rk, &acl, 1, NULL, queue);
+    } else {
+        rd_kafka_CreateAcls(client.rk, &acl, 1, NULL, queue);
+    }
+    rd_kafka_event_t *event = rd_kafka_queue_poll(queue, 30000);
+    say("%s %s", take_back ? "allowed" : "denied", rd_kafka_err2str(rd_kafka_event_error(event)));
+    rd_kafka_event_destroy(event);
+    rd_kafka_queue_destroy(queue);
+    rd_kafka_AclBinding_destroy(acl);
+    kafka_client_close(&client);
+    return 0;
+}
+
+static int cut(const struct config *config, const struct arguments *a)
+{
+    struct kafka_client client;
+    if (admin_open(&client, config)) {
+        return 1;
+    }
+    rd_kafka_topic_partition_list_t *before = rd_kafka_topic_partition_list_new(1);
+    rd_kafka_topic_partition_list_add(before, arguments_positional(a, 1), atoi(arguments_positional(a, 2)))->offset =
+        atoll(arguments_positional(a, 3));
+    rd_kafka_DeleteRecords_t *records = rd_kafka_DeleteRecords_new(before);
+    rd_kafka_queue_t *queue = rd_kafka_queue_new(client.rk);
+    rd_kafka_DeleteRecords(client.rk, &records, 1, NULL, queue);
+    rd_kafka_event_t *event = rd_kafka_queue_poll(queue, 30000);
+    const rd_kafka_topic_partition_list_t *result =
+        rd_kafka_DeleteRecords_result_offsets(rd_kafka_event_DeleteRecords_result(event));
+    say("cut %s", rd_kafka_err2str(result->elems[0].err));
+    rd_kafka_event_destroy(event);
+    rd_kafka_queue_destroy(queue);
+    rd_kafka_DeleteRecords_destroy(records);
+    rd_kafka_topic_partition_list_destroy(before);
+    kafka_client_close(&client);
+    return 0;
+}
+
 int main(int argc, char **argv)
 {
     struct config config = {0};
@@ -289,6 +353,10 @@ int main(int argc, char **argv)
         }
     } else if (strcmp(arguments_positional(a, 0), "tag") == 0) {
         status = tag(&config);
+    } else if (strcmp(arguments_positional(a, 0), "cut") == 0) {
+        status = cut(&config, a);
+    } else if (strcmp(arguments_positional(a, 0), "deny") == 0 || strcmp(arguments_positional(a, 0), "allow") == 0) {
+        status = deny(&config, arguments_positional(a, 1), *arguments_positional(a, 0) == 'a');
     } else {
         status = learn(&config, a);
     }

@@ -335,16 +335,23 @@ def test_start_from_latest_and_new_partitions(broker, topics, rooms):
 
 
 def test_an_offset_that_the_log_has_no_more(broker, made, rooms):
+    """Goes on at what is left, with a warning; where the topic was made anew, from its beginning."""
     first = rooms("tag", instance="same")
     broker.produce(made.texts, [text("one", None, partition=0)])
     first.wait_for("published 0 0")
     first.stop()
+    broker.produce(made.texts, [text("two", None, partition=0), text("three", None, partition=0)])
+    rooms("cut", made.texts, 0, 2).wait_for("^cut Success$")
+    second = rooms("tag", instance="same")
+    second.wait_for("published 0 2")
+    second.stop()
+    assert "published 0 1" not in second.words() and "offset reset" in second.log()
     broker.delete_topics(made.texts)
     broker.create_topics(made.texts, partitions=6)
-    broker.produce(made.texts, [text("two", None, partition=1)])
-    second = rooms("tag", instance="same")
-    second.wait_for("published 1 0")
-    second.stop()
+    broker.produce(made.texts, [text("four", None, partition=0)])
+    third = rooms("tag", instance="same")
+    third.wait_for("published 0 0")
+    third.stop()
 
 
 def test_pausing_loses_nothing_and_doubles_nothing(broker, made, rooms):
@@ -423,6 +430,41 @@ def test_a_broker_that_is_killed_and_comes_back(own_broker, topics, rooms):
     assert run.log().count("texts: no broker answers") == 1
     assert run.log().count("texts: works again") == 1
     run.stop()
+
+
+def test_a_topic_that_goes_and_comes_back(broker, made, rooms):
+    run = rooms("tag")
+    broker.produce(made.texts, [text("0", None, partition=0)])
+    run.wait_for("published 0 0")
+    broker.delete_topics(made.predictions)
+    broker.produce(made.texts, [text(str(i), None, partition=0) for i in range(1, 50)])
+    wait_until(lambda: re.search("predictions: .*[Uu]nknown (topic|partition)", run.log()), lambda: run.log())
+    time.sleep(1)
+    assert "published 0 1" not in run.words() and broker.read_all(made.dead_letters) == []
+    broker.create_topics(made.predictions, partitions=2)
+    found = [r.value for r in broker.read(made.predictions, 49)]
+    assert found == [b"echo %d" % i for i in range(1, 50)]
+    run.wait_for("published 0 49")
+    assert len(re.findall("predictions: .*trying on", run.log())) == 1
+    run.stop()
+
+
+def test_missing_rights_are_waited_for(own_broker, topics, rooms):
+    broker = own_broker(**{"authorizer_class_name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+                           "allow_everyone_if_no_acl_found": "true"})
+    rooms("topics", broker=broker).wait_for("^ok$")
+    rooms("deny", topics.predictions, broker=broker).wait_for("^denied Success$")
+    broker.produce(topics.texts, [text(str(i), None, partition=0) for i in range(20)])
+    run = rooms("tag", broker=broker)
+    wait_until(lambda: "authorization failed" in run.log(), lambda: run.log())
+    time.sleep(2)
+    assert "published" not in run.words() and broker.read_all(topics.dead_letters) == []
+    rooms("allow", topics.predictions, broker=broker).wait_for("^allowed Success$")
+    run.wait_for("published 0 19")
+    assert [r.value for r in broker.read_all(topics.predictions)] == [b"echo %d" % i for i in range(20)]
+    assert len(re.findall("predictions: .*trying on", run.log())) == 1
+    run.stop()
+    assert broker.committed(topics.group, topics.texts)[0] == 20
 
 
 def test_nobody_answers_is_told_once(topics, rooms, folder):
@@ -535,20 +577,31 @@ def test_learn_refuses_another_number_of_partitions(broker, made, rooms):
     assert line.startswith("error TOPIC") and "has 2 partitions, and this memory was made from 1" in line
 
 
-def test_learn_refuses_a_log_that_begins_later(broker, made, rooms):
-    broker.set_topic_config(made.instances, cleanup_policy="delete", retention_ms=1, segment_bytes=1 << 20, segment_ms=100)
+def test_learn_refuses_a_log_that_begins_later(broker, topics, rooms):
+    broker.create_topics(topics.instances, cleanup_policy="compact,delete")
+    rooms("topics").wait_for("^ok$")
     cluster = broker.admin.list_topics(timeout=WAIT_S).cluster_id
-    for i in range(3):
-        broker.produce(made.instances, [instance(b"%d" % i)])
-        time.sleep(0.2)
+    broker.produce(topics.instances, [instance(b"%d" % i) for i in range(6)])
+    rooms("cut", topics.instances, 0, 3).wait_for("^cut Success$")
+    line = rooms("learn", "--cluster", cluster, "--stored", f"{topics.instances}:0:2").end()
+    assert line.startswith("error TOPIC") and "begins at offset 3, and this memory has read only to 2" in line
+    for flags in (["--stored", f"{topics.instances}:0:3"], ["--stored", f"{topics.instances}:0:0"], []):
+        run = rooms("learn", "--cluster", cluster, *flags)
+        run.wait_for("^caught-up$")
+        assert len(re.findall("^record", run.words(), re.MULTILINE)) == 3
 
-    def begins():
-        broker.produce(made.instances, [instance(b"more")])
-        return broker.ends(made.instances)[0][0]
 
-    begin = wait_until(begins, "deletion of old segments", timeout_s=120, pause_s=1)
-    line = rooms("learn", "--cluster", cluster, "--stored", f"{made.instances}:0:{begin - 1}").end()
-    assert line.startswith("error TOPIC") and f"begins at offset {begin}" in line
+def test_learn_never_jumps_while_it_runs(broker, topics, rooms):
+    broker.create_topics(topics.instances, cleanup_policy="compact,delete")
+    rooms("topics").wait_for("^ok$")
+    run = rooms("learn")
+    run.wait_for("^caught-up$")
+    run.tell("pause")
+    broker.produce(topics.instances, [instance(b"%d" % i) for i in range(6)])
+    rooms("cut", topics.instances, 0, 3).wait_for("^cut Success$")
+    run.tell("resume")
+    assert run.end().startswith(f"error TOPIC topic '{topics.instances}', partition 0 has no offset 0 any more")
+    assert "record" not in run.words()
 
 
 def test_learn_refuses_who_was_away_too_long(broker, made, rooms):
