@@ -87,6 +87,12 @@ static inline void random_vector(uint64_t *r, float out[DIM])
 {
     for (size_t i = 0; i < DIM; i++) {
         out[i] = (float)((double)(random_next(r) >> 11) / (double)(1ull << 52) - 1.0);
+        if (i % 4 == 0) { /* halfway between two bf16 */
+            uint32_t bits;
+            memcpy(&bits, &out[i], sizeof bits);
+            bits = (bits & 0xFFFF0000u) | 0x8000u;
+            memcpy(&out[i], &bits, sizeof bits);
+        }
     }
 }
 
