@@ -167,7 +167,7 @@ static int topics_look(struct learn_consumer *c, struct kafka_topic *topics, str
 static void partitions_list(struct learn_consumer *c, const struct kafka_topic *topics,
                             const struct learn_offset *stored, size_t n)
 {
-    c->count = (size_t)(topics[0].partitions + topics[1].partitions);
+    c->count = (size_t)topics[0].partitions + (size_t)topics[1].partitions;
     c->partitions = mem_zero(c->count, sizeof *c->partitions);
     for (size_t i = 0; i < c->count; i++) {
         struct learn_partition *p = &c->partitions[i];
