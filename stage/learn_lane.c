@@ -15,6 +15,7 @@ enum {
     BATCH_RECORDS = 1024,
     POLL_MS = 500,
     RETRY_MS = 1000,                       /* between tries to fold into a full memory */
+    FLOWS_US = 5 * 1000 * 1000,            /* without a refusal, before the lane says that it goes on */
     CAUGHT_UP_RENEW_US = 60 * 1000 * 1000, /* how often the time last caught up is stored while idle */
     BYTES_PER_TOKEN = 4,                   /* of a text, roughly: only to bound a batch before it is tokenized */
 };
@@ -28,13 +29,35 @@ struct learn_lane {
     struct consumed *records[BATCH_RECORDS];
     struct fold folds[BATCH_RECORDS];
     size_t count;
+    bool ready;
     bool full_said;
+    uint64_t refused_us;   /* when the memory last took no more */
     uint64_t caught_up_us; /* when the time last caught up was stored; 0: not yet */
 };
 
 struct pulse *learn_lane_pulse(struct learn_lane *l)
 {
     return &l->pulse;
+}
+
+/* ---- ready ---- */
+
+static void lane_ready(struct learn_lane *l)
+{
+    struct stage *s = l->stage;
+    struct snapshot *snapshot = NULL;
+    struct memory_stats stats = {0};
+    if (l->ready) {
+        return;
+    }
+    l->ready = true;
+    if (memory_snapshot(s->memory, &snapshot, NULL) == 0 && snapshot_stats(snapshot, &stats, NULL) == 0) {
+        log_info("ready: %" PRIu64 " instances, %" PRIu64 " labels in memory (version %" PRIu64 "); %s -> %s",
+                 stats.instances, stats.labels, stats.version, s->config->texts_topic, s->config->predictions_topic);
+    }
+    memory_stats_free(&stats);
+    snapshot_release(snapshot);
+    stage_set_ready(s);
 }
 
 /* ---- a full memory ---- */
@@ -45,22 +68,23 @@ static void lane_full(struct learn_lane *l, const struct error *e)
     if (!l->full_said) {
         log_error("the learn lane waits, nothing is lost: %s", e->text);
         l->full_said = true;
-        if (e->code != E_DISK_FULL) {
-            stage_set_ready(l->stage); /* only a restart helps this lane, so the other one need not wait for it */
-        }
+    }
+    if (e->code != E_DISK_FULL) {
+        lane_ready(l); /* only a restart helps this lane, so the other one need not wait for it */
     }
     learn_consumer_pause(l->consumer);
     for (uint64_t until = clock_us() + RETRY_MS * 1000; clock_us() < until && !atomic_load(&l->stage->stopping);) {
         clock_sleep_ms(50);
     }
+    l->refused_us = clock_us();
 }
 
+/* It is said late that a full memory takes records again: pages that come free let some in now and then. */
 static void lane_flows(struct learn_lane *l)
 {
-    if (l->full_said) {
+    if (l->full_said && clock_us() - l->refused_us >= FLOWS_US) {
         log_info("the learn lane goes on");
         l->full_said = false;
-        learn_consumer_resume(l->consumer);
     }
 }
 
@@ -120,9 +144,7 @@ static int lane_open(struct learn_lane *l, struct error *e)
            !atomic_load(&s->stopping)) {
         lane_full(l, e);
     }
-    if (result == 0) {
-        lane_flows(l);
-    }
+    learn_consumer_resume(l->consumer);
 done:
     free(stored);
     memory_stats_free(&stats);
@@ -232,14 +254,15 @@ static int lane_fold(struct learn_lane *l, struct error *e)
     for (size_t i = 0; i < l->count; i++) {
         l->folds[i] = lane_fold_of(l, l->records[i]);
     }
+    size_t most = l->full_said ? 1 : l->count; /* one record tells whether there is room again, then two, four */
     for (size_t done = 0; done < l->count;) {
         size_t applied = 0;
-        size_t n = l->full_said ? 1 : l->count - done; /* one record tells whether there is room again */
+        size_t n = most < l->count - done ? most : l->count - done;
         int failed = engine_fold(l->stage->engine, l->folds + done, n, &applied, e);
         lane_applied(l, done, done + applied);
         done += applied;
         if (!failed) {
-            lane_flows(l);
+            most = 2 * n;
             continue;
         }
         if (e->class != ERROR_RETRY) {
@@ -247,27 +270,17 @@ static int lane_fold(struct learn_lane *l, struct error *e)
         }
         if (applied == 0) {
             lane_full(l, e);
+            most = 1;
             if (atomic_load(&l->stage->stopping)) {
                 return 1;
             }
         }
     }
+    learn_consumer_resume(l->consumer);
     return 0;
 }
 
 /* ---- the thread ---- */
-
-static void lane_say_ready(struct stage *s)
-{
-    struct snapshot *snapshot = NULL;
-    struct memory_stats stats = {0};
-    if (memory_snapshot(s->memory, &snapshot, NULL) == 0 && snapshot_stats(snapshot, &stats, NULL) == 0) {
-        log_info("ready: %" PRIu64 " instances, %" PRIu64 " labels in memory (version %" PRIu64 "); %s -> %s",
-                 stats.instances, stats.labels, stats.version, s->config->texts_topic, s->config->predictions_topic);
-    }
-    memory_stats_free(&stats);
-    snapshot_release(snapshot);
-}
 
 /* Nothing waits: note that the end was reached, seldom, or tombstones could be missed after a long absence. */
 static int lane_idle(struct learn_lane *l, bool at_once, struct error *e)
@@ -286,9 +299,9 @@ static int lane_idle(struct learn_lane *l, bool at_once, struct error *e)
     return 0;
 }
 
-static int lane_step(struct learn_lane *l, bool *ready, struct error *e)
+/* 0; 1: told to stop before a batch was folded; -1. */
+static int lane_step(struct learn_lane *l, struct error *e)
 {
-    struct stage *s = l->stage;
     if (lane_gather(l, e)) {
         return -1;
     }
@@ -299,15 +312,14 @@ static int lane_step(struct learn_lane *l, bool *ready, struct error *e)
         pulse_end(&l->pulse);
         lane_clear(l);
         if (failed) {
-            return failed < 0 && !(e->class == ERROR_RETRY && atomic_load(&s->stopping)) ? -1 : 0;
+            return failed;
         }
     }
-    if (!*ready && learn_consumer_caught_up(l->consumer)) {
-        *ready = true;
-        lane_say_ready(s);
-        stage_set_ready(s);
+    lane_flows(l);
+    if (learn_consumer_caught_up(l->consumer)) {
+        lane_ready(l);
     }
-    return waited_in_vain && *ready ? lane_idle(l, false, e) : 0;
+    return waited_in_vain && l->ready ? lane_idle(l, false, e) : 0;
 }
 
 static void *lane_main(void *context)
@@ -315,16 +327,15 @@ static void *lane_main(void *context)
     struct learn_lane *l = context;
     struct stage *s = l->stage;
     struct error e = {0};
-    bool ready = false;
-    int failed = lane_open(l, &e);
-    while (!failed && !atomic_load(&s->stopping)) {
-        failed = lane_step(l, &ready, &e);
+    int ended = lane_open(l, &e);
+    while (!ended && !atomic_load(&s->stopping)) {
+        ended = lane_step(l, &e);
     }
-    if (!failed && ready && !l->full_said) {
-        failed = lane_idle(l, true, &e);
+    if (!ended && l->ready) {
+        ended = lane_idle(l, true, &e);
     }
     lane_clear(l);
-    if (failed && !(e.class == ERROR_RETRY && atomic_load(&s->stopping))) {
+    if (ended < 0 && !(e.class == ERROR_RETRY && atomic_load(&s->stopping))) {
         stage_fail(s, &e);
     }
     stage_thread_ends(s);
