@@ -4,8 +4,7 @@
 
 #include "config/config.h"
 
-/* ---- the table ----------------------------------------------------------------------------------------------------
- */
+/* ---- the table ---- */
 
 enum option_type {
     OPTION_STRING,
@@ -42,8 +41,7 @@ void option_flag(const struct option *o, struct buffer *out);        /* "--batch
 void option_environment(const struct option *o, struct buffer *out); /* "ENGRAM_BATCH_TOKENS" */
 void option_value(const struct config *config, const struct option *o, struct buffer *out);
 
-/* ---- where a value is from ------------------------------------------------------------------------------------------
- */
+/* ---- where a value is from ---- */
 
 /* Rising precedence; the sources are read in this order, so that a later one overwrites. */
 enum origin { ORIGIN_DEFAULT, ORIGIN_FILE, ORIGIN_ENVIRONMENT, ORIGIN_FLAG, ORIGINS };
@@ -81,9 +79,11 @@ int config_set(struct config *config, const struct option *o, const char *text, 
 void config_where(const struct config *config, const struct option *o, struct buffer *out);
 /* What no option's own range can say. */
 int config_check(const struct config *config, struct error *e);
+/* Kafka's rule for topics, which it also applies to group.instance.id. */
+enum { CONFIG_TOPIC_BYTES_MAX = 249 };
+bool config_kafka_name(const char *name);
 
-/* ---- the sources ----------------------------------------------------------------------------------------------------
- */
+/* ---- the sources ---- */
 
 int config_read_file(struct config *config, const char *path, struct error *e);
 int config_read_environment(struct config *config, struct error *e);
@@ -96,8 +96,7 @@ int arguments_check(const struct arguments *a, const struct config_command *comm
 const char *arguments_file(const struct arguments *a); /* -c's, or NULL */
 bool arguments_help(const struct arguments *a);
 
-/* ---- Kafka's properties ---------------------------------------------------------------------------------------------
- */
+/* ---- Kafka's properties ---- */
 
 struct known_property {
     char *name;
@@ -123,8 +122,7 @@ void property_default_rows(void (*each)(const char *section, const char *name, c
 /* Does a client take this very entry, or does another one stand above it for every client? */
 bool property_in_force(const struct config *config, const struct property *p);
 
-/* ---- printing
- * -------------------------------------------------------------------------------------------------------- */
+/* ---- printing ---- */
 
 void help_print(const struct config_command *command, struct buffer *out);
 

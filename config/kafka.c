@@ -39,8 +39,7 @@ static struct {
     size_t count;
 } list; /* written by the first call alone, before threads start */
 
-/* ---- librdkafka's list
- * ------------------------------------------------------------------------------------------------ */
+/* ---- librdkafka's list ---- */
 
 static const char *refusal_of(const char *name)
 {
@@ -202,8 +201,7 @@ bool property_secret(const char *name)
     return false;
 }
 
-/* ---- setting
- * ------------------------------------------------------------------------------------------------------------ */
+/* ---- setting ---- */
 
 static const char *canonical(const char *name)
 {
@@ -310,8 +308,7 @@ void property_default_rows(void (*each)(const char *section, const char *name, c
     }
 }
 
-/* ---- one client's view
- * ------------------------------------------------------------------------------------------------- */
+/* ---- one client's view ---- */
 
 /* Is an entry meant for a client that knows the property? */
 static bool meant_for(const struct property *p, enum scope client)

@@ -21,8 +21,7 @@ static const char *const section_titles[] = {
     "the log",
 };
 
-/* ---- help
- * --------------------------------------------------------------------------------------------------------------- */
+/* ---- help ---- */
 
 /* Words from `column` on, wrapped before HELP_WIDTH and indented; a newline in the text starts a line. */
 static void wrap(struct buffer *out, const char *text, size_t column, size_t indent)
@@ -122,8 +121,7 @@ void help_print(const struct config_command *command, struct buffer *out)
     }
 }
 
-/* ---- what is in force
- * --------------------------------------------------------------------------------------------------- */
+/* ---- what is in force ---- */
 
 /* "flag", "environment", "file:12", "default" */
 static void origin_format(struct source source, struct buffer *out)
@@ -238,8 +236,7 @@ void config_print(const struct config *config, bool json, struct buffer *out)
     free(rows);
 }
 
-/* ---- docs/CONFIG.md
- * ----------------------------------------------------------------------------------------------------- */
+/* ---- docs/CONFIG.md ---- */
 
 static const char introduction[] =
     "# Options\n\n"

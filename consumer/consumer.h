@@ -170,20 +170,6 @@ void text_consumer_close(struct text_consumer *c);
 /* For the publisher's transactions: the librdkafka client (rd_kafka_consumer_group_metadata). */
 struct rd_kafka_s *text_consumer_client(struct text_consumer *c);
 
-/* Keeps the lowest contiguous offset of each partition: texts are added in the order polled, and finish in any order.
- * One thread, or under the caller's lock. */
-struct offset_tracker;
-
-struct offset_tracker *offset_tracker_new(void);
-void offset_tracker_free(struct offset_tracker *t);
-void offset_tracker_add(struct offset_tracker *t, int32_t partition, uint64_t epoch, int64_t offset);
-void offset_tracker_done(struct offset_tracker *t, int32_t partition, uint64_t epoch, int64_t offset);
-/* Up to max partitions whose lowest contiguous offset moved since the last call; returns how many. */
-size_t offset_tracker_take(struct offset_tracker *t, struct partition_offset *out, size_t max);
-/* Forgets all of a partition, or of every partition that is not of that epoch; a new epoch replaces the old by itself.
- */
-void offset_tracker_clear(struct offset_tracker *t);
-
 /* ---- instances and labels: the learn lane ------------------------------------------------------------------------ */
 
 /* What the memory holds of a partition. next 0 means that the partition was seen and nothing of it was applied: the

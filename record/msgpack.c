@@ -7,7 +7,7 @@
 #include "base/utf8.h"
 #include "record/internal.h"
 
-/* ---- the scan --------------------------------------------------------------------------------------------------- */
+/* ---- the scan ---- */
 
 enum token_type { TOKEN_PLAIN, TOKEN_STR, TOKEN_ARRAY, TOKEN_MAP, TOKEN_NEVER };
 
@@ -173,7 +173,7 @@ static int scan(const char *const names[FIELDS_COUNT], struct slice value, struc
     return 0;
 }
 
-/* ---- the fields ------------------------------------------------------------------------------------------------- */
+/* ---- the fields ---- */
 
 static const char *type_words(const msgpack_object *value)
 {

@@ -12,7 +12,7 @@
 #include "base/error.h"
 
 enum {
-    RECORD_BYTES_MAX = 1 << 20,      /* a record's value */
+    RECORD_BYTES_MAX = 1 << 20,       /* a record's value */
     RECORD_TEXT_BYTES_MAX = 64 << 10, /* a longer text is cut at a character's end, not refused */
     RECORD_LABELS_MAX = 1000,
     RECORD_NAME_BYTES_MAX = 255, /* an id, a label's name */
@@ -44,10 +44,10 @@ struct label_record {
 };
 
 /* Decode a Kafka record's key (data NULL: none) and value. What *out points to lives in the arena (nothing points into
- * key or value), so the caller may free the message. Errors: POISON with one line that says what and where in the value.
- * A null value (tombstone, pass-through) is the caller's: value.data is not NULL here.
- * A text's id is the value's, else the key where it is UTF-8, else none; an instance's and a label's is the key, and one in the
- * value must agree. For data files, where there is no key, *_from_value take the value's own id (load, replay). */
+ * key or value), so the caller may free the message. Errors: POISON with one line that says what and where in the
+ * value. A null value (tombstone, pass-through) is the caller's: value.data is not NULL here. A text's id is the
+ * value's, else the key where it is UTF-8, else none; an instance's and a label's is the key, and one in the value must
+ * agree. For data files, where there is no key, *_from_value take the value's own id (load, replay). */
 int record_decode_text(struct slice key, struct slice value, struct arena *arena, struct text_record *out,
                        struct error *e);
 int record_decode_instance(struct slice key, struct slice value, struct arena *arena, struct instance_record *out,
