@@ -73,6 +73,11 @@ int memory_error(const struct memory *m, int rc, const char *doing, struct error
     case MDB_VERSION_MISMATCH:
         return error_set(e, ERROR_FATAL, E_FORMAT, "%s: %s: the folder was made by another version of LMDB", m->path,
                          mdb_strerror(rc));
+    case EACCES:
+    case EPERM:
+        return error_set(e, ERROR_FATAL, E_IO,
+                         "%s: %s: data.mdb must be readable, and lock.mdb writable for readers too", m->path,
+                         strerror(rc));
     case MDB_PANIC:
         return error_set(e, ERROR_FATAL, E_IO, "%s: an earlier write to the disk failed: restart", m->path);
     default:

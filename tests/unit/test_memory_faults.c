@@ -145,6 +145,10 @@ static void test_one_writer(void **state)
 {
     struct memory_options options = options_for(*state, KEY_BF16);
     struct memory *m = open_ok(MEMORY_WRITE, &options);
+    unsigned flags;
+    assert_int_equal(mdb_env_get_flags(m->env, &flags), 0);
+    assert_int_equal(flags & (MDB_NOSYNC | MDB_NOMETASYNC | MDB_WRITEMAP | MDB_NOLOCK), 0);
+    assert_int_equal(flags & MDB_NOTLS, MDB_NOTLS);
     in_child(second_process, &options);
     refused(MEMORY_READ, &options, E_LOCKED, "already");
     refused(MEMORY_WRITE, &options, E_LOCKED, "already");
