@@ -95,7 +95,7 @@ static int memory_stats_show(struct memory *m, bool json, struct buffer *out, st
     struct snapshot *snapshot = NULL;
     struct memory_stats stats;
     char digest[33];
-    if (memory_snapshot(m, &snapshot, e)) {
+    if (memory_look(m, &snapshot, e)) {
         return -1;
     }
     int result = snapshot_stats(snapshot, &stats, e);
@@ -176,7 +176,7 @@ static int instance_look(struct memory *m, const char *id, struct buffer *out, s
 {
     struct snapshot *snapshot = NULL;
     struct memory_instance instance;
-    if (memory_snapshot(m, &snapshot, e)) {
+    if (memory_look(m, &snapshot, e)) {
         return -1;
     }
     int found = snapshot_instance(snapshot, slice_of(id), &instance, e);

@@ -51,7 +51,7 @@ static void lane_ready(struct learn_lane *l)
         return;
     }
     l->ready = true;
-    if (memory_snapshot(s->memory, &snapshot, NULL) == 0 && snapshot_stats(snapshot, &stats, NULL) == 0) {
+    if (memory_look(s->memory, &snapshot, NULL) == 0 && snapshot_stats(snapshot, &stats, NULL) == 0) {
         log_info("ready: %" PRIu64 " instances, %" PRIu64 " labels in memory (version %" PRIu64 "); %s -> %s",
                  stats.instances, stats.labels, stats.version, s->config->texts_topic, s->config->predictions_topic);
     }
@@ -120,7 +120,7 @@ static int lane_open(struct learn_lane *l, struct error *e)
     struct memory_stats stats = {0};
     struct learn_offset *stored = NULL;
     int result = -1;
-    if (topics_ensure(s->config, &s->wait_run, e) || memory_snapshot(s->memory, &snapshot, e) ||
+    if (topics_ensure(s->config, &s->wait_run, e) || memory_look(s->memory, &snapshot, e) ||
         snapshot_stats(snapshot, &stats, e)) {
         goto done;
     }

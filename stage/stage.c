@@ -69,7 +69,7 @@ static uint64_t stage_keys(struct stage *s)
     struct snapshot *snapshot = NULL;
     struct memory_stats stats = {0};
     uint64_t keys = 0;
-    if (memory_snapshot(s->memory, &snapshot, NULL) == 0 && snapshot_stats(snapshot, &stats, NULL) == 0) {
+    if (memory_look(s->memory, &snapshot, NULL) == 0 && snapshot_stats(snapshot, &stats, NULL) == 0) {
         keys = stats.instances + stats.label_keys;
     }
     memory_stats_free(&stats);
