@@ -8,7 +8,7 @@
 
 enum { EDITS_BYTES_MAX = 64 << 20 }; /* flush early above this */
 
-/* ---- numbers that were given back ------------------------------------------------------------------------------- */
+/* ---- numbers that were given back ---- */
 
 int number_take(struct transaction *t, unsigned kind, uint64_t *number, struct error *e)
 {
@@ -47,7 +47,7 @@ int number_release(struct transaction *t, unsigned kind, uint64_t number, struct
     return entry_put(t->m, t->txn, DB_FREE, (struct slice){(char *)key.bytes, FREE_KEY_BYTES}, &value, sizeof value, e);
 }
 
-/* ---- edits ------------------------------------------------------------------------------------------------------ */
+/* ---- edits ---- */
 
 static struct block_edit *edit_add(struct transaction *t, uint64_t block)
 {
@@ -130,7 +130,7 @@ void blocks_free(struct transaction *t)
     t->edit_bytes = 0;
 }
 
-/* ---- slots ------------------------------------------------------------------------------------------------------ */
+/* ---- slots ---- */
 
 int slot_take(struct transaction *t, enum key_kind kind, uint64_t *slot, struct error *e)
 {
@@ -268,7 +268,7 @@ int row_labels(struct transaction *t, uint64_t slot, const uint32_t **ids, size_
     return 0;
 }
 
-/* ---- flushing --------------------------------------------------------------------------------------------------- */
+/* ---- flushing ---- */
 
 static struct block_header header_of(const struct transaction *t, const struct block_edit *b, uint32_t labels)
 {

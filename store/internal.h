@@ -42,7 +42,7 @@ enum db {
     DB_COUNT,
 };
 
-/* ---- stored forms ----------------------------------------------------------------------------------------------- */
+/* ---- stored forms ---- */
 
 /* Every value starts with the XXH3-64 of the bytes behind it. */
 
@@ -136,7 +136,7 @@ static inline size_t values_ids_at(size_t rows)
     return values_used_at(rows) + 2 * rows;
 }
 
-/* ---- the open memory -------------------------------------------------------------------------------------------- */
+/* ---- the open memory ---- */
 
 struct view;
 struct reader;
@@ -168,6 +168,7 @@ struct memory {
 };
 
 /* Turns LMDB's answer into an error: MAP_FULL and DISK_FULL are RETRY, the rest FATAL. Returns -1. */
+enum { READERS_MAX = 254 }; /* read transactions of all processes at once */
 int memory_error(const struct memory *m, int rc, const char *doing, struct error *e);
 int corrupt(const struct memory *m, struct error *e, const char *format, ...) __attribute__((format(printf, 3, 4)));
 
@@ -181,7 +182,7 @@ int writer_lock_namespace(struct memory *m, struct error *e); /* refuses beside 
 /* file.c: data.mdb before it is mapped. *bytes_in_use 0: absent or empty, a new memory. */
 int data_file_check(const char *path, uint64_t *bytes_in_use, struct error *e);
 
-/* ---- entries (entries.c) ---------------------------------------------------------------------------------------- */
+/* ---- entries (entries.c) ---- */
 
 const char *db_name(enum db db);
 unsigned db_flags(enum db db);
@@ -235,7 +236,7 @@ struct digest instance_digest(struct buffer *scratch, struct slice id, const str
                               struct slice text);
 struct digest label_digest(struct buffer *scratch, struct slice label, struct slice text);
 
-/* ---- views (view.c): the block list of one version ------------------------------------------------------------- */
+/* ---- views (view.c): the block list of one version ---- */
 
 /* Immutable while more than the cache refers to it; counted under memory.lock. */
 struct view {
@@ -254,7 +255,7 @@ void view_release(struct view *v); /* the caller holds memory.lock; NULL is fine
 
 void readers_free(struct memory *m); /* snapshot.c */
 
-/* ---- transactions ----------------------------------------------------------------------------------------------- */
+/* ---- transactions ---- */
 
 /* A hash table from numbers to pointers (not NULL); zero-initialise to start. */
 struct table {

@@ -15,7 +15,7 @@
 
 enum { LOCK_TRIES = 30, LOCK_WAIT_MS = 10 };
 
-/* ---- the registry ----------------------------------------------------------------------------------------------- */
+/* ---- the registry ---- */
 
 struct registered {
     struct registered *next;
@@ -67,7 +67,7 @@ void registry_leave(struct memory *m)
     m->registered = false;
 }
 
-/* ---- writer.lock ------------------------------------------------------------------------------------------------ */
+/* ---- writer.lock ---- */
 
 static unsigned long long own_namespace(void) /* 0: unknown */
 {

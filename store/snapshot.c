@@ -123,7 +123,7 @@ uint32_t snapshot_label_bound(const struct snapshot *s)
     return (uint32_t)s->meta.label_bound;
 }
 
-/* ---- lookups ---------------------------------------------------------------------------------------------------- */
+/* ---- lookups ---- */
 
 static int look(const struct snapshot *s, enum db db, struct slice key, size_t bytes_min, struct slice *value,
                 struct error *e)
@@ -281,7 +281,7 @@ int snapshot_offset(const struct snapshot *s, struct slice cluster, struct slice
     return found;
 }
 
-/* ---- walks ------------------------------------------------------------------------------------------------------ */
+/* ---- walks ---- */
 
 /* Walks a database; each() gets every entry whose checksum holds and returns 0 to go on, 1 to stop, -1 on an error. */
 static int walk(const struct snapshot *s, enum db db, size_t bytes_min,
@@ -362,7 +362,7 @@ int snapshot_each_instance(const struct snapshot *s, int (*each)(const struct me
     return walk(s, DB_INSTANCES, sizeof(struct instance_head), instance_step, &w, e);
 }
 
-/* ---- stats ------------------------------------------------------------------------------------------------------ */
+/* ---- stats ---- */
 
 static int offset_step(const struct snapshot *s, struct slice key, struct slice value, void *context, struct error *e)
 {

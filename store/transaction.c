@@ -130,7 +130,7 @@ static int slot_name_write(struct transaction *t, uint64_t slot, enum key_kind k
     return entry_put(t->m, t->txn, DB_SLOTS, key_of(&slot), t->scratch.data, t->scratch.bytes, e);
 }
 
-/* ---- instances -------------------------------------------------------------------------------------------------- */
+/* ---- instances ---- */
 
 static int id_order(const void *a, const void *b)
 {
@@ -289,7 +289,7 @@ int transaction_forget(struct transaction *t, struct slice id, bool *found, stru
     return change_end(t, exists < 0 ? -1 : instance_forget(t, id, &head, e));
 }
 
-/* ---- label definitions ------------------------------------------------------------------------------------------ */
+/* ---- label definitions ---- */
 
 static int label_define(struct transaction *t, struct label_edit *l, struct slice text, const float *vector,
                         const struct memory_source *source, struct error *e)
@@ -375,7 +375,7 @@ int transaction_undefine(struct transaction *t, struct slice label, bool *found,
     return change_end(t, exists < 0 ? -1 : label_undefine(t, l, e));
 }
 
-/* ---- offsets ---------------------------------------------------------------------------------------------------- */
+/* ---- offsets ---- */
 
 /* Reads the offset of the key in `key`: 1, 0 (then *next is 0), -1. */
 static int offset_read(struct transaction *t, struct slice key, uint64_t *next, struct error *e)

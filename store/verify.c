@@ -60,7 +60,7 @@ static int get(struct verify *v, enum db db, struct slice key, size_t bytes_min,
 
 #define PRINT(s) (int)((s).bytes < 100 ? (s).bytes : 100), (s).data
 
-/* ---- blocks ----------------------------------------------------------------------------------------------------- */
+/* ---- blocks ---- */
 
 /* One row of a block, as `values` shows it. */
 struct row {
@@ -240,7 +240,7 @@ static int block_check(struct verify *v, uint64_t block, struct error *e)
     return rows_check(v, value, &header, vectors, open, e);
 }
 
-/* ---- entries ---------------------------------------------------------------------------------------------------- */
+/* ---- entries ---- */
 
 typedef int entry_check(struct verify *v, struct slice key, struct slice value, struct error *e);
 
@@ -424,7 +424,7 @@ static int free_check(struct verify *v, struct slice key, struct slice value, st
     return found < 0 ? -1 : 0;
 }
 
-/* ---- sums ------------------------------------------------------------------------------------------------------- */
+/* ---- sums ---- */
 
 static int entries_count(struct verify *v, enum db db, uint64_t expected, struct error *e)
 {
