@@ -14,7 +14,7 @@
 
 #include "base/utf8.h"
 
-/* ---- reading ---------------------------------------------------------------------------------------------------- */
+/* ---- reading ---- */
 
 struct frame {
     struct json *container;
@@ -301,7 +301,7 @@ bool json_int(const struct json *value, int64_t *out)
     return true;
 }
 
-/* ---- writing ---------------------------------------------------------------------------------------------------- */
+/* ---- writing ---- */
 
 static void value_begin(struct json_writer *w)
 {

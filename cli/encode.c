@@ -28,8 +28,7 @@ static const struct config_command command = {
     .flags = flags,
 };
 
-/* ---- floats
- * ---------------------------------------------------------------------------------------------------------- */
+/* ---- floats ---- */
 
 /* Every power here is exact in a double. */
 static const double tens[] = {1e0,  1e1,  1e2,  1e3,  1e4,  1e5,  1e6,  1e7,  1e8,  1e9,  1e10, 1e11,
@@ -97,8 +96,7 @@ static void float_write(struct buffer *out, float value)
     decimal_write(out, number, digits - 1 - exponent);
 }
 
-/* ---- lines
- * ------------------------------------------------------------------------------------------------------------- */
+/* ---- lines ---- */
 
 struct item {
     struct tokens tokens;

@@ -46,7 +46,7 @@ struct eval {
     uint64_t done;
 };
 
-/* ---- label counts from a file ----------------------------------------------------------------------------------- */
+/* ---- label counts from a file ---- */
 
 static int by_bytes(const void *a, const void *b)
 {
@@ -107,7 +107,7 @@ static int train_read(struct eval *v, const char *path, struct error *e)
     return found;
 }
 
-/* ---- the test file ---------------------------------------------------------------------------------------------- */
+/* ---- the test file ---- */
 
 static int test_flush(struct eval *v, struct error *e)
 {
@@ -139,7 +139,7 @@ static int test_read(struct eval *v, struct error *e)
     return found < 0 ? -1 : test_flush(v, e);
 }
 
-/* ---- output ----------------------------------------------------------------------------------------------------- */
+/* ---- output ---- */
 
 static void metric_write(struct json_writer *w, const char *name, double value)
 {
@@ -191,7 +191,7 @@ static void metrics_table(const struct metrics *m, struct buffer *out)
     buffer_format(out, "over %" PRIu64 " texts\n", m->n);
 }
 
-/* ---- the command ------------------------------------------------------------------------------------------------ */
+/* ---- the command ---- */
 
 static int eval_run(struct eval *v, const struct config *config)
 {

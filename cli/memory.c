@@ -22,7 +22,7 @@ static const struct config_command command = {
     .positional_max = 2,
 };
 
-/* ---- stats ------------------------------------------------------------------------------------------------------ */
+/* ---- stats ---- */
 
 static void stats_json(const struct memory_stats *s, const char *digest, struct buffer *out)
 {
@@ -108,7 +108,7 @@ static int memory_stats_show(struct memory *m, bool json, struct buffer *out, st
     return result;
 }
 
-/* ---- get -------------------------------------------------------------------------------------------------------- */
+/* ---- get ---- */
 
 static int by_bytes(const void *a, const void *b)
 {
@@ -201,7 +201,7 @@ static int memory_get(struct memory *m, const char *id, unsigned long wait_s, co
     return found < 0 ? -1 : 0;
 }
 
-/* ---- verify ----------------------------------------------------------------------------------------------------- */
+/* ---- verify ---- */
 
 static void report_line(const char *line, void *context)
 {
@@ -223,7 +223,7 @@ static int memory_verify_show(struct memory *m, const char *folder, struct buffe
     return 0;
 }
 
-/* ---- the command ------------------------------------------------------------------------------------------------ */
+/* ---- the command ---- */
 
 static int memory_run(const struct config *config, const struct arguments *arguments, unsigned long wait_s)
 {

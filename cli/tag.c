@@ -45,7 +45,7 @@ struct tag {
     bool any_bad;
 };
 
-/* ---- reading ---------------------------------------------------------------------------------------------------- */
+/* ---- reading ---- */
 
 static int text_check(struct slice text, struct text_record *out, struct error *e)
 {
@@ -71,7 +71,7 @@ static void item_read(struct tag *t, struct slice line)
     }
 }
 
-/* ---- the card --------------------------------------------------------------------------------------------------- */
+/* ---- the card ---- */
 
 /* Text from outside on a terminal: control characters would move its cursor. */
 static void plain_append(struct buffer *out, struct slice text, size_t bytes_max)
@@ -152,7 +152,7 @@ static void card_append(struct buffer *out, const struct item *item, const struc
     buffer_byte(out, '\n');
 }
 
-/* ---- writing ---------------------------------------------------------------------------------------------------- */
+/* ---- writing ---- */
 
 static void error_append(struct tag *t, const struct error *e)
 {
@@ -234,7 +234,7 @@ static bool items_flush(struct tag *t)
     return good;
 }
 
-/* ---- the command ------------------------------------------------------------------------------------------------ */
+/* ---- the command ---- */
 
 static bool tag_input(struct tag *t)
 {

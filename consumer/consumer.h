@@ -15,7 +15,7 @@
 #include "config/config.h"
 #include "record/record.h"
 
-/* ---- what every Kafka client shares ------------------------------------------------------------------------------ */
+/* ---- what every Kafka client shares ---- */
 
 struct rd_kafka_s;
 struct rd_kafka_conf_s;
@@ -80,7 +80,7 @@ struct kafka_topic {
 int kafka_topics_describe(struct kafka_client *c, struct kafka_topic *topics, size_t n, bool settings, int timeout_ms,
                           struct error *e);
 
-/* ---- a record as it came ----------------------------------------------------------------------------------------- */
+/* ---- a record as it came ---- */
 
 enum consumed_kind {
     CONSUMED_RECORD, /* decoded: one of the three below */
@@ -113,7 +113,7 @@ struct consumed {
 
 void consumed_free(struct consumed *c); /* NULL is fine */
 
-/* ---- texts: the tag lane ----------------------------------------------------------------------------------------- */
+/* ---- texts: the tag lane ---- */
 
 struct text_consumer;
 
@@ -170,7 +170,7 @@ void text_consumer_close(struct text_consumer *c);
 /* For the publisher's transactions: the librdkafka client (rd_kafka_consumer_group_metadata). */
 struct rd_kafka_s *text_consumer_client(struct text_consumer *c);
 
-/* ---- instances and labels: the learn lane ------------------------------------------------------------------------ */
+/* ---- instances and labels: the learn lane ---- */
 
 /* What the memory holds of a partition. next 0 means that the partition was seen and nothing of it was applied: the
  * stage stores that for each partition at its first start (learn_consumer_position), so that a changed number is

@@ -64,7 +64,7 @@ void evaluation_close(struct evaluation *v)
     free(v);
 }
 
-/* ---- propensities ----------------------------------------------------------------------------------------------- */
+/* ---- propensities ---- */
 
 static uint64_t count_in_train(const struct propensity_source *p, struct slice name)
 {
@@ -99,7 +99,7 @@ static int inverse_propensity(const struct evaluation *v, const struct snapshot 
     return 0;
 }
 
-/* ---- one text --------------------------------------------------------------------------------------------------- */
+/* ---- one text ---- */
 
 struct gold {
     const struct slice *names; /* sorted */

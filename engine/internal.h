@@ -7,7 +7,7 @@
 
 #include "engine/engine.h"
 
-/* ---- turns ------------------------------------------------------------------------------------------------------ */
+/* ---- turns ---- */
 
 enum turn { TURN_TEXT, TURN_LEARN };
 
@@ -27,7 +27,7 @@ void turns_take(struct turns *t, enum turn turn); /* waits until it is this one'
 void turns_give(struct turns *t);
 void turns_ready(struct turns *t, bool ready);
 
-/* ---- engine ----------------------------------------------------------------------------------------------------- */
+/* ---- engine ---- */
 
 /* Everything but turns and keys is read-only after engine_open. */
 struct engine {

@@ -50,7 +50,7 @@ struct prediction_run {
     uint64_t encode_us, retrieve_us;
 };
 
-/* ---- tally ------------------------------------------------------------------------------------------------------ */
+/* ---- tally ---- */
 
 static void tally_resize(struct tally *t, uint32_t places)
 {
@@ -96,7 +96,7 @@ static void tally_add(struct tally *t, uint32_t label, double share)
     }
 }
 
-/* ---- one text --------------------------------------------------------------------------------------------------- */
+/* ---- one text ---- */
 
 static double kind_factor(const struct predict_options *o, uint32_t kind)
 {
@@ -201,7 +201,7 @@ static int labels_select(struct prediction_run *r, struct prediction *out, struc
     return 0;
 }
 
-/* ---- evidence --------------------------------------------------------------------------------------------------- */
+/* ---- evidence ---- */
 
 static int by_bytes(const void *a, const void *b)
 {
@@ -316,7 +316,7 @@ static int text_predict(struct prediction_run *r, const struct tokens *input, st
     return 0;
 }
 
-/* ---- a batch ---------------------------------------------------------------------------------------------------- */
+/* ---- a batch ---- */
 
 /* A key whose value is zero is no candidate. */
 static enum key_kind kinds_for(double lambda)

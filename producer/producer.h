@@ -14,7 +14,7 @@
 #include "config/config.h"
 #include "consumer/consumer.h"
 
-/* ---- topics ------------------------------------------------------------------------------------------------------ */
+/* ---- topics ---- */
 
 /* Every topic exists and every partition has a leader when this returns 0. With create_topics, missing ones are made:
  * texts, predictions and dead letters with topic_partitions, instances and labels with one partition, compacted.
@@ -22,7 +22,7 @@
  * FATAL, E_TOPIC: missing while create_topics is off, or creation was refused. RETRY, E_BROKER: told to give up. */
 int topics_ensure(const struct config *config, const struct kafka_wait *wait, struct error *e);
 
-/* ---- the publisher ----------------------------------------------------------------------------------------------- */
+/* ---- the publisher ---- */
 
 enum outcome_kind {
     OUTCOME_PREDICTION,  /* `value` goes to predictions */
@@ -76,7 +76,7 @@ struct publisher_counts {
 };
 struct publisher_counts publisher_counts(const struct publisher *p); /* publisher's thread */
 
-/* ---- single records, for the command line ------------------------------------------------------------------------ */
+/* ---- single records, for the command line ---- */
 
 struct sender;
 
