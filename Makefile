@@ -64,6 +64,11 @@ $(BUILD)/tests-asan/%: $(BUILD)/asan/tests/unit/%.o $(ASAN_OBJECTS)
 	$(call say,LINK $@)
 	$(Q)$(CC) $(ALL_CFLAGS) $(SANITIZE) $(LDFLAGS) -o $@ $^ -lcmocka $(LIBS)
 
+$(BUILD)/bench/%: $(BUILD)/obj/tests/bench/%.o $(ROOM_OBJECTS)
+	@mkdir -p $(@D)
+	$(call say,LINK $@)
+	$(Q)$(CC) $(ALL_CFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
+
 # one line instead of a compiler's "no such file"
 $(BUILD)/libraries: deps/packages-debian-12.txt
 	@pkg-config --exists $(LIBRARIES) || { echo 'make: libraries are missing; `make deps` installs them' >&2; exit 1; }
