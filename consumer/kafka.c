@@ -55,6 +55,10 @@ static void remember_reason(struct kafka_client *c, const char *reason)
     const char *start = strstr(reason, ": ");
     const char *failed = strstr(reason, " failed: ");
     start = failed ? failed + strlen(" failed: ") : start ? start + 2 : reason;
+    size_t word = strcspn(start, " ");
+    if (word > 1 && start[word] && start[word - 1] == ':' && memchr(start, ':', word - 1)) {
+        start += word + 1; /* the address once more */
+    }
     size_t bytes = strcspn(start, "(");
     while (bytes && start[bytes - 1] == ' ') {
         bytes--;

@@ -78,8 +78,9 @@ static void delivered(rd_kafka_t *rk, const rd_kafka_message_t *m, void *opaque)
 {
     (void)rk;
     struct kafka_client *client = opaque;
-    output_settle(client->owner, m->_private, m->err);
-    if (!m->err) {
+    struct outbox *box = client->owner;
+    output_settle(box, m->_private, m->err);
+    if (!m->err && !box->failed) { /* one topic may take its records while the other is missing */
         kafka_client_works(client);
     }
 }
