@@ -160,7 +160,8 @@ class Broker:
         consumer = Consumer(self.client(group_id=group))
         try:
             asked = [TopicPartition(topic, p) for p in self.partitions(topic)]
-            return {t.partition: t.offset for t in consumer.committed(asked, timeout=WAIT_S) if t.offset >= 0}
+            found = wait_until(lambda: _committed(consumer, asked), f"offsets of {group}", pause_s=0.2)
+            return {t.partition: t.offset for t in found if t.offset >= 0}
         finally:
             consumer.close()
 
@@ -248,6 +249,16 @@ def _send(producer, topic, records, partition):
     return places
 
 
+def _committed(consumer, asked):
+    """What consumer.committed gives; None while the group's coordinator is not up yet, after a restart."""
+    try:
+        return consumer.committed(asked, timeout=WAIT_S)
+    except KafkaException as failure:
+        if failure.args[0].code() not in _NO_COORDINATOR:
+            raise
+        return None
+
+
 class Reader:
     """Reads topics from the beginning, partition by partition, without a group; new partitions are not noticed."""
 
@@ -321,3 +332,5 @@ class Reader:
 
 
 _TRANSIENT = {KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._RESOLVE, KafkaError._TIMED_OUT}
+_NO_COORDINATOR = {KafkaError.NOT_COORDINATOR, KafkaError.COORDINATOR_NOT_AVAILABLE,
+                   KafkaError.COORDINATOR_LOAD_IN_PROGRESS}
