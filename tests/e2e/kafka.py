@@ -55,6 +55,7 @@ class Broker:
         self._overrides = [f"{name.replace('_', '.')}={value}" for name, value in overrides.items()]
         self._admin = None
         self._producers = {}
+        self._spares = {}  # isolation -> a consumer for the next reader
 
     def __enter__(self):
         self.start()
@@ -86,6 +87,9 @@ class Broker:
     def stop(self, remove=False):
         self._admin = None
         self._producers.clear()
+        for consumer in self._spares.values():
+            consumer.close()
+        self._spares.clear()
         self._script("stop", *(["--remove"] if remove else []))
 
     def client(self, **settings):
@@ -202,6 +206,18 @@ class Broker:
     def reader(self, *topics, isolation="read_committed"):
         return Reader(self, topics, isolation)
 
+    def consumer_take(self, isolation):
+        """A consumer without an assignment, made by the last call: a new one waits half a second for its coordinator.
+        Each is for one reader: librdkafka hangs in closing one that was assigned a topic that is gone."""
+
+        def spare():
+            return Consumer(self.client(group_id="reader", isolation_level=isolation, enable_auto_commit=False,
+                                        enable_partition_eof=True, fetch_wait_max_ms=20))
+
+        taken = self._spares.pop(isolation, None) or spare()
+        self._spares[isolation] = spare()
+        return taken
+
     def read_all(self, *topics, isolation="read_committed"):
         """Every record from the beginning to the end that the isolation level shows, by partition and offset."""
         with self.reader(*topics, isolation=isolation) as reader:
@@ -265,8 +281,7 @@ class Reader:
     def __init__(self, broker, topics, isolation):
         places = [TopicPartition(t, p, OFFSET_BEGINNING) for t in topics for p in broker.partitions(t)]
         assert places, f"no such topics: {topics}"
-        self._consumer = Consumer(broker.client(group_id="reader", isolation_level=isolation, enable_auto_commit=False,
-                                                enable_partition_eof=True, fetch_wait_max_ms=20))
+        self._consumer = broker.consumer_take(isolation)
         self._consumer.assign(places)
         self._places = {(p.topic, p.partition) for p in places}
         self._at_end = set()
