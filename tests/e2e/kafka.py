@@ -55,7 +55,7 @@ class Broker:
         self._overrides = [f"{name.replace('_', '.')}={value}" for name, value in overrides.items()]
         self._admin = None
         self._producers = {}
-        self._spares = {}  # isolation -> a consumer for the next reader
+        self._met = set()  # (producer, topic)
 
     def __enter__(self):
         self.start()
@@ -87,9 +87,7 @@ class Broker:
     def stop(self, remove=False):
         self._admin = None
         self._producers.clear()
-        for consumer in self._spares.values():
-            consumer.close()
-        self._spares.clear()
+        self._met.clear()
         self._script("stop", *(["--remove"] if remove else []))
 
     def client(self, **settings):
@@ -183,15 +181,23 @@ class Broker:
         """Write Records (or (key, value) pairs) and wait for every acknowledgement; returns [(partition, offset)] in
         the order of records. A record's own partition and timestamp are kept; else `partition`, or its key decides."""
         producer = self.producer(compression_type=codec, **settings)
+        self._meet(producer, topic)
         places = _send(producer, topic, records, partition)
         left = producer.flush(WAIT_S)
         assert left == 0 and None not in places, f"{topic}: {left} records were not acknowledged"
         return places
 
+    def _meet(self, producer, topic):
+        """Let a producer know the topic before its first record to it: librdkafka would look for it in 1 s."""
+        if (producer, topic) not in self._met:
+            producer.list_topics(topic, timeout=WAIT_S)
+            self._met.add((producer, topic))
+
     def produce_transaction(self, topic, records, commit=True, transactional_id="test", partition=None):
         """Write records in one transaction, ended by a commit or an abort marker; they are in the log either way."""
         producer = Producer(self.client(transactional_id=transactional_id, linger_ms=0))
         producer.init_transactions(WAIT_S)
+        producer.list_topics(topic, timeout=WAIT_S)
         producer.begin_transaction()
         places = _send(producer, topic, records, partition)
         assert producer.flush(WAIT_S) == 0 and None not in places
@@ -205,18 +211,6 @@ class Broker:
 
     def reader(self, *topics, isolation="read_committed"):
         return Reader(self, topics, isolation)
-
-    def consumer_take(self, isolation):
-        """A consumer without an assignment, made by the last call: a new one waits half a second for its coordinator.
-        Each is for one reader: librdkafka hangs in closing one that was assigned a topic that is gone."""
-
-        def spare():
-            return Consumer(self.client(group_id="reader", isolation_level=isolation, enable_auto_commit=False,
-                                        enable_partition_eof=True, fetch_wait_max_ms=20))
-
-        taken = self._spares.pop(isolation, None) or spare()
-        self._spares[isolation] = spare()
-        return taken
 
     def read_all(self, *topics, isolation="read_committed"):
         """Every record from the beginning to the end that the isolation level shows, by partition and offset."""
@@ -281,7 +275,10 @@ class Reader:
     def __init__(self, broker, topics, isolation):
         places = [TopicPartition(t, p, OFFSET_BEGINNING) for t in topics for p in broker.partitions(t)]
         assert places, f"no such topics: {topics}"
-        self._consumer = broker.consumer_take(isolation)
+        self._consumer = Consumer(broker.client(group_id="reader", isolation_level=isolation, enable_auto_commit=False,
+                                                enable_partition_eof=True, fetch_wait_max_ms=20))
+        for topic in topics:  # or librdkafka assigns partitions without leaders, and looks again in 0.5 s
+            self._consumer.list_topics(topic, timeout=WAIT_S)
         self._consumer.assign(places)
         self._places = {(p.topic, p.partition) for p in places}
         self._at_end = set()
