@@ -107,10 +107,11 @@ static void lane_push_overflow(struct tag_lane *t, unsigned wait_ms)
 {
     while (t->overflow) {
         struct work *w = t->overflow;
+        struct work *next = w->next; /* once pushed, w may be answered and freed before this thread goes on */
         if (!queue_push(t->texts, w, work_weight(w), wait_ms)) {
             return;
         }
-        t->overflow = w->next;
+        t->overflow = next;
         if (!t->overflow) {
             t->overflow_end = &t->overflow;
         }
