@@ -6,7 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-static void *mem_checked(void *p, size_t bytes) {
+static void *mem_checked(void *p, size_t bytes)
+{
     if (!p) {
         fprintf(stderr, "engram: out of memory (%zu bytes asked for)\n", bytes);
         abort();
@@ -14,19 +15,23 @@ static void *mem_checked(void *p, size_t bytes) {
     return p;
 }
 
-void *mem_alloc(size_t bytes) {
+void *mem_alloc(size_t bytes)
+{
     return mem_checked(malloc(bytes ? bytes : 1), bytes);
 }
 
-void *mem_zero(size_t count, size_t bytes) {
+void *mem_zero(size_t count, size_t bytes)
+{
     return mem_checked(calloc(count ? count : 1, bytes ? bytes : 1), count * bytes);
 }
 
-void *mem_resize(void *old, size_t bytes) {
+void *mem_resize(void *old, size_t bytes)
+{
     return mem_checked(realloc(old, bytes ? bytes : 1), bytes);
 }
 
-char *mem_string(const char *data, size_t bytes) {
+char *mem_string(const char *data, size_t bytes)
+{
     char *copy = mem_alloc(bytes + 1);
     if (bytes) {
         memcpy(copy, data, bytes);
@@ -35,26 +40,31 @@ char *mem_string(const char *data, size_t bytes) {
     return copy;
 }
 
-void *mem_aligned(size_t alignment, size_t bytes) {
+void *mem_aligned(size_t alignment, size_t bytes)
+{
     size_t rounded = (bytes + alignment - 1) / alignment * alignment;
     return mem_checked(aligned_alloc(alignment, rounded ? rounded : alignment), bytes);
 }
 
-struct slice slice_of(const char *string) {
+struct slice slice_of(const char *string)
+{
     return (struct slice){string, string ? strlen(string) : 0};
 }
 
-bool slice_equal(struct slice a, struct slice b) {
+bool slice_equal(struct slice a, struct slice b)
+{
     return a.bytes == b.bytes && (a.bytes == 0 || memcmp(a.data, b.data, a.bytes) == 0);
 }
 
-int slice_compare(struct slice a, struct slice b) {
+int slice_compare(struct slice a, struct slice b)
+{
     size_t shared = a.bytes < b.bytes ? a.bytes : b.bytes;
     int order = shared ? memcmp(a.data, b.data, shared) : 0;
     return order ? order : (a.bytes > b.bytes) - (a.bytes < b.bytes);
 }
 
-void buffer_reserve(struct buffer *b, size_t more) {
+void buffer_reserve(struct buffer *b, size_t more)
+{
     size_t need = b->bytes + more + 1;
     if (need <= b->capacity) {
         return;
@@ -67,7 +77,8 @@ void buffer_reserve(struct buffer *b, size_t more) {
     b->capacity = capacity;
 }
 
-void buffer_append(struct buffer *b, const void *data, size_t bytes) {
+void buffer_append(struct buffer *b, const void *data, size_t bytes)
+{
     buffer_reserve(b, bytes);
     if (bytes) {
         memcpy(b->data + b->bytes, data, bytes);
@@ -76,15 +87,18 @@ void buffer_append(struct buffer *b, const void *data, size_t bytes) {
     b->data[b->bytes] = '\0';
 }
 
-void buffer_byte(struct buffer *b, char c) {
+void buffer_byte(struct buffer *b, char c)
+{
     buffer_append(b, &c, 1);
 }
 
-void buffer_string(struct buffer *b, const char *string) {
+void buffer_string(struct buffer *b, const char *string)
+{
     buffer_append(b, string, strlen(string));
 }
 
-void buffer_format(struct buffer *b, const char *format, ...) {
+void buffer_format(struct buffer *b, const char *format, ...)
+{
     va_list arguments;
     va_start(arguments, format);
     va_list again;
@@ -99,14 +113,16 @@ void buffer_format(struct buffer *b, const char *format, ...) {
     va_end(again);
 }
 
-void buffer_clear(struct buffer *b) {
+void buffer_clear(struct buffer *b)
+{
     b->bytes = 0;
     if (b->data) {
         b->data[0] = '\0';
     }
 }
 
-void buffer_free(struct buffer *b) {
+void buffer_free(struct buffer *b)
+{
     free(b->data);
     *b = (struct buffer){0};
 }
@@ -120,7 +136,8 @@ struct arena_chunk {
 
 enum { ARENA_CHUNK_BYTES = 4096 - sizeof(struct arena_chunk) };
 
-void *arena_alloc(struct arena *a, size_t bytes) {
+void *arena_alloc(struct arena *a, size_t bytes)
+{
     size_t rounded = (bytes + 15) & ~(size_t)15;
     struct arena_chunk *chunk = a->chunks;
     if (!chunk || chunk->capacity - chunk->used < rounded) {
@@ -134,7 +151,8 @@ void *arena_alloc(struct arena *a, size_t bytes) {
     return p;
 }
 
-char *arena_string(struct arena *a, const char *data, size_t bytes) {
+char *arena_string(struct arena *a, const char *data, size_t bytes)
+{
     char *copy = arena_alloc(a, bytes + 1);
     if (bytes) {
         memcpy(copy, data, bytes);
@@ -143,11 +161,13 @@ char *arena_string(struct arena *a, const char *data, size_t bytes) {
     return copy;
 }
 
-struct slice arena_slice(struct arena *a, struct slice s) {
+struct slice arena_slice(struct arena *a, struct slice s)
+{
     return (struct slice){arena_string(a, s.data, s.bytes), s.bytes};
 }
 
-void arena_free(struct arena *a) {
+void arena_free(struct arena *a)
+{
     for (struct arena_chunk *chunk = a->chunks; chunk;) {
         struct arena_chunk *next = chunk->next;
         free(chunk);

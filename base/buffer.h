@@ -40,7 +40,8 @@ void buffer_format(struct buffer *b, const char *format, ...) __attribute__((for
 void buffer_clear(struct buffer *b); /* empties, keeps the memory */
 void buffer_free(struct buffer *b);
 
-/* An arena: many small allocations that end together. Zero-initialise to start. Memory is 16-byte aligned, not zeroed. */
+/* An arena: many small allocations that end together. Zero-initialise to start. Memory is 16-byte aligned, not zeroed.
+ */
 struct arena {
     struct arena_chunk *chunks;
 };

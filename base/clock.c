@@ -7,26 +7,29 @@
 #include <stdio.h>
 #include <time.h>
 
-uint64_t clock_us(void) {
+uint64_t clock_us(void)
+{
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
     return (uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000;
 }
 
-int64_t clock_wall_ms(void) {
+int64_t clock_wall_ms(void)
+{
     struct timespec now;
     clock_gettime(CLOCK_REALTIME, &now);
     return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
 
-void clock_sleep_ms(unsigned ms) {
+void clock_sleep_ms(unsigned ms)
+{
     struct timespec left = {.tv_sec = ms / 1000, .tv_nsec = (long)(ms % 1000) * 1000000};
-    while (nanosleep(&left, &left) != 0 && errno == EINTR) {
-    }
+    while (nanosleep(&left, &left) != 0 && errno == EINTR) {}
 }
 
 /* CPUs that a cgroup's quota grants, rounded up; 0 when there is no quota to be read. */
-static size_t threads_quota(void) {
+static size_t threads_quota(void)
+{
     double quota = -1;
     double period = 0;
     FILE *file = fopen("/sys/fs/cgroup/cpu.max", "re");
@@ -54,7 +57,8 @@ static size_t threads_quota(void) {
     return whole + ((double)whole * period < quota);
 }
 
-size_t threads_allowed(void) {
+size_t threads_allowed(void)
+{
     cpu_set_t set;
     size_t count = 1;
     if (sched_getaffinity(0, sizeof set, &set) == 0) {

@@ -4,7 +4,8 @@
 #include <stdio.h>
 #include <string.h>
 
-int error_set(struct error *e, enum error_class class, enum error_code code, const char *format, ...) {
+int error_set(struct error *e, enum error_class class, enum error_code code, const char *format, ...)
+{
     if (!e) {
         return -1;
     }
@@ -19,7 +20,8 @@ int error_set(struct error *e, enum error_class class, enum error_code code, con
     return -1;
 }
 
-int error_wrap(struct error *e, const char *format, ...) {
+int error_wrap(struct error *e, const char *format, ...)
+{
     if (!e) {
         return -1;
     }
@@ -31,7 +33,8 @@ int error_wrap(struct error *e, const char *format, ...) {
     return error_set(e, e->class, e->code, "%s: %s", prefix, e->text);
 }
 
-const char *error_code_name(enum error_code code) {
+const char *error_code_name(enum error_code code)
+{
 #define ERROR_CODE_NAME(name) #name,
     static const char *const names[] = {ERROR_CODES(ERROR_CODE_NAME)};
     return (size_t)code < sizeof names / sizeof *names ? names[code] : "INTERNAL";

@@ -17,7 +17,8 @@ struct json {
     size_t count;             /* elements or members */
 };
 
-/* Parses one value; the tree lives in the arena. Errors: POISON, E_FORMAT or E_UTF8, with the byte offset in the text. */
+/* Parses one value; the tree lives in the arena. Errors: POISON, E_FORMAT or E_UTF8, with the byte offset in the text.
+ */
 int json_parse(struct slice text, unsigned depth_max, struct arena *arena, const struct json **out, struct error *e);
 
 const struct json *json_member(const struct json *object, const char *name); /* the last one of that name, or NULL */

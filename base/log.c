@@ -12,16 +12,19 @@ enum { LINE_BYTES = 4096 };
 static enum log_level log_threshold = LOG_LEVEL_INFO;
 static bool log_json = false;
 
-void log_setup(enum log_level level, bool json) {
+void log_setup(enum log_level level, bool json)
+{
     log_threshold = level;
     log_json = json;
 }
 
-bool log_enabled(enum log_level level) {
+bool log_enabled(enum log_level level)
+{
     return level <= log_threshold;
 }
 
-static size_t log_stamp(char *out, size_t bytes) {
+static size_t log_stamp(char *out, size_t bytes)
+{
     struct timespec now;
     struct tm utc;
     clock_gettime(CLOCK_REALTIME, &now);
@@ -31,7 +34,8 @@ static size_t log_stamp(char *out, size_t bytes) {
 }
 
 /* Copies a message as the inside of a JSON string (json) or as it is; control characters become '?'. */
-static size_t log_clean(char *out, size_t bytes, const char *message, bool json) {
+static size_t log_clean(char *out, size_t bytes, const char *message, bool json)
+{
     size_t used = 0;
     for (const char *c = message; *c && used + 3 < bytes; c++) {
         if (json && (*c == '"' || *c == '\\')) {
@@ -42,7 +46,8 @@ static size_t log_clean(char *out, size_t bytes, const char *message, bool json)
     return used;
 }
 
-void log_write(enum log_level level, const char *format, ...) {
+void log_write(enum log_level level, const char *format, ...)
+{
     static const char *const names[] = {"error", "warn", "info", "debug"};
     if (!log_enabled(level)) {
         return;

@@ -5,7 +5,8 @@
 #include <string.h>
 
 /* Length of the well-formed sequence at s, 0 when there is none. */
-static size_t utf8_sequence(const unsigned char *s, size_t bytes) {
+static size_t utf8_sequence(const unsigned char *s, size_t bytes)
+{
     unsigned char c = s[0];
     if (c < 0x80) {
         return 1;
@@ -27,7 +28,8 @@ static size_t utf8_sequence(const unsigned char *s, size_t bytes) {
     return length;
 }
 
-size_t utf8_valid_prefix(const char *data, size_t bytes) {
+size_t utf8_valid_prefix(const char *data, size_t bytes)
+{
     const unsigned char *s = (const unsigned char *)data;
     size_t i = 0;
     while (i < bytes) {
@@ -45,11 +47,13 @@ size_t utf8_valid_prefix(const char *data, size_t bytes) {
     return i;
 }
 
-bool utf8_valid(const char *data, size_t bytes) {
+bool utf8_valid(const char *data, size_t bytes)
+{
     return utf8_valid_prefix(data, bytes) == bytes;
 }
 
-size_t utf8_cut(const char *data, size_t bytes, size_t max) {
+size_t utf8_cut(const char *data, size_t bytes, size_t max)
+{
     if (bytes <= max) {
         return bytes;
     }

@@ -468,7 +468,8 @@ static uint16_t bf16_of(float x)
     return (uint16_t)(bits >> 16); /* the test's numbers are exact in bf16, or cut to it */
 }
 
-/* Not inlined: gcc 12.2 at -O1 (the sanitizers' build) drops the mask where it turns the caller's choice into a select. */
+/* Not inlined: gcc 12.2 at -O1 (the sanitizers' build) drops the mask where it turns the caller's choice into a select.
+ */
 __attribute__((noinline)) static float bf16_cut(float x)
 {
     uint32_t bits;
