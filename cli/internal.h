@@ -111,8 +111,8 @@ void data_bad(struct data_file *f, const struct error *e);
 double data_fraction(const struct data_file *files, size_t count);
 void data_close(struct data_file *f);
 
-/* Lines of standard input, read ahead by a thread of its own, so that a batch is whatever waits: whole ones from a file,
- * one line at a time from somebody who types. */
+/* Lines of standard input, read ahead by a thread of its own, so that a batch is whatever waits: whole ones from a
+ * file, one line at a time from somebody who types. */
 struct input;
 
 struct input_line {
@@ -139,7 +139,7 @@ struct cli_record {
     const char *command; /* for messages */
     const char *topic;
     struct slice key, value; /* value.data NULL: a tombstone */
-    bool is_instance;        /* the memory may know its partition */
+    bool is_instance;        /* else a label: the memory may know its partition */
     int32_t partition;       /* what --partition says; -1: nothing */
     const char *done;        /* "taught pkg-1": how the line on standard output begins */
 };

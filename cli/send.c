@@ -27,18 +27,24 @@ int cli_topics_ensure(struct sender *s, const struct config *config, const char 
     return sender_partitions(s, topic, partitions, e);
 }
 
-/* The partition that the memory saw this instance come from: 1 found, 0 not known. */
-static int partition_remembered(const struct config *config, const char *topic, struct slice id, int32_t *partition)
+/* The partition that the memory saw this key come from: false where it does not know. */
+static bool partition_remembered(const struct config *config, const struct cli_record *r, int32_t *partition)
 {
     struct memory *memory = NULL;
     struct snapshot *snapshot = NULL;
-    struct memory_instance found;
-    int known = 0;
-    if (cli_memory_open(&memory, config, MEMORY_READ, NULL) == 0 && memory_look(memory, &snapshot, NULL) == 0 &&
-        snapshot_instance(snapshot, id, &found, NULL) == 1 && slice_equal(found.topic, slice_of(topic))) {
-        *partition = found.partition;
-        known = 1;
+    struct memory_instance instance;
+    struct memory_label label;
+    struct slice topic = {0};
+    if (cli_memory_open(&memory, config, MEMORY_READ, NULL) == 0 && memory_look(memory, &snapshot, NULL) == 0) {
+        if (r->is_instance && snapshot_instance(snapshot, r->key, &instance, NULL) == 1) {
+            topic = instance.topic;
+            *partition = instance.partition;
+        } else if (!r->is_instance && snapshot_label_named(snapshot, r->key, &label, NULL) == 1) {
+            topic = label.topic;
+            *partition = label.partition;
+        }
     }
+    bool known = slice_equal(topic, slice_of(r->topic));
     snapshot_release(snapshot);
     if (memory) {
         memory_close(memory);
@@ -60,7 +66,7 @@ static int partition_choose(const struct config *config, const struct cli_record
         *partition = *partition < 0 ? 0 : *partition;
         return 0;
     }
-    if (r->is_instance && partition_remembered(config, r->topic, r->key, partition) && *partition < partitions) {
+    if (partition_remembered(config, r, partition) && *partition < partitions) {
         return 0;
     }
     return error_set(e, ERROR_FATAL, E_USAGE,

@@ -32,7 +32,10 @@ static const struct config_command define = {
     .help = "Sends one label definition to the topic of labels and waits for the broker's word. A defined label is "
             "predicted for texts like its own, also before any instance has it.",
     .example = "engram define use::editing \"writing and changing texts\"",
-    .flags = (const struct config_flag[]){{"partition", "N", "where the topic has several partitions", false}, {0}},
+    .flags =
+        (const struct config_flag[]){
+            {"partition", "N", "where the topic has several partitions and the memory does not know the label", false},
+            {0}},
     .positional_min = 2,
     .positional_max = 2,
 };

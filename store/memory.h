@@ -64,6 +64,8 @@ struct memory_label {
     bool defined;
     uint64_t instances; /* how many instances name it */
     uint64_t tie;       /* XXH3-64 of the name */
+    struct slice topic; /* its definition's; bytes 0: not defined, or loaded by hand */
+    int32_t partition;
 };
 
 struct memory_instance {

@@ -159,20 +159,21 @@ int snapshot_values(const struct snapshot *s, uint64_t slot, const uint32_t **la
 int snapshot_label(const struct snapshot *s, uint32_t id, struct memory_label *out, struct error *e)
 {
     uint64_t key = id;
-    struct slice value, topic;
+    struct slice value;
     struct label_head head;
     int found = look(s, DB_LABELS, key_of(&key), sizeof head, &value, e);
     if (found <= 0) {
         return found;
     }
     *out = (struct memory_label){0};
-    if (label_decode(s->m, value, &head, &out->name, &topic, &out->text, e)) {
+    if (label_decode(s->m, value, &head, &out->name, &out->topic, &out->text, e)) {
         return -1;
     }
     out->id = head.id;
     out->defined = head.slot != NO_SLOT;
     out->instances = head.instances;
     out->tie = hash64(out->name.data, out->name.bytes);
+    out->partition = head.partition;
     return 1;
 }
 

@@ -445,6 +445,7 @@ static inline void labels_equal(const struct model *model, const struct snapshot
         *keys += defined;
         assert_int_equal(got.defined, defined);
         assert_int_equal(got.instances, count);
+        assert_true(slice_equal(got.topic, names_slice(defined ? "instances" : "")));
         assert_true(got.id < snapshot_label_bound(s));
         if (defined && !model->no_text) {
             assert_non_null(got.text.data);

@@ -285,9 +285,13 @@ static void test_sources_and_offsets(void **state)
     commit_ok(t);
     struct snapshot *s;
     struct memory_stats stats;
+    struct memory_label label;
     int64_t next;
     assert_int_equal(memory_look(m, &s, &e), 0);
     assert_int_equal(snapshot_version(s), 17);
+    assert_int_equal(snapshot_label_named(s, id, &label, &e), 1);
+    assert_int_equal(label.partition, 1);
+    assert_true(slice_equal(label.topic, topic));
     assert_int_equal(snapshot_offset(s, c, topic, 1, &next, &e), 1);
     assert_int_equal(next, 5);
     assert_int_equal(snapshot_offset(s, c, topic, 2, &next, &e), 0);
