@@ -55,7 +55,8 @@ static int text_check(struct slice text, struct text_record *out, struct error *
     if (text.bytes && memchr(text.data, '\0', text.bytes)) {
         return error_set(e, ERROR_POISON, E_NUL, "the text holds a NUL character");
     }
-    *out = (struct text_record){.text = {text.data, utf8_cut(text.data, text.bytes, RECORD_TEXT_BYTES_MAX)}};
+    size_t bytes = utf8_cut(text.data, text.bytes, RECORD_TEXT_BYTES_MAX);
+    *out = (struct text_record){.text = {text.data, bytes}, .cut = bytes < text.bytes};
     return 0;
 }
 
@@ -64,8 +65,9 @@ static void item_read(struct tag *t, struct slice line)
 {
     struct item *item = &t->items[t->count++];
     *item = (struct item){0};
-    int failed = t->records ? record_decode_text((struct slice){0}, line, &t->arena, &item->text, &item->error)
-                            : text_check(line, &item->text, &item->error);
+    bool record = t->records && line.bytes > 0; /* an empty line is an empty text */
+    int failed = record ? record_decode_text((struct slice){0}, line, &t->arena, &item->text, &item->error)
+                        : text_check(line, &item->text, &item->error);
     if (!failed) {
         encoder_tokenize(engine_encoder(t->engine), ENCODER_TEXT, item->text.text, &item->tokens);
     }

@@ -167,11 +167,18 @@ def test_output_options(folder):
 def test_json_lines(folder):
     world = World(6, folder, instances=10)
     lines = ['{"id": "a", "text": "one", "metadata": {"n": 18446744073709551615}}', '{"text": 5}', "not json",
-             '{"text": ""}']
+             '{"text": ""}', ""]
     got = [json.loads(line) for line in engram("tag", "--stdin", "--json-lines", *world.flags, lines=lines, status=1)]
     assert got[0]["id"] == "a" and got[0]["metadata"] == {"n": 18446744073709551615} and got[0]["labels"]
     assert list(got[1]) == ["error"] and list(got[2]) == ["error"]
     assert got[3]["labels"] and got[3]["id"] is None and "source" not in got[3]
+    assert got[4] == got[3]  # an empty line is an empty text
+
+
+def test_a_text_over_64_kib_is_cut(folder):
+    world = World(6, folder, instances=10)
+    short, long = world.tag(["x" + " " * 65535, "x" + " " * 65536])
+    assert short["labels"] == long["labels"] and (short["truncated"], long["truncated"]) == (False, True)
 
 
 def test_plain_lines(folder):
