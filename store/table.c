@@ -19,18 +19,18 @@ void *table_get(const struct table *t, uint64_t key)
 
 static void grow(struct table *t)
 {
-    struct table larger = {.capacity = t->capacity ? t->capacity * 2 : 64, .count = t->count};
-    larger.keys = mem_zero(larger.capacity, sizeof *larger.keys);
-    larger.values = mem_zero(larger.capacity, sizeof *larger.values);
-    for (size_t i = 0; i < t->capacity; i++) {
-        if (t->values[i]) {
-            size_t to = place(&larger, t->keys[i]);
-            larger.keys[to] = t->keys[i];
-            larger.values[to] = t->values[i];
+    struct table old = *t;
+    *t = (struct table){.capacity = old.capacity ? old.capacity * 2 : 64, .count = old.count};
+    t->keys = mem_zero(t->capacity, sizeof *t->keys);
+    t->values = mem_zero(t->capacity, sizeof *t->values);
+    for (size_t i = 0; i < old.capacity; i++) {
+        if (old.values[i]) {
+            size_t to = place(t, old.keys[i]);
+            t->keys[to] = old.keys[i];
+            t->values[to] = old.values[i];
         }
     }
-    table_free(t);
-    *t = larger;
+    table_free(&old);
 }
 
 void table_put(struct table *t, uint64_t key, void *value)

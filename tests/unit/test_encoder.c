@@ -263,7 +263,7 @@ static void test_sparse_folder(void **state)
     struct encoder *enc = encoder_plain();
     char fingerprint[33];
     text_embed(enc, ENCODER_TEXT, "a debug tool", expected);
-    strcpy(fingerprint, encoder_fingerprint(enc));
+    memcpy(fingerprint, encoder_fingerprint(enc), sizeof fingerprint);
     encoder_close(enc);
     file_remove("modules.json");
     file_remove("tokenizer_config.json");
@@ -352,7 +352,7 @@ static void test_parameters(void **state)
 static void fingerprint_of(const struct encoder_options *options, char out[33])
 {
     struct encoder *enc = encoder_of(options);
-    strcpy(out, encoder_fingerprint(enc));
+    memcpy(out, encoder_fingerprint(enc), 33);
     assert_int_equal(strlen(out), 32);
     assert_true(strncmp(out, encoder_model_version(enc), 16) == 0 && strlen(encoder_model_version(enc)) == 16);
     encoder_close(enc);
