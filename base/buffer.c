@@ -56,6 +56,19 @@ bool slice_equal(struct slice a, struct slice b)
     return a.bytes == b.bytes && (a.bytes == 0 || memcmp(a.data, b.data, a.bytes) == 0);
 }
 
+struct slice slice_of_last_name(const char *path)
+{
+    size_t end = strlen(path);
+    while (end > 1 && path[end - 1] == '/') {
+        end--;
+    }
+    size_t start = end;
+    while (start > 0 && path[start - 1] != '/') {
+        start--;
+    }
+    return (struct slice){path + start, end - start};
+}
+
 int slice_compare(struct slice a, struct slice b)
 {
     size_t shared = a.bytes < b.bytes ? a.bytes : b.bytes;

@@ -40,6 +40,13 @@ static void complain(const char *name, const char *text)
     buffer_free(&line);
 }
 
+static void complain_format(const char *name, const char *format, va_list arguments)
+{
+    char text[2048];
+    vsnprintf(text, sizeof text, format, arguments);
+    complain(name, text);
+}
+
 int cli_fail(const char *name, const struct error *e)
 {
     complain(name, e->text);
@@ -48,22 +55,18 @@ int cli_fail(const char *name, const struct error *e)
 
 void cli_complain(const char *name, const char *format, ...)
 {
-    char text[2048];
     va_list arguments;
     va_start(arguments, format);
-    vsnprintf(text, sizeof text, format, arguments);
+    complain_format(name, format, arguments);
     va_end(arguments);
-    complain(name, text);
 }
 
 int cli_usage(const char *name, const char *format, ...)
 {
-    char text[2048];
     va_list arguments;
     va_start(arguments, format);
-    vsnprintf(text, sizeof text, format, arguments);
+    complain_format(name, format, arguments);
     va_end(arguments);
-    complain(name, text);
     if (name) {
         fprintf(stderr, "`engram %s --help` shows its flags and the options.\n", name);
     } else {

@@ -140,25 +140,11 @@ void cli_close(struct cli_engine *c)
     *c = (struct cli_engine){0};
 }
 
-/* The folder's last name, whatever slashes stand behind it. */
-static struct slice folder_name(const char *folder)
-{
-    size_t end = strlen(folder);
-    while (end > 1 && folder[end - 1] == '/') {
-        end--;
-    }
-    size_t start = end;
-    while (start > 0 && folder[start - 1] != '/') {
-        start--;
-    }
-    return (struct slice){folder + start, end - start};
-}
-
 void cli_versions(const char *backend_library, const char *model, struct buffer *out)
 {
     int major, minor, patch;
     mdb_version(&major, &minor, &patch);
-    struct slice name = model ? folder_name(model) : slice_of("not found");
+    struct slice name = model ? slice_of_last_name(model) : slice_of("not found");
     buffer_format(out, "engram " ENGRAM_VERSION " (librdkafka %s, LMDB %d.%d.%d, %s, model %.*s)",
                   rd_kafka_version_str(), major, minor, patch, backend_library ? backend_library : "no backend",
                   (int)name.bytes, name.data);

@@ -21,19 +21,6 @@ static int length_choose(struct encoder *enc, size_t asked, const char *folder, 
     return 0;
 }
 
-static char *name_of(const char *folder)
-{
-    size_t end = strlen(folder);
-    while (end > 1 && folder[end - 1] == '/') {
-        end--;
-    }
-    size_t start = end;
-    while (start > 0 && folder[start - 1] != '/') {
-        start--;
-    }
-    return mem_string(folder + start, end - start);
-}
-
 static char *prefix_copy(const char *prefix)
 {
     return prefix ? mem_string(prefix, strlen(prefix)) : mem_string("", 0);
@@ -45,7 +32,8 @@ int encoder_open(struct encoder **out, struct backend *backend, const struct enc
     struct encoder *enc = mem_zero(1, sizeof *enc);
     struct model_config *c = &enc->config;
     enc->backend = backend;
-    enc->name = name_of(options->folder);
+    struct slice name = slice_of_last_name(options->folder);
+    enc->name = mem_string(name.data, name.bytes);
     enc->prefixes[ENCODER_TEXT] = prefix_copy(options->text_prefix);
     enc->prefixes[ENCODER_LABEL] = prefix_copy(options->label_prefix);
     if (model_config_read(c, options->folder, e) != 0 ||
