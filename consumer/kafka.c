@@ -2,6 +2,7 @@
  * What may surprise: librdkafka reports a lost connection again and again and its return never. So trouble is
  * remembered, logged once, and a client in trouble that has nothing else to do asks a broker now and then. */
 #include <librdkafka/rdkafka.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -13,6 +14,7 @@ enum {
     RECHECK_US = 2000000,
     RECHECK_MS = 200,
     STEP_MS = 100,
+    DESTROY_US = 5000000,
 };
 
 bool kafka_wait_go_on(const struct kafka_wait *wait)
@@ -198,10 +200,55 @@ int kafka_client_open(struct kafka_client *c, const struct config *config, enum 
     return 0;
 }
 
+/* A client on its way out: held by the thread that destroys it and by who waits for that; the last one frees this. */
+struct farewell {
+    rd_kafka_t *rk;
+    _Atomic int holders;
+};
+
+static bool farewell_leave(struct farewell *f)
+{
+    bool last = atomic_fetch_sub(&f->holders, 1) == 1;
+    if (last) {
+        free(f);
+    }
+    return last;
+}
+
+static void *farewell_main(void *context)
+{
+    struct farewell *f = context;
+    rd_kafka_destroy(f->rk);
+    farewell_leave(f);
+    return NULL;
+}
+
+/* librdkafka 2.0.2 never comes back from rd_kafka_destroy where a topic was deleted while it was consumed: a thread of
+ * its own waits for partitions that nobody has any more. Nothing is left to lose by then, so it gets a few seconds. */
+static void client_destroy(rd_kafka_t *rk)
+{
+    struct farewell *f = mem_zero(1, sizeof *f);
+    pthread_t thread;
+    *f = (struct farewell){.rk = rk, .holders = 2};
+    rd_kafka_set_log_level(rk, 0); /* its log goes to a struct kafka_client, which may be gone before it */
+    if (pthread_create(&thread, NULL, farewell_main, f)) {
+        farewell_main(f);
+    } else {
+        pthread_detach(thread);
+    }
+    uint64_t until = clock_us() + DESTROY_US;
+    while (atomic_load(&f->holders) == 2 && clock_us() < until) {
+        clock_sleep_ms(1);
+    }
+    if (!farewell_leave(f)) {
+        log_debug("a Kafka client does not end: it is left behind");
+    }
+}
+
 void kafka_client_close(struct kafka_client *c)
 {
     if (c->rk) {
-        rd_kafka_destroy(c->rk);
+        client_destroy(c->rk);
         c->rk = NULL;
     }
 }
