@@ -4,6 +4,7 @@ import re
 import signal
 import time
 
+import pytest
 from kafka import Record, wait_until
 from oracle import check_answers, check_memory, check_texts, replay, repeats_after, wait_committed, written
 from stage import TINY, engram, memory_stats
@@ -111,6 +112,17 @@ def test_a_second_signal_stops_at_once(broker, topics, stage, memory):
     answers = check_texts(broker, topics, repeats=repeats_after(committed))
     assert len(answers.predictions) == 1500
     check_memory(broker, topics, memory)
+    running.stop()
+
+
+@pytest.mark.parametrize("topic", ["texts", "instances"])
+def test_it_ends_also_where_a_topic_has_gone(broker, topics, stage, topic):
+    """librdkafka 2.0.2 never ends a client whose topic was deleted while it read it: the stage does."""
+    running = stage(*TINY, "-X", "topic.metadata.refresh.interval.ms=500")
+    broker.produce(topics.texts, texts(0, 12))
+    wait_committed(broker, topics)
+    broker.delete_topics(getattr(topics, topic))
+    running.wait_for("partition is no longer available")
     running.stop()
 
 
