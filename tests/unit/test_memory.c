@@ -306,6 +306,40 @@ static void test_sources_and_offsets(void **state)
     memory_close(m);
 }
 
+static void meta_pages_read(const char *folder, char pages[2 * 4096])
+{
+    char path[512];
+    snprintf(path, sizeof path, "%s/data.mdb", folder);
+    FILE *file = fopen(path, "rb");
+    assert_non_null(file);
+    assert_int_equal(fread(pages, 4096, 2, file), 2);
+    fclose(file);
+}
+
+/* A stage stores the offsets that it found at each start: where the map is full, that must not need a page. */
+static void test_the_same_offset_writes_nothing(void **state)
+{
+    struct memory_options options = options_for(*state, KEY_F32);
+    struct memory *m = open_ok(MEMORY_WRITE, &options);
+    struct error e = {0};
+    struct slice c = names_slice("c"), topic = names_slice("labels");
+    char before[2 * 4096], after[2 * 4096];
+    for (int64_t next = 0; next < 2; next++) {
+        struct transaction *t = begin_ok(m);
+        meta_pages_read(options.path, before);
+        assert_int_equal(transaction_offset(t, c, topic, 0, next, &e), 0);
+        commit_ok(t);
+        meta_pages_read(options.path, after);
+        assert_memory_not_equal(before, after, sizeof before);
+        t = begin_ok(m);
+        assert_int_equal(transaction_offset(t, c, topic, 0, next, &e), 0);
+        commit_ok(t);
+        meta_pages_read(options.path, before);
+        assert_memory_equal(before, after, sizeof before);
+    }
+    memory_close(m);
+}
+
 /* Names and label lists that the record format never lets through are refused, and leave the transaction whole. */
 static void test_bad_names_are_refused(void **state)
 {
@@ -438,6 +472,7 @@ int main(void)
         memory_test(test_digest_known),
         memory_test(test_slots_and_ids_are_reused),
         memory_test(test_sources_and_offsets),
+        memory_test(test_the_same_offset_writes_nothing),
         memory_test(test_bad_names_are_refused),
         memory_test(test_threads_see_whole_versions),
     };
