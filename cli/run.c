@@ -21,6 +21,22 @@ static const struct config_command run_command = {
     .example = "engram run -X bootstrap.servers=localhost:9092 --memory /var/lib/engram/memory",
 };
 
+static void stop_at_once(int number)
+{
+    (void)number;
+    _exit(STATUS_FAILED);
+}
+
+/* While the clients leave their brokers nobody waits for signals here, and one that does not answer can hold that up:
+ * a second signal must still end it. */
+static void signals_let_through(const sigset_t *signals)
+{
+    const struct sigaction at_once = {.sa_handler = stop_at_once};
+    sigaction(SIGTERM, &at_once, NULL);
+    sigaction(SIGINT, &at_once, NULL);
+    sigprocmask(SIG_UNBLOCK, signals, NULL);
+}
+
 /* Drives the stage until it has ended; a signal begins the drain. */
 static void run_until_ended(struct stage *stage, const sigset_t *signals)
 {
@@ -73,6 +89,7 @@ int command_run(int argc, char **argv)
         goto done;
     }
     run_until_ended(stage, &signals);
+    signals_let_through(&signals);
     if (stage_close(stage, &e)) {
         status = cli_fail("run", &e);
         goto done;
