@@ -207,9 +207,15 @@ void learn_consumer_resume(struct learn_consumer *c);
  * True for good once true. Any thread. */
 bool learn_consumer_caught_up(struct learn_consumer *c);
 
-/* Records between position and the end that read_committed shows; asks the brokers, up to timeout_ms. 0: verified to be
- * at the end now (renew the memory's time last caught up, once all handed out is folded); -1: not answered. Any thread.
- */
+/* Looks where every partition ends now, up to timeout_ms for each of two questions. 1: looked; 0: not answered; -1:
+ * FATAL, E_TOPIC: a topic has another number of partitions by now. Poll thread. */
+int learn_consumer_look(struct learn_consumer *c, int timeout_ms, struct error *e);
+/* The wall time of the last look, once poll has handed out all that stood before those ends (0: not yet, or no look):
+ * the memory's time last caught up, once that is folded. A load that never pauses is no hindrance. Poll thread. */
+int64_t learn_consumer_seen_ms(struct learn_consumer *c);
+
+/* Records between position and the end that read_committed shows; asks the brokers, up to timeout_ms. -1: not answered.
+ * Any thread. */
 int64_t learn_consumer_lag(struct learn_consumer *c, int timeout_ms);
 
 /* Partition i: where reading stands (what poll handed out, and ends), and where it began. False: no such i. Any thread.

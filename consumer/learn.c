@@ -23,6 +23,7 @@ struct learn_partition {
     int32_t partition;
     int64_t start, end;
     bool stored;
+    int64_t look_end; /* at the last look; the poll thread's */
     int64_t position; /* under the lock */
     bool caught_up;   /* under the lock */
 };
@@ -33,6 +34,7 @@ struct learn_consumer {
     char *cluster;
     char *topics[TOPICS]; /* instances, labels */
     bool paused;          /* poll thread */
+    int64_t look_ms;      /* wall time of the last look; the poll thread's */
     struct learn_partition *partitions;
     size_t count;
     size_t behind; /* partitions not caught up yet; under the lock */
@@ -70,6 +72,15 @@ static int check_cluster(const struct learn_consumer *c, const struct learn_offs
 }
 
 /* A changed number of partitions moves keys: the old copy of one would stay for ever. */
+static int partitions_changed(const char *topic, int32_t now, int32_t before, struct error *e)
+{
+    return error_set(e, ERROR_FATAL, E_TOPIC,
+                     "topic '%s' has %d partitions, and this memory was made from %d: keys may have moved. To migrate, "
+                     "make a new topic with the number that you want, send every record to it, name it in the "
+                     "options and start an empty memory (--memory)",
+                     topic, now, before);
+}
+
 static int check_partitions(const struct learn_consumer *c, const struct kafka_topic *topic,
                             const struct learn_offset *stored, size_t n, struct error *e)
 {
@@ -77,15 +88,7 @@ static int check_partitions(const struct learn_consumer *c, const struct kafka_t
     for (size_t i = 0; i < n; i++) {
         known += strcmp(stored[i].cluster, c->cluster) == 0 && strcmp(stored[i].topic, topic->name) == 0;
     }
-    if (known && known != topic->partitions) {
-        return error_set(
-            e, ERROR_FATAL, E_TOPIC,
-            "topic '%s' has %d partitions, and this memory was made from %d: keys may have moved. To migrate, "
-            "make a new topic with the number that you want, send every record to it, name it in the "
-            "options and start an empty memory (--memory)",
-            topic->name, topic->partitions, known);
-    }
-    return 0;
+    return known && known != topic->partitions ? partitions_changed(topic->name, topic->partitions, known, e) : 0;
 }
 
 static int check_offset(const struct learn_partition *p, int64_t low, struct error *e)
@@ -435,6 +438,54 @@ int64_t learn_consumer_lag(struct learn_consumer *c, int timeout_ms)
     }
     rd_kafka_topic_partition_list_destroy(ends);
     return lag;
+}
+
+/* Does each topic still have the partitions that are read? A topic that is gone is poll's to tell. */
+static int check_growth(const struct learn_consumer *c, const struct kafka_topic *topics, struct error *e)
+{
+    for (size_t t = 0; t < TOPICS; t++) {
+        int32_t known = 0;
+        for (size_t i = 0; i < c->count; i++) {
+            known += c->partitions[i].topic == topics[t].name;
+        }
+        if (topics[t].partitions && topics[t].partitions != known) {
+            return partitions_changed(topics[t].name, topics[t].partitions, known, e);
+        }
+    }
+    return 0;
+}
+
+int learn_consumer_look(struct learn_consumer *c, int timeout_ms, struct error *e)
+{
+    struct kafka_topic topics[TOPICS] = {{.name = c->topics[0]}, {.name = c->topics[1]}};
+    int64_t now_ms = clock_wall_ms();
+    if (kafka_topics_describe(&c->client, topics, TOPICS, false, timeout_ms, NULL)) {
+        return 0;
+    }
+    if (check_growth(c, topics, e)) {
+        return -1;
+    }
+    rd_kafka_topic_partition_list_t *ends = kafka_list(c);
+    bool answered = offsets_query(&c->client, ends, RD_KAFKA_OFFSET_END, timeout_ms, NULL) == 0;
+    for (size_t i = 0; i < c->count && answered; i++) {
+        c->partitions[i].look_end = ends->elems[i].offset;
+        c->look_ms = now_ms;
+    }
+    rd_kafka_topic_partition_list_destroy(ends);
+    return answered;
+}
+
+int64_t learn_consumer_seen_ms(struct learn_consumer *c)
+{
+    int64_t seen_ms = c->look_ms;
+    pthread_mutex_lock(&c->lock);
+    for (size_t i = 0; i < c->count; i++) {
+        if (c->partitions[i].position < c->partitions[i].look_end) {
+            seen_ms = 0;
+        }
+    }
+    pthread_mutex_unlock(&c->lock);
+    return seen_ms;
 }
 
 bool learn_consumer_position(struct learn_consumer *c, size_t i, struct learn_position *out)

@@ -14,10 +14,10 @@
 enum {
     BATCH_RECORDS = 1024,
     POLL_MS = 500,
-    RETRY_MS = 1000,                       /* between tries to fold into a full memory */
-    FLOWS_US = 5 * 1000 * 1000,            /* without a refusal, before the lane says that it goes on */
-    CAUGHT_UP_RENEW_US = 60 * 1000 * 1000, /* how often the time last caught up is stored while idle */
-    BYTES_PER_TOKEN = 4,                   /* of a text, roughly: only to bound a batch before it is tokenized */
+    RETRY_MS = 1000,            /* between tries to fold into a full memory */
+    FLOWS_US = 5 * 1000 * 1000, /* without a refusal, before the lane says that it goes on */
+    LOOK_US = 60 * 1000 * 1000, /* how often the topics' ends are looked at, to store the time last caught up */
+    BYTES_PER_TOKEN = 4,        /* of a text, roughly: only to bound a batch before it is tokenized */
 };
 
 struct learn_lane {
@@ -31,8 +31,9 @@ struct learn_lane {
     size_t count;
     bool ready;
     bool full_said;
-    uint64_t refused_us;   /* when the memory last took no more */
-    uint64_t caught_up_us; /* when the time last caught up was stored; 0: not yet */
+    bool looking;        /* the ends at the last look are not reached yet */
+    uint64_t refused_us; /* when the memory last took no more */
+    uint64_t looked_us;  /* 0: not yet */
 };
 
 struct pulse *learn_lane_pulse(struct learn_lane *l)
@@ -90,8 +91,9 @@ static void lane_flows(struct learn_lane *l)
 
 /* ---- opening ---- */
 
-/* One transaction that stores small things about the reading itself. */
-static int lane_note(struct learn_lane *l, bool positions, bool caught_up, struct error *e)
+/* One transaction that stores small things about the reading itself: that each partition was seen, and when the memory
+ * last caught up (0: left as it is). */
+static int lane_note(struct learn_lane *l, bool positions, int64_t caught_up_ms, struct error *e)
 {
     struct transaction *t = NULL;
     if (memory_begin(l->stage->memory, &t, e)) {
@@ -100,12 +102,12 @@ static int lane_note(struct learn_lane *l, bool positions, bool caught_up, struc
     struct learn_position p;
     struct slice cluster = slice_of(learn_consumer_cluster(l->consumer));
     for (size_t i = 0; positions && learn_consumer_position(l->consumer, i, &p); i++) {
-        if (!p.stored && transaction_offset(t, cluster, slice_of(p.topic), p.partition, p.start, e)) {
+        if (!p.stored && transaction_offset(t, cluster, slice_of(p.topic), p.partition, 0, e)) {
             transaction_abort(t);
             return -1;
         }
     }
-    if (caught_up && transaction_caught_up(t, clock_wall_ms(), e)) {
+    if (caught_up_ms && transaction_caught_up(t, caught_up_ms, e)) {
         transaction_abort(t);
         return -1;
     }
@@ -140,7 +142,7 @@ static int lane_open(struct learn_lane *l, struct error *e)
         publisher_open(&l->publisher, s->config, NULL, &s->wait_finish, e)) {
         goto done;
     }
-    while ((result = lane_note(l, true, stats.caught_up_ms == 0, e)) != 0 && e->class == ERROR_RETRY &&
+    while ((result = lane_note(l, true, stats.caught_up_ms ? 0 : clock_wall_ms(), e)) != 0 && e->class == ERROR_RETRY &&
            !atomic_load(&s->stopping)) {
         lane_full(l, e);
     }
@@ -282,21 +284,25 @@ static int lane_fold(struct learn_lane *l, struct error *e)
 
 /* ---- the thread ---- */
 
-/* Nothing waits: note that the end was reached, seldom, or tombstones could be missed after a long absence. */
-static int lane_idle(struct learn_lane *l, bool at_once, struct error *e)
+/* Looks where the topics end, now and then, and notes that time once all before it is folded, or tombstones could be
+ * missed after a long absence. The next look waits for that: a load that never pauses must not move the goal. */
+static int lane_look(struct learn_lane *l, bool at_once, struct error *e)
 {
     uint64_t now = clock_us();
-    if (!at_once && l->caught_up_us && now - l->caught_up_us < CAUGHT_UP_RENEW_US) {
+    if (!l->looking && (at_once || !l->looked_us || now - l->looked_us >= LOOK_US)) {
+        int looked = learn_consumer_look(l->consumer, POLL_MS, e);
+        if (looked < 0) {
+            return -1;
+        }
+        l->looking = looked > 0;
+        l->looked_us = now;
+    }
+    int64_t seen_ms = l->looking ? learn_consumer_seen_ms(l->consumer) : 0;
+    if (!seen_ms) {
         return 0;
     }
-    if (learn_consumer_lag(l->consumer, POLL_MS) != 0) {
-        return 0;
-    }
-    l->caught_up_us = now;
-    if (lane_note(l, false, true, e) && e->class != ERROR_RETRY) {
-        return -1;
-    }
-    return 0;
+    l->looking = false;
+    return lane_note(l, false, seen_ms, e) && e->class != ERROR_RETRY ? -1 : 0;
 }
 
 /* 0; 1: told to stop before a batch was folded; -1. */
@@ -305,8 +311,7 @@ static int lane_step(struct learn_lane *l, struct error *e)
     if (lane_gather(l, e)) {
         return -1;
     }
-    bool waited_in_vain = l->count == 0;
-    if (!waited_in_vain) {
+    if (l->count > 0) {
         pulse_begin(&l->pulse, "folding");
         int failed = lane_bury(l, e) ? -1 : lane_fold(l, e);
         pulse_end(&l->pulse);
@@ -319,7 +324,7 @@ static int lane_step(struct learn_lane *l, struct error *e)
     if (learn_consumer_caught_up(l->consumer)) {
         lane_ready(l);
     }
-    return waited_in_vain && l->ready ? lane_idle(l, false, e) : 0;
+    return lane_look(l, false, e);
 }
 
 static void *lane_main(void *context)
@@ -331,8 +336,8 @@ static void *lane_main(void *context)
     while (!ended && !atomic_load(&s->stopping)) {
         ended = lane_step(l, &e);
     }
-    if (!ended && l->ready) {
-        ended = lane_idle(l, true, &e);
+    if (!ended) {
+        ended = lane_look(l, true, &e);
     }
     lane_clear(l);
     if (ended < 0 && !(e.class == ERROR_RETRY && atomic_load(&s->stopping))) {
