@@ -14,6 +14,7 @@
 
 enum {
     ASK_MS = 5000,
+    LOOKS_QUIET = 20, /* leaders of a topic that was just made say for a moment that they are none */
     TOPICS = 2,
 };
 
@@ -242,11 +243,13 @@ static int learn_prepare(struct learn_consumer *c, const struct learn_offset *st
     }
     partitions_list(c, topics, stored, n);
     struct error look;
-    while (offsets_look(c, &look)) {
+    for (int looks = 1; offsets_look(c, &look); looks++) {
         if (look.class != ERROR_RETRY) {
             return error_set(e, look.class, look.code, "%s", look.text);
         }
-        kafka_client_trouble(&c->client, RD_KAFKA_RESP_ERR__TIMED_OUT, look.text);
+        if (looks > LOOKS_QUIET) {
+            kafka_client_trouble(&c->client, RD_KAFKA_RESP_ERR_LEADER_NOT_AVAILABLE, look.text);
+        }
         if (!client_pause(&c->client, wait)) {
             return give_up(c, e);
         }
