@@ -14,7 +14,7 @@
 
 enum {
     ASK_MS = 5000,
-    LOOKS_QUIET = 20, /* leaders of a topic that was just made say for a moment that they are none */
+    LOOK_QUIET_US = 2000000, /* leaders of a topic that was just made say for a moment that they are none */
     TOPICS = 2,
 };
 
@@ -243,11 +243,12 @@ static int learn_prepare(struct learn_consumer *c, const struct learn_offset *st
     }
     partitions_list(c, topics, stored, n);
     struct error look;
-    for (int looks = 1; offsets_look(c, &look); looks++) {
+    uint64_t quiet_until = clock_us() + LOOK_QUIET_US;
+    while (offsets_look(c, &look)) {
         if (look.class != ERROR_RETRY) {
             return error_set(e, look.class, look.code, "%s", look.text);
         }
-        if (looks > LOOKS_QUIET) {
+        if (clock_us() > quiet_until) {
             kafka_client_trouble(&c->client, RD_KAFKA_RESP_ERR_LEADER_NOT_AVAILABLE, look.text);
         }
         if (!client_pause(&c->client, wait)) {
