@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.." || exit 1
 readonly build=${BUILD:-build}
 readonly logs=$build/test-logs
 readonly kinds_all=(unit unit-asan golden e2e docs)
-readonly program_limit_s=240 kind_limit_s=600 tail_lines=40
+readonly program_limit_s=600 kind_limit_s=1800 tail_lines=40 # limits only end what hangs
 export program_limit_s PYTHONDONTWRITEBYTECODE=1
 export ASAN_OPTIONS=${ASAN_OPTIONS-detect_leaks=1} UBSAN_OPTIONS=${UBSAN_OPTIONS-print_stacktrace=1}
 unset "${!ENGRAM_@}" # the tester's own settings are not the tests'
