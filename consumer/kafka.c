@@ -28,7 +28,10 @@ bool kafka_wait_go_on(const struct kafka_wait *wait)
  * about a coordinator that is still starting (GETPID). */
 static void log_bridge(const rd_kafka_t *rk, int level, const char *facility, const char *text)
 {
-    const struct kafka_client *c = rd_kafka_opaque(rk);
+    struct kafka_client *c = rd_kafka_opaque(rk);
+    if (c && strcmp(facility, "SESSTMOUT") == 0) { /* told nowhere else, and here before anything follows from it */
+        atomic_store(&c->expired, true);
+    }
     enum log_level as = level <= 3   ? LOG_LEVEL_ERROR
                         : level == 4 ? LOG_LEVEL_WARN
                         : level == 5 ? LOG_LEVEL_INFO

@@ -2,7 +2,9 @@
  * librdkafka 2.0.2 lose messages around rebalances), range assignor, offsets committed by hand. What may surprise:
  * resuming a partition that is not paused throws its prefetched messages away in librdkafka 2.0.2, so whether it is
  * paused is remembered here, pauses end before a partition is given back, and every assignment starts from absolute
- * offsets. */
+ * offsets. And a client can be fenced by itself: when its session runs out while the coordinator is away, it forgets
+ * its member id, and a commit that still waits is then sent without one, which brokers take for another process of the
+ * same name. librdkafka declares that fatal, so another client takes over here. */
 #include <librdkafka/rdkafka.h>
 #include <pthread.h>
 #include <stdlib.h>
@@ -24,7 +26,9 @@ struct text_partition {
 };
 
 struct text_consumer {
-    struct kafka_client client;
+    struct kafka_client *_Atomic client;
+    struct kafka_client **retired; /* closed; destroyed at the end, for messages and other threads may still use them */
+    size_t retired_count;          /* poll thread */
     const struct config *config;
     struct text_consumer_events events;
     char *topic;
@@ -105,7 +109,7 @@ static int committed_read(struct text_consumer *c, rd_kafka_topic_partition_list
 {
     rd_kafka_resp_err_t err = RD_KAFKA_RESP_ERR_NO_ERROR;
     for (int attempt = 0; attempt < COMMITTED_ATTEMPTS; attempt++) {
-        err = rd_kafka_committed(c->client.rk, list, COMMITTED_MS);
+        err = rd_kafka_committed(c->client->rk, list, COMMITTED_MS);
         if (!err) {
             return 0;
         }
@@ -120,7 +124,7 @@ static int committed_read(struct text_consumer *c, rd_kafka_topic_partition_list
 static bool group_is_new(struct text_consumer *c, rd_kafka_topic_partition_list_t *all)
 {
     struct kafka_topic topic = {.name = c->topic};
-    if (kafka_topics_describe(&c->client, &topic, 1, false, COMMITTED_MS, NULL)) {
+    if (kafka_topics_describe(c->client, &topic, 1, false, COMMITTED_MS, NULL)) {
         return false;
     }
     for (int32_t p = 0; p < topic.partitions; p++) {
@@ -144,10 +148,10 @@ static void start_latest(struct text_consumer *c, rd_kafka_topic_partition_list_
     rd_kafka_topic_partition_list_t *all = rd_kafka_topic_partition_list_new(16);
     if (group_is_new(c, all)) {
         struct error e;
-        if (offsets_query(&c->client, all, RD_KAFKA_OFFSET_END, COMMITTED_MS, &e)) {
+        if (offsets_query(c->client, all, RD_KAFKA_OFFSET_END, COMMITTED_MS, &e)) {
             log_warn("texts: start_from = latest: %s: starting from the beginning", e.text);
         } else {
-            rd_kafka_commit(c->client.rk, all, 0);
+            rd_kafka_commit(c->client->rk, all, 0);
             for (int i = 0; i < list->cnt; i++) {
                 const rd_kafka_topic_partition_t *end =
                     rd_kafka_topic_partition_list_find(all, c->topic, list->elems[i].partition);
@@ -180,7 +184,7 @@ static void starts_resolve(struct text_consumer *c, rd_kafka_topic_partition_lis
         start_latest(c, list);
     }
     rd_kafka_topic_partition_list_t *low = missing ? rd_kafka_topic_partition_list_copy(list) : NULL;
-    if (low && offsets_query(&c->client, low, RD_KAFKA_OFFSET_BEGINNING, COMMITTED_MS, NULL) == 0) {
+    if (low && offsets_query(c->client, low, RD_KAFKA_OFFSET_BEGINNING, COMMITTED_MS, NULL) == 0) {
         for (int i = 0; i < list->cnt; i++) {
             if (list->elems[i].offset < 0) {
                 list->elems[i].offset = low->elems[i].offset;
@@ -197,21 +201,22 @@ static void starts_resolve(struct text_consumer *c, rd_kafka_topic_partition_lis
 static void assign(struct text_consumer *c, rd_kafka_topic_partition_list_t *list)
 {
     starts_resolve(c, list);
-    rd_kafka_resp_err_t err = rd_kafka_assign(c->client.rk, list);
+    rd_kafka_resp_err_t err = rd_kafka_assign(c->client->rk, list);
     if (err) {
         log_warn("texts: assignment: %s", rd_kafka_err2str(err));
         return;
     }
     partitions_take(c, list);
+    atomic_store(&c->client->expired, false);
     if (c->paused && list->cnt) {
-        rd_kafka_pause_partitions(c->client.rk, list);
+        rd_kafka_pause_partitions(c->client->rk, list);
     }
     log_info("texts: %d partition%s of %s assigned", list->cnt, list->cnt == 1 ? "" : "s", c->topic);
 }
 
 static void revoke(struct text_consumer *c, rd_kafka_topic_partition_list_t *list)
 {
-    bool lost = rd_kafka_assignment_lost(c->client.rk) != 0;
+    bool lost = rd_kafka_assignment_lost(c->client->rk) != 0;
     bool any = text_consumer_assigned(c) > 0;
     if (lost) {
         partitions_drop(c);
@@ -221,9 +226,9 @@ static void revoke(struct text_consumer *c, rd_kafka_topic_partition_list_t *lis
     }
     partitions_drop(c);
     if (c->paused && list->cnt) {
-        rd_kafka_resume_partitions(c->client.rk, list);
+        rd_kafka_resume_partitions(c->client->rk, list);
     }
-    rd_kafka_assign(c->client.rk, NULL);
+    rd_kafka_assign(c->client->rk, NULL);
     if (any) {
         log_info("texts: partitions %s", lost ? "lost" : "given back");
     }
@@ -261,6 +266,18 @@ static rd_kafka_conf_t *text_configure(struct text_consumer *c, struct error *e)
     return conf;
 }
 
+static int client_open(struct text_consumer *c, struct error *e)
+{
+    rd_kafka_conf_t *conf = text_configure(c, e);
+    struct kafka_client *client = conf ? mem_zero(1, sizeof *client) : NULL;
+    if (!conf || kafka_client_open(client, c->config, CLIENT_CONSUMER, conf, "texts", c, e)) {
+        free(client);
+        return -1;
+    }
+    c->client = client;
+    return 0;
+}
+
 int text_consumer_open(struct text_consumer **out, const struct config *config,
                        const struct text_consumer_events *events, struct error *e)
 {
@@ -270,8 +287,7 @@ int text_consumer_open(struct text_consumer **out, const struct config *config,
     c->events = events ? *events : (struct text_consumer_events){0};
     c->topic = mem_string(config->texts_topic, strlen(config->texts_topic));
     pthread_mutex_init(&c->lock, NULL);
-    rd_kafka_conf_t *conf = text_configure(c, e);
-    if (!conf || kafka_client_open(&c->client, config, CLIENT_CONSUMER, conf, "texts", c, e)) {
+    if (client_open(c, e)) {
         text_consumer_close(c);
         return -1;
     }
@@ -283,7 +299,7 @@ int text_consumer_subscribe(struct text_consumer *c, struct error *e)
 {
     rd_kafka_topic_partition_list_t *topics = rd_kafka_topic_partition_list_new(1);
     rd_kafka_topic_partition_list_add(topics, c->topic, RD_KAFKA_PARTITION_UA);
-    rd_kafka_resp_err_t err = rd_kafka_subscribe(c->client.rk, topics);
+    rd_kafka_resp_err_t err = rd_kafka_subscribe(c->client->rk, topics);
     rd_kafka_topic_partition_list_destroy(topics);
     if (err) {
         return error_set(e, ERROR_FATAL, E_INTERNAL, "subscribing to %s: %s", c->topic, rd_kafka_err2str(err));
@@ -291,15 +307,26 @@ int text_consumer_subscribe(struct text_consumer *c, struct error *e)
     return 0;
 }
 
+static void client_retire(struct text_consumer *c, struct kafka_client *client)
+{
+    c->retired = mem_resize(c->retired, (c->retired_count + 1) * sizeof *c->retired);
+    c->retired[c->retired_count++] = client;
+}
+
 void text_consumer_close(struct text_consumer *c)
 {
     if (!c) {
         return;
     }
-    if (c->client.rk) {
-        rd_kafka_consumer_close(c->client.rk);
+    if (c->client) {
+        rd_kafka_consumer_close(c->client->rk);
+        client_retire(c, c->client);
     }
-    kafka_client_close(&c->client);
+    for (size_t i = 0; i < c->retired_count; i++) {
+        kafka_client_close(c->retired[i]);
+        free(c->retired[i]);
+    }
+    free(c->retired);
     pthread_mutex_destroy(&c->lock);
     free(c->partitions);
     free(c->topic);
@@ -308,7 +335,7 @@ void text_consumer_close(struct text_consumer *c)
 
 struct rd_kafka_s *text_consumer_client(struct text_consumer *c)
 {
-    return c->client.rk;
+    return c->client->rk;
 }
 
 /* ---- polling ---- */
@@ -324,10 +351,32 @@ static int fatal(struct text_consumer *c, rd_kafka_resp_err_t err, const char *t
     return error_set(e, ERROR_FATAL, E_INTERNAL, "texts: %s", text);
 }
 
+/* A client that fenced itself is replaced by another one, which joins the group. */
+static int client_renew(struct text_consumer *c, struct error *e)
+{
+    log_info("texts: the session in the group ran out while its coordinator was away: joining again");
+    struct kafka_client *old = c->client;
+    rd_kafka_consumer_close(old->rk);
+    if (text_consumer_assigned(c) > 0) {
+        partitions_drop(c);
+        if (c->events.revoked) {
+            c->events.revoked(c->events.context, true);
+        }
+    }
+    if (client_open(c, e)) {
+        return -1;
+    }
+    client_retire(c, old);
+    return text_consumer_subscribe(c, e);
+}
+
 static int fatal_check(struct text_consumer *c, struct error *e)
 {
     char text[512];
-    rd_kafka_resp_err_t err = rd_kafka_fatal_error(c->client.rk, text, sizeof text);
+    rd_kafka_resp_err_t err = rd_kafka_fatal_error(c->client->rk, text, sizeof text);
+    if (err == RD_KAFKA_RESP_ERR_FENCED_INSTANCE_ID && atomic_load(&c->client->expired)) {
+        return client_renew(c, e);
+    }
     return err ? fatal(c, err, text, e) : 0;
 }
 
@@ -335,24 +384,24 @@ static int fatal_check(struct text_consumer *c, struct error *e)
 static void poll_event(struct text_consumer *c, const rd_kafka_message_t *m)
 {
     if (m->err == RD_KAFKA_RESP_ERR__PARTITION_EOF) {
-        kafka_client_works(&c->client);
+        kafka_client_works(c->client);
         position_move(c, m->partition, m->offset);
     } else if (m->err == RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART) {
         struct buffer line = {0};
         buffer_format(&line, "topic '%s' is missing: create it, or set create_topics and restart", c->topic);
-        kafka_client_trouble(&c->client, m->err, line.data);
+        kafka_client_trouble(c->client, m->err, line.data);
         buffer_free(&line);
     } else if (m->err != RD_KAFKA_RESP_ERR__FATAL) {
-        kafka_client_trouble(&c->client, m->err, rd_kafka_message_errstr(m));
+        kafka_client_trouble(c->client, m->err, rd_kafka_message_errstr(m));
     }
 }
 
 int text_consumer_poll(struct text_consumer *c, int timeout_ms, struct consumed **out, struct error *e)
 {
     *out = NULL;
-    rd_kafka_message_t *m = rd_kafka_consumer_poll(c->client.rk, timeout_ms);
+    rd_kafka_message_t *m = rd_kafka_consumer_poll(c->client->rk, timeout_ms);
     if (m && !m->err) {
-        kafka_client_works(&c->client);
+        kafka_client_works(c->client);
         uint64_t epoch = position_move(c, m->partition, m->offset + 1);
         *out = consumed_new(m, FROM_TEXTS, c->topic, epoch);
         return 1;
@@ -361,7 +410,7 @@ int text_consumer_poll(struct text_consumer *c, int timeout_ms, struct consumed 
         poll_event(c, m);
         rd_kafka_message_destroy(m);
     } else {
-        kafka_client_recheck(&c->client);
+        kafka_client_recheck(c->client);
     }
     return fatal_check(c, e);
 }
@@ -373,11 +422,11 @@ static void pause_or_resume(struct text_consumer *c, bool pause)
     }
     c->paused = pause;
     rd_kafka_topic_partition_list_t *list = NULL;
-    if (rd_kafka_assignment(c->client.rk, &list) == RD_KAFKA_RESP_ERR_NO_ERROR) {
+    if (rd_kafka_assignment(c->client->rk, &list) == RD_KAFKA_RESP_ERR_NO_ERROR) {
         if (list->cnt && pause) {
-            rd_kafka_pause_partitions(c->client.rk, list);
+            rd_kafka_pause_partitions(c->client->rk, list);
         } else if (list->cnt) {
-            rd_kafka_resume_partitions(c->client.rk, list);
+            rd_kafka_resume_partitions(c->client->rk, list);
         }
         rd_kafka_topic_partition_list_destroy(list);
     }
@@ -413,15 +462,17 @@ static rd_kafka_topic_partition_list_t *commit_list(struct text_consumer *c, con
 }
 
 /* Each commit has a queue of its own: the answer to one that was given up must not be taken for the next one's. */
-static rd_kafka_resp_err_t commit_once(struct text_consumer *c, const rd_kafka_topic_partition_list_t *list,
-                                       const struct kafka_wait *wait)
+static rd_kafka_resp_err_t commit_once(const struct text_consumer *c, struct kafka_client *client,
+                                       const rd_kafka_topic_partition_list_t *list, const struct kafka_wait *wait)
 {
-    rd_kafka_queue_t *answers = rd_kafka_queue_new(c->client.rk);
-    rd_kafka_resp_err_t err = rd_kafka_commit_queue(c->client.rk, list, answers, NULL, NULL);
+    rd_kafka_queue_t *answers = rd_kafka_queue_new(client->rk);
+    rd_kafka_resp_err_t err = rd_kafka_commit_queue(client->rk, list, answers, NULL, NULL);
     rd_kafka_event_t *event = NULL;
     while (!err && !event) {
         event = rd_kafka_queue_poll(answers, COMMIT_STEP_MS);
-        if (!event && !kafka_wait_go_on(wait)) {
+        if (!event && client != c->client) {
+            err = RD_KAFKA_RESP_ERR__ASSIGNMENT_LOST; /* it was replaced: no answer may come */
+        } else if (!event && !kafka_wait_go_on(wait)) {
             err = RD_KAFKA_RESP_ERR__TIMED_OUT;
         }
     }
@@ -448,9 +499,14 @@ int text_consumer_commit(struct text_consumer *c, const struct partition_offset 
                          const struct kafka_wait *wait, struct error *e)
 {
     for (bool told = false;;) {
+        struct kafka_client *client = c->client;
         rd_kafka_topic_partition_list_t *list = commit_list(c, offsets, n);
-        rd_kafka_resp_err_t err = list->cnt ? commit_once(c, list, wait) : RD_KAFKA_RESP_ERR_NO_ERROR;
+        rd_kafka_resp_err_t err = list->cnt ? commit_once(c, client, list, wait) : RD_KAFKA_RESP_ERR_NO_ERROR;
         rd_kafka_topic_partition_list_destroy(list);
+        if ((err == RD_KAFKA_RESP_ERR_FENCED_INSTANCE_ID || err == RD_KAFKA_RESP_ERR__FATAL) &&
+            atomic_load(&client->expired)) {
+            return 0; /* not ours any more; the poll thread has another client join */
+        }
         if (err == RD_KAFKA_RESP_ERR_FENCED_INSTANCE_ID) {
             return fatal(c, err, "", e);
         }
@@ -485,7 +541,7 @@ int64_t text_consumer_lag(struct text_consumer *c, int timeout_ms)
         }
     }
     pthread_mutex_unlock(&c->lock);
-    if (offsets_query(&c->client, list, RD_KAFKA_OFFSET_END, timeout_ms, NULL) == 0) {
+    if (offsets_query(c->client, list, RD_KAFKA_OFFSET_END, timeout_ms, NULL) == 0) {
         lag = 0;
         for (int i = 0; i < list->cnt; i++) {
             int64_t behind = positions[i] < 0 ? list->elems[i].offset : list->elems[i].offset - positions[i];
