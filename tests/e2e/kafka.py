@@ -152,7 +152,7 @@ class Broker:
         """{partition: (first offset, end offset)}; the end that the isolation level shows."""
         consumer = Consumer(self.client(group_id="ends", isolation_level=isolation))
         try:
-            return {p: consumer.get_watermark_offsets(TopicPartition(topic, p), timeout=WAIT_S)
+            return {p: _answer(lambda p=p: consumer.get_watermark_offsets(TopicPartition(topic, p), timeout=WAIT_S))
                     for p in self.partitions(topic)}
         finally:
             consumer.close()
@@ -162,7 +162,7 @@ class Broker:
         consumer = Consumer(self.client(group_id=group))
         try:
             asked = [TopicPartition(topic, p) for p in self.partitions(topic)]
-            found = wait_until(lambda: _committed(consumer, asked), f"offsets of {group}", pause_s=0.2)
+            found = _answer(lambda: consumer.committed(asked, timeout=WAIT_S))
             return {t.partition: t.offset for t in found if t.offset >= 0}
         finally:
             consumer.close()
@@ -259,14 +259,18 @@ def _send(producer, topic, records, partition):
     return places
 
 
-def _committed(consumer, asked):
-    """What consumer.committed gives; None while the group's coordinator is not up yet, after a restart."""
-    try:
-        return consumer.committed(asked, timeout=WAIT_S)
-    except KafkaException as failure:
-        if failure.args[0].code() not in _NO_COORDINATOR:
-            raise
-        return None
+def _answer(question):
+    """What question() gives, asked again while leaders and coordinators are not up yet, after a restart."""
+
+    def ask():
+        try:
+            return (question(),)
+        except KafkaException as failure:
+            if failure.args[0].code() not in _NOT_UP:
+                raise
+            return None
+
+    return wait_until(ask, "an answer of the broker", pause_s=0.2)[0]
 
 
 class Reader:
@@ -344,5 +348,5 @@ class Reader:
 
 
 _TRANSIENT = {KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._RESOLVE, KafkaError._TIMED_OUT}
-_NO_COORDINATOR = {KafkaError.NOT_COORDINATOR, KafkaError.COORDINATOR_NOT_AVAILABLE,
-                   KafkaError.COORDINATOR_LOAD_IN_PROGRESS}
+_NOT_UP = {KafkaError.NOT_COORDINATOR, KafkaError.COORDINATOR_NOT_AVAILABLE, KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+           KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE, *_TRANSIENT}
