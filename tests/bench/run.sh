@@ -1,19 +1,45 @@
 #!/bin/bash
-# make bench: speed beside peers, which live in an environment of their own (build/bench-env, 6 GB: torch brings its CUDA
-# libraries along). Results stand in build/bench/; docs/PERFORMANCE.md holds those that were measured with care, on a machine
-# that did nothing else. Arguments go to encode.py (--rounds, --titles, --long-texts).
+# The measurements behind docs/PERFORMANCE.md, in turn: encoding beside sentence-transformers, the whole stage beside encoding
+# alone, the memory. The peers live in build/bench-env. Numbers also go to build/bench/*.json. Takes about 20 minutes on 2
+# cores; a machine that does something else meanwhile still gives fair ratios, but slower figures.
+#   tests/bench/run.sh [encode] [stage] [memory]
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-readonly build=${BUILD:-build}
-readonly environment=$build/bench-env
-readonly model=build/models/all-MiniLM-L6-v2
+readonly build=${BUILD:-build} environment=build/bench-env model=build/models/all-MiniLM-L6-v2
 
-if ! cmp -s tests/bench/requirements.txt "$environment/.requirements"; then
-    echo "bench: installing the peers into $environment" >&2
-    rm -rf "$environment"
-    /usr/bin/python3 -m venv "$environment"
-    "$environment/bin/pip" install --quiet --disable-pip-version-check -r tests/bench/requirements.txt
-    cp tests/bench/requirements.txt "$environment/.requirements"
-fi
-make -s "$build/bench/encode_bench"
-"$environment/bin/python" tests/bench/encode.py "$model" "$build/bench/encode_bench" --json "$build/bench/encode.json" "$@"
+make --no-print-directory -s all "$build/bench/encode_bench" "$build/bench/memory_bench"
+
+bench_encode() {
+    if ! cmp -s tests/bench/requirements.txt "$environment/installed.txt"; then
+        echo "bench: installing the peers into $environment" >&2
+        python3 -m venv --clear "$environment"
+        "$environment/bin/pip" install -q --disable-pip-version-check -r tests/bench/requirements.txt
+        cp tests/bench/requirements.txt "$environment/installed.txt"
+    fi
+    "$environment/bin/python" tests/bench/encode.py "$model" "$build/bench/encode_bench" --json "$build/bench/encode.json"
+}
+
+bench_stage() {
+    /usr/bin/python3 tests/bench/stage.py "$build/engram" "$model" "$build/bench/encode_bench" \
+        --json "$build/bench/stage.json"
+}
+
+bench_memory() {
+    "$build/bench/memory_bench" "$build/bench/memory"
+}
+
+sed -n 's/^model name[^:]*: */CPU: /p;T;q' /proc/cpuinfo
+echo "threads: $(nproc), $(uname -sr)"
+[ $# -gt 0 ] || set -- encode stage memory
+for what in "$@"; do
+    case $what in
+    encode | stage | memory)
+        printf '\n== %s ==\n' "$what"
+        "bench_$what"
+        ;;
+    *)
+        echo "tests/bench/run.sh: no '$what'; there are: encode stage memory" >&2
+        exit 2
+        ;;
+    esac
+done
