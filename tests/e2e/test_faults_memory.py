@@ -53,7 +53,7 @@ def instance(number, size=600):
 
 def tag(broker, topics, count):
     """Send so many texts and wait until all that were ever sent are answered."""
-    broker.produce(topics.texts, [(b"t%d" % i, oracle.written(text="a tool to search text files")) for i in range(count)])
+    broker.produce(topics.texts, [(b"t%d" % i, oracle.written(text="a tool to search files")) for i in range(count)])
     oracle.check_texts(broker, topics)
 
 
@@ -99,7 +99,7 @@ def test_a_full_map(broker, topics, stage):
 
 
 def test_keys_max(broker, topics, stage):
-    """It stays at the first record that adds a key; replaces and forgets before it are folded, those behind it are not."""
+    """It stays at the first record that adds a key; replaces and forgets before it are folded, those behind are not."""
     running = stage(*TINY, "--keys-max", 10)
     broker.produce(topics.labels, [(b"label 1", oracle.written(text="one"))])
     broker.produce(topics.instances, [instance(i) for i in range(9)])
