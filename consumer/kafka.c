@@ -235,10 +235,11 @@ static void client_destroy(rd_kafka_t *rk)
     *f = (struct farewell){.rk = rk, .holders = 2};
     rd_kafka_set_log_level(rk, 0); /* its log goes to a struct kafka_client, which may be gone before it */
     if (pthread_create(&thread, NULL, farewell_main, f)) {
-        farewell_main(f);
-    } else {
-        pthread_detach(thread);
+        rd_kafka_destroy(rk);
+        free(f);
+        return;
     }
+    pthread_detach(thread);
     uint64_t until = clock_us() + DESTROY_US;
     while (atomic_load(&f->holders) == 2 && clock_us() < until) {
         clock_sleep_ms(1);

@@ -141,6 +141,21 @@ static bool group_is_new(struct text_consumer *c, rd_kafka_topic_partition_list_
     return true;
 }
 
+static void ends_commit(struct text_consumer *c, const rd_kafka_topic_partition_list_t *ends)
+{
+    rd_kafka_resp_err_t err = RD_KAFKA_RESP_ERR_NO_ERROR;
+    for (int attempt = 0; attempt < COMMITTED_ATTEMPTS; attempt++) {
+        err = rd_kafka_commit(c->client->rk, ends, 0);
+        if (!err) {
+            return;
+        }
+        clock_sleep_ms(COMMIT_STEP_MS);
+    }
+    log_warn("texts: start_from = latest: where it starts is not committed: %s: a restart before the first commit of a "
+             "partition skips what it got until then",
+             rd_kafka_err2str(err));
+}
+
 /* A new group that starts at the ends commits them at once, for every partition: were it done when the first text is
  * published, a restart before that would look for the ends again and miss what came between. */
 static void start_latest(struct text_consumer *c, rd_kafka_topic_partition_list_t *list)
@@ -151,7 +166,7 @@ static void start_latest(struct text_consumer *c, rd_kafka_topic_partition_list_
         if (offsets_query(c->client, all, RD_KAFKA_OFFSET_END, COMMITTED_MS, &e)) {
             log_warn("texts: start_from = latest: %s: starting from the beginning", e.text);
         } else {
-            rd_kafka_commit(c->client->rk, all, 0);
+            ends_commit(c, all);
             for (int i = 0; i < list->cnt; i++) {
                 const rd_kafka_topic_partition_t *end =
                     rd_kafka_topic_partition_list_find(all, c->topic, list->elems[i].partition);
@@ -509,6 +524,9 @@ int text_consumer_commit(struct text_consumer *c, const struct partition_offset 
         }
         if (err == RD_KAFKA_RESP_ERR_FENCED_INSTANCE_ID) {
             return fatal(c, err, "", e);
+        }
+        if (err == RD_KAFKA_RESP_ERR__FATAL) { /* the client says why; no later commit of it could succeed */
+            return fatal_check(c, e) ? -1 : fatal(c, err, rd_kafka_err2str(err), e);
         }
         if (told && !err) {
             log_info("texts: offsets are committed again");
