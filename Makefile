@@ -117,7 +117,7 @@ demo: ## install what is needed, build, and show the stage at work on a real bro
 	@tools/model.sh
 	@$(SUBMAKE) all
 	@examples/demo.py
-bench: ## measure speed beside peers (installs them into build/bench; takes long)
+bench: ## measure speed beside peers (installs them, 6 GB, into build/bench-env; takes long)
 	@tools/deps.sh
 	@tools/deps.sh --dev
 	@tools/model.sh

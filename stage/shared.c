@@ -7,7 +7,7 @@
 #include "base/clock.h"
 
 enum {
-    DRAIN_US = 20 * 1000 * 1000
+    DRAIN_US = 8 * 1000 * 1000
 }; /* how long a stop waits for brokers before it leaves the rest to the next owner */
 
 int stage_thread(struct stage *s, pthread_t *thread, void *(*main)(void *), void *context, struct error *e)
