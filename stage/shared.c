@@ -6,9 +6,8 @@
 
 #include "base/clock.h"
 
-enum {
-    DRAIN_US = 8 * 1000 * 1000
-}; /* how long a stop waits for brokers before it leaves the rest to the next owner */
+/* How long a stop waits for brokers before it leaves the rest to the next owner. */
+enum { DRAIN_US = 8 * 1000 * 1000 };
 
 int stage_thread(struct stage *s, pthread_t *thread, void *(*main)(void *), void *context, struct error *e)
 {
