@@ -22,14 +22,14 @@ int corrupt(const struct memory *m, struct error *e, const char *format, ...)
 }
 
 /* LMDB reports a write that was cut short as EIO: is there no room left, by the disk or by the process's limit? */
-static bool is_full(const struct memory *m)
+static bool is_full(MDB_env *env)
 {
     struct statvfs disk;
     struct rlimit limit;
     struct stat file;
     int fd;
     const uint64_t margin = 1 << 20;
-    if (mdb_env_get_fd(m->env, &fd)) {
+    if (mdb_env_get_fd(env, &fd)) {
         return false;
     }
     if (fstatvfs(fd, &disk) == 0 && (uint64_t)disk.f_bavail * disk.f_frsize < margin) {
@@ -39,9 +39,14 @@ static bool is_full(const struct memory *m)
            (uint64_t)file.st_size + margin > limit.rlim_cur;
 }
 
+bool disk_is_full(MDB_env *env, int rc)
+{
+    return rc == ENOSPC || rc == EDQUOT || rc == EFBIG || (rc == EIO && is_full(env));
+}
+
 int memory_error(const struct memory *m, int rc, const char *doing, struct error *e)
 {
-    if (rc == ENOSPC || rc == EDQUOT || rc == EFBIG || (rc == EIO && is_full(m))) {
+    if (disk_is_full(m->env, rc)) {
         return error_set(e, ERROR_RETRY, E_DISK_FULL,
                          "%s: no space left on the device: free some, the memory is as it was", m->path);
     }

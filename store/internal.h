@@ -170,6 +170,7 @@ struct memory {
 /* Turns LMDB's answer into an error: MAP_FULL and DISK_FULL are RETRY, the rest FATAL. Returns -1. */
 enum { READERS_MAX = 254 }; /* read transactions of all processes at once */
 int memory_error(const struct memory *m, int rc, const char *doing, struct error *e);
+bool disk_is_full(MDB_env *env, int rc); /* LMDB's answer means that, also where it says EIO */
 int corrupt(const struct memory *m, struct error *e, const char *format, ...) __attribute__((format(printf, 3, 4)));
 
 /* lock.c: who may open. The registry holds the memories of this process: LMDB must not open one twice. */
@@ -178,6 +179,19 @@ void registry_leave(struct memory *m);
 int writer_lock_take(struct memory *m, struct error *e);
 void writer_lock_drop(struct memory *m);
 int writer_lock_namespace(struct memory *m, struct error *e); /* refuses beside a writer in another PID namespace */
+
+/* memory.c: the folder. */
+int folder_make(const char *path, struct error *e); /* also where it is there */
+int folder_sync(const char *path, struct error *e);
+/* flock(2) on the folder itself: LOCK_SH while somebody opens the memory, LOCK_EX while a compaction swaps data.mdb.
+ * The descriptor, which holds it until it is closed, or -1. */
+int folder_lock(const char *path, int operation);
+void environment_close(struct memory *m); /* readers, views and the environment; locks stay */
+
+/* copy.c: the file that a copy is written to before it becomes data.mdb; one that was cut short is deleted by the next
+ * writer. The caller holds writer.lock. */
+#define COPY_NAME "data.mdb.copy"
+void copy_leftover_drop(const char *folder);
 
 /* file.c: data.mdb before it is mapped. *bytes_in_use 0: absent or empty, a new memory. */
 int data_file_check(const char *path, uint64_t *bytes_in_use, struct error *e);
@@ -253,7 +267,13 @@ struct view {
 int view_take(struct memory *m, MDB_txn *txn, const struct meta *meta, struct view **out, struct error *e);
 void view_release(struct view *v); /* the caller holds memory.lock; NULL is fine */
 
-void readers_free(struct memory *m); /* snapshot.c */
+/* snapshot.c */
+void readers_free(struct memory *m);
+/* Walks a database; each() gets every entry whose checksum holds and returns 0 to go on, 1 to stop, -1 on an error. */
+int snapshot_walk(const struct snapshot *s, enum db db, size_t bytes_min,
+                  int (*each)(const struct snapshot *s, struct slice key, struct slice value, void *context,
+                              struct error *e),
+                  void *context, struct error *e);
 
 /* ---- transactions ---- */
 

@@ -1,10 +1,12 @@
 /* Opens and closes a memory: folder, locks, the LMDB environment, its databases, and the checks before anything is
  * read. What surprises: a read-only open works beside a running writer and never creates anything; a new memory is made
  * whole in one transaction, so that a reader sees either none or all of it. */
+#define _GNU_SOURCE /* flock */
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -16,7 +18,7 @@ enum { FILE_MODE = 0664 };
 
 /* ---- the folder ---- */
 
-static int folder_sync(const char *path, struct error *e)
+int folder_sync(const char *path, struct error *e)
 {
     int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     int rc = fd < 0 || (fsync(fd) && errno != EINVAL) ? errno : 0; /* EINVAL: this file system has nothing to sync */
@@ -26,12 +28,11 @@ static int folder_sync(const char *path, struct error *e)
     return rc ? error_set(e, ERROR_FATAL, E_IO, "%s: %s", path, strerror(rc)) : 0;
 }
 
-static int folder_make(const char *path, struct error *e)
+int folder_make(const char *path, struct error *e)
 {
     struct stat s;
     if (stat(path, &s) == 0) {
-        return S_ISDIR(s.st_mode) ? 0
-                                  : error_set(e, ERROR_FATAL, E_IO, "%s: the option memory must name a folder", path);
+        return S_ISDIR(s.st_mode) ? 0 : error_set(e, ERROR_FATAL, E_IO, "%s: a memory is a folder, not a file", path);
     }
     if (mkdir(path, 0777)) {
         return error_set(e, ERROR_FATAL, E_IO, "%s: the folder cannot be made: %s", path, strerror(errno));
@@ -47,6 +48,18 @@ static int folder_make(const char *path, struct error *e)
     int result = folder_sync(parent, e);
     free(parent);
     return result;
+}
+
+int folder_lock(const char *path, int operation)
+{
+    int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC), rc;
+    do {
+        rc = fd < 0 ? -1 : flock(fd, operation);
+    } while (rc && fd >= 0 && errno == EINTR);
+    if (rc && fd >= 0) {
+        close(fd);
+    }
+    return rc ? -1 : fd;
 }
 
 static int missing(const struct memory *m, struct error *e)
@@ -208,14 +221,18 @@ static int memory_open_path(struct memory *m, const struct memory_options *o, st
     bool made = false;
     char *data_path = mem_alloc(strlen(m->path) + sizeof "/data.mdb");
     sprintf(data_path, "%s/data.mdb", m->path);
-    int result = -1;
+    int result = -1, folder_fd = -1;
     bool can_make = m->mode == MEMORY_WRITE && o->fingerprint && o->dim;
     if (!can_make && access(data_path, F_OK) && (errno == ENOENT || errno == ENOTDIR)) {
         missing(m, e);
         goto done;
     }
-    if ((m->mode == MEMORY_WRITE && folder_make(m->path, e)) || registry_enter(m, e) ||
-        (m->mode == MEMORY_WRITE ? writer_lock_take(m, e) : writer_lock_namespace(m, e)) ||
+    if (m->mode == MEMORY_WRITE && folder_make(m->path, e)) {
+        goto done;
+    }
+    folder_fd =
+        folder_lock(m->path, LOCK_SH); /* no file is swapped under us; where it cannot be had, none is swapped */
+    if (registry_enter(m, e) || (m->mode == MEMORY_WRITE ? writer_lock_take(m, e) : writer_lock_namespace(m, e)) ||
         data_file_check(data_path, &bytes_in_use, e)) {
         goto done;
     }
@@ -223,12 +240,18 @@ static int memory_open_path(struct memory *m, const struct memory_options *o, st
         missing(m, e);
         goto done;
     }
+    if (m->mode == MEMORY_WRITE) {
+        copy_leftover_drop(m->path);
+    }
     if (environment_open(m, o->map_size, bytes_in_use, e) || contents_open(m, o, &made, e) ||
         (made && folder_sync(m->path, e))) {
         goto done;
     }
     result = 0;
 done:
+    if (folder_fd >= 0) {
+        close(folder_fd);
+    }
     free(data_path);
     return result;
 }
@@ -251,16 +274,23 @@ int memory_open(struct memory **out, enum memory_mode mode, const struct memory_
     return 0;
 }
 
+void environment_close(struct memory *m)
+{
+    readers_free(m);
+    view_release(m->view);
+    m->view = NULL;
+    if (m->env) {
+        mdb_env_close(m->env);
+    }
+    m->env = NULL;
+}
+
 void memory_close(struct memory *m)
 {
     if (!m) {
         return;
     }
-    readers_free(m);
-    view_release(m->view);
-    if (m->env) {
-        mdb_env_close(m->env);
-    }
+    environment_close(m);
     writer_lock_drop(m);
     registry_leave(m);
     pthread_mutex_destroy(&m->lock);

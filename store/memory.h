@@ -126,6 +126,21 @@ void memory_stats_free(struct memory_stats *stats);
 int memory_verify(struct memory *m, void (*report)(const char *line, void *context), void *context, uint64_t *problems,
                   struct error *e);
 
+/* ---- copies ---- */
+
+/* Writes one snapshot of the memory, compacted, into `folder`, beside a running stage: the way to back up a memory, and
+ * to give it to a new replica. The folder is made if absent and must hold no memory. Flushed and whole, or not there:
+ * data.mdb appears last, by a rename. Every checksum is checked on the way. Errors: E_IO (a memory is there already, or
+ * the folder cannot be written), E_DISK_FULL, E_CORRUPT, E_LOCKED (another copy to the same place). *copied: what was
+ * copied; on success memory_stats_free frees it. */
+int memory_backup(struct memory *m, const char *folder, struct memory_stats *copied, struct error *e);
+
+/* Rewrites the data.mdb of a stopped stage without unused pages and replaces it in one rename; what was forgotten has
+ * no byte left in it. Opens and closes the memory itself; nobody else may have it open. Needs room beside the file for
+ * what is in use. *bytes_before, *bytes_after: the file's sizes. Errors as memory_open, and E_DISK_FULL. */
+int memory_compact(const struct memory_options *options, uint64_t *bytes_before, uint64_t *bytes_after,
+                   struct error *e);
+
 /* ---- writing ---- */
 
 /* One LMDB write transaction. What fold, define and forget did is seen by nobody until the commit. After E_MAP_FULL or

@@ -284,11 +284,10 @@ int snapshot_offset(const struct snapshot *s, struct slice cluster, struct slice
 
 /* ---- walks ---- */
 
-/* Walks a database; each() gets every entry whose checksum holds and returns 0 to go on, 1 to stop, -1 on an error. */
-static int walk(const struct snapshot *s, enum db db, size_t bytes_min,
-                int (*each)(const struct snapshot *s, struct slice key, struct slice value, void *context,
-                            struct error *e),
-                void *context, struct error *e)
+int snapshot_walk(const struct snapshot *s, enum db db, size_t bytes_min,
+                  int (*each)(const struct snapshot *s, struct slice key, struct slice value, void *context,
+                              struct error *e),
+                  void *context, struct error *e)
 {
     MDB_cursor *cursor = NULL;
     MDB_val k, v;
@@ -338,7 +337,7 @@ int snapshot_each_label(const struct snapshot *s, int (*each)(const struct memor
                         void *context, struct error *e)
 {
     struct label_walk w = {each, context};
-    return walk(s, DB_LABEL_NAMES, sizeof(struct number_value), label_step, &w, e);
+    return snapshot_walk(s, DB_LABEL_NAMES, sizeof(struct number_value), label_step, &w, e);
 }
 
 struct instance_walk {
@@ -360,7 +359,7 @@ int snapshot_each_instance(const struct snapshot *s, int (*each)(const struct me
                            void *context, struct error *e)
 {
     struct instance_walk w = {each, context};
-    return walk(s, DB_INSTANCES, sizeof(struct instance_head), instance_step, &w, e);
+    return snapshot_walk(s, DB_INSTANCES, sizeof(struct instance_head), instance_step, &w, e);
 }
 
 /* ---- stats ---- */
@@ -414,7 +413,8 @@ int snapshot_stats(const struct snapshot *s, struct memory_stats *out, struct er
                                  .local_changes = s->meta.local_changes,
                                  .caught_up_ms = s->meta.caught_up_ms};
     memcpy(out->fingerprint, s->m->fingerprint, sizeof out->fingerprint);
-    if (bytes_in_use(s, &out->bytes, e) || walk(s, DB_OFFSETS, sizeof(struct number_value), offset_step, out, e)) {
+    if (bytes_in_use(s, &out->bytes, e) ||
+        snapshot_walk(s, DB_OFFSETS, sizeof(struct number_value), offset_step, out, e)) {
         memory_stats_free(out);
         return -1;
     }
