@@ -21,7 +21,7 @@ static const struct command commands[] = {
     {"teach", "send one labelled instance", command_teach},
     {"define", "send one label definition", command_define},
     {"forget", "send a null record for an instance or a label", command_forget},
-    {"memory", "look at a memory: stats, one instance, or check it", command_memory},
+    {"memory", "look at a memory, export, back up or compact it", command_memory},
     {"encode", "tokens and embedding of each line of standard input", command_encode},
     {"config", "every option, what is in force and from where", command_config},
 };

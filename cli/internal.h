@@ -66,7 +66,8 @@ enum cli_open_mode {
 int cli_open(struct cli_engine *c, const struct config *config, enum cli_open_mode mode, struct error *e);
 void cli_close(struct cli_engine *c);
 
-/* The memory alone, without an encoder to check it against: for stats, get, verify, forget --local. */
+/* The memory alone, without an encoder to check it against: for `memory` and forget --local. */
+struct memory_options cli_memory_options(const struct config *config);
 int cli_memory_open(struct memory **out, const struct config *config, enum memory_mode mode, struct error *e);
 
 /* The model's folder: the option, else the one beside the binary, else the installed one; else E_MODEL says what to do.
@@ -75,6 +76,15 @@ int cli_model(const struct config *config, char **folder, struct error *e);
 
 /* "engram 0.1.0 (librdkafka 2.0.2, LMDB 0.9.24, oneDNN 2.6.3, model all-MiniLM-L6-v2)". */
 void cli_versions(const char *backend_library, const char *model, struct buffer *out);
+
+/* memory_copy.c: the parts of `engram memory` that copy one; each returns the exit status. export takes the paths of
+ * its flags, NULL for a part that is not wanted. */
+int memory_export(const struct config *config, const char *labels, const char *instances);
+int memory_backup_to(const struct config *config, const char *folder);
+int memory_compact_in_place(const struct config *config);
+/* The names of an instance's labels, sorted by bytes; in the snapshot, the array is owned by the caller. */
+int memory_label_names(const struct snapshot *snapshot, const struct memory_instance *i, struct slice **names,
+                       struct error *e);
 
 /* A progress bar on standard error: redrawn on a terminal; elsewhere a line every few seconds, and nothing for what is
  * over sooner. One thread. */

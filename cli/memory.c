@@ -1,5 +1,5 @@
-/* engram memory stats | get ID | verify: looks at a memory, read-only and without an encoder, beside a running stage.
- */
+/* engram memory stats | get ID | verify | export | backup DIR | compact: works on a memory without an encoder, and but
+ * for compact beside a running stage. What copies a memory stands in memory_copy.c. */
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,13 +10,23 @@
 
 static const struct config_command command = {
     .name = "memory",
-    .usage = "stats [--json] | get ID [--wait SECONDS] | verify",
-    .help = "Looks at a memory, beside a running stage too. stats: what it holds. get: one instance as JSON (status 1 "
-            "where there is none; --wait lets it become live first). verify: checks every checksum, block and count, "
-            "and computes the digest anew.",
-    .example = "engram memory stats --memory my-memory\nengram memory get libvisio-0.1-1 --memory my-memory",
+    .usage =
+        "stats [--json] | get ID [--wait SECONDS] | verify | export [--labels FILE] [--instances FILE] | backup DIR "
+        "| compact",
+    .help = "Looks at a memory, or copies it; all but compact work beside a running stage. stats: what it holds. get: "
+            "one instance as JSON (status 1 where there is none; --wait lets it become live first). verify: checks "
+            "every checksum, block and count, and computes the digest anew. export: label definitions and instances, "
+            "sorted by name, as files that load and replay take back to the same digest. backup: a compacted copy in a "
+            "new folder DIR, the way to give a new replica its memory. compact: shrinks the file of a stopped stage "
+            "and takes out the last bytes of what was forgotten; it needs room for a copy.",
+    .example = "engram memory stats --memory my-memory\nengram memory get libvisio-0.1-1 --memory my-memory\n"
+               "engram memory export --labels labels.jsonl.gz --instances instances.jsonl.gz --memory my-memory\n"
+               "engram memory backup backups/monday --memory my-memory",
     .flags = (const struct config_flag[]){{"json", NULL, "stats as one JSON object", false},
                                           {"wait", "SECONDS", "get: how long to wait for the id, 0 to 3600", false},
+                                          {"labels", "FILE",
+                                           "export: where definitions go; .gz compresses, - is standard output", false},
+                                          {"instances", "FILE", "export: where instances go", false},
                                           {0}},
     .positional_min = 1,
     .positional_max = 2,
@@ -110,29 +120,14 @@ static int memory_stats_show(struct memory *m, bool json, struct buffer *out, st
 
 /* ---- get ---- */
 
-static int by_bytes(const void *a, const void *b)
-{
-    return slice_compare(*(const struct slice *)a, *(const struct slice *)b);
-}
-
 static int instance_json(const struct snapshot *snapshot, const struct memory_instance *i, struct buffer *out,
                          struct error *e)
 {
     struct json_writer w = {.out = out};
-    struct slice *names = mem_alloc(i->labels_count * sizeof *names);
-    for (size_t l = 0; l < i->labels_count; l++) {
-        struct memory_label label;
-        int found = snapshot_label(snapshot, i->labels[l], &label, e);
-        if (found <= 0) {
-            free(names);
-            return found < 0
-                       ? -1
-                       : error_set(e, ERROR_FATAL, E_CORRUPT,
-                                   "the instance names the label number %" PRIu32 ", which is not there", i->labels[l]);
-        }
-        names[l] = label.name;
+    struct slice *names;
+    if (memory_label_names(snapshot, i, &names, e)) {
+        return -1;
     }
-    qsort(names, i->labels_count, sizeof *names, by_bytes);
     json_object_begin(&w);
     json_name(&w, "id");
     json_write_string(&w, i->id);
@@ -225,7 +220,7 @@ static int memory_verify_show(struct memory *m, const char *folder, struct buffe
 
 /* ---- the command ---- */
 
-static int memory_run(const struct config *config, const struct arguments *arguments, unsigned long wait_s)
+static int memory_look_at(const struct config *config, const struct arguments *arguments, unsigned long wait_s)
 {
     const char *what = arguments_positional(arguments, 0);
     struct memory *memory = NULL;
@@ -260,25 +255,73 @@ static bool wait_read(const struct arguments *arguments, unsigned long *wait_s)
     return !text || (*text >= '0' && *text <= '9' && *end == '\0' && *wait_s <= 3600);
 }
 
+enum action_kind { STATS, GET, VERIFY, EXPORT, BACKUP, COMPACT, ACTIONS };
+
+static const struct {
+    const char *name;
+    const char *takes; /* the argument that it needs behind its name */
+} actions[ACTIONS] = {[STATS] = {"stats", NULL},   [GET] = {"get", "ID"},        [VERIFY] = {"verify", NULL},
+                      [EXPORT] = {"export", NULL}, [BACKUP] = {"backup", "DIR"}, [COMPACT] = {"compact", NULL}};
+
+/* Which one is meant; ACTIONS: a usage error was named. */
+static enum action_kind action_read(const struct arguments *arguments)
+{
+    const char *name = arguments_positional(arguments, 0);
+    bool exports = arguments_has(arguments, "labels") || arguments_has(arguments, "instances");
+    enum action_kind kind = STATS;
+    while (kind < ACTIONS && strcmp(name, actions[kind].name) != 0) {
+        kind++;
+    }
+    if (kind == ACTIONS) {
+        cli_usage(command.name, "there is no 'memory %s': it is stats, get, verify, export, backup or compact", name);
+    } else if (arguments_positional_count(arguments) != (actions[kind].takes ? 2 : 1)) {
+        cli_usage(command.name, actions[kind].takes ? "%s needs one %s" : "%s takes nothing more", name,
+                  actions[kind].takes);
+        kind = ACTIONS;
+    } else if (exports != (kind == EXPORT)) {
+        cli_usage(command.name,
+                  exports ? "%s has no --labels and --instances: they are for export"
+                          : "nothing to %s: give --labels FILE, --instances FILE or both",
+                  name);
+        kind = ACTIONS;
+    }
+    return kind;
+}
+
+static int memory_run(const struct config *config, const struct arguments *arguments)
+{
+    const char *labels = arguments_value(arguments, "labels"), *instances = arguments_value(arguments, "instances");
+    enum action_kind kind = action_read(arguments);
+    unsigned long wait_s;
+    if (kind == ACTIONS) {
+        return STATUS_USAGE;
+    }
+    if (!wait_read(arguments, &wait_s)) {
+        return cli_usage(command.name, "--wait %s: it takes whole seconds, 0 to 3600",
+                         arguments_value(arguments, "wait"));
+    }
+    if (labels && instances && strcmp(labels, instances) == 0) {
+        return cli_usage(command.name, "--labels and --instances cannot both be %s", labels);
+    }
+    switch (kind) {
+    case EXPORT:
+        return memory_export(config, labels, instances);
+    case BACKUP:
+        return memory_backup_to(config, arguments_positional(arguments, 1));
+    case COMPACT:
+        return memory_compact_in_place(config);
+    default:
+        return memory_look_at(config, arguments, wait_s);
+    }
+}
+
 int command_memory(int argc, char **argv)
 {
     struct config config = {0};
     struct arguments *arguments = NULL;
     int status;
     if (cli_read(&command, argc, argv, &config, &arguments, &status)) {
-        const char *what = arguments_positional(arguments, 0);
-        size_t wanted = strcmp(what, "get") == 0 ? 2 : 1;
-        unsigned long wait_s;
-        if (!wait_read(arguments, &wait_s)) {
-            status = cli_usage(command.name, "--wait %s: it takes whole seconds, 0 to 3600",
-                               arguments_value(arguments, "wait"));
-        } else if (wanted == 1 && strcmp(what, "stats") != 0 && strcmp(what, "verify") != 0) {
-            status = cli_usage(command.name, "there is no 'memory %s': it is stats, get ID or verify", what);
-        } else if (arguments_positional_count(arguments) != wanted) {
-            status = cli_usage(command.name, wanted == 2 ? "get needs one ID" : "%s takes nothing more", what);
-        } else {
-            status = memory_run(&config, arguments, wait_s);
-        }
+        status = memory_run(&config, arguments);
     }
     arguments_free(arguments);
     config_free(&config);

@@ -52,7 +52,7 @@ int cli_model(const struct config *config, char **folder, struct error *e)
     return 0;
 }
 
-static struct memory_options memory_options_of(const struct config *config)
+struct memory_options cli_memory_options(const struct config *config)
 {
     return (struct memory_options){
         .path = config->memory,
@@ -65,7 +65,7 @@ static struct memory_options memory_options_of(const struct config *config)
 
 int cli_memory_open(struct memory **out, const struct config *config, enum memory_mode mode, struct error *e)
 {
-    struct memory_options options = memory_options_of(config);
+    struct memory_options options = cli_memory_options(config);
     return memory_open(out, mode, &options, e);
 }
 
@@ -88,7 +88,7 @@ static int encoder_open_from(struct cli_engine *c, const struct config *config, 
 
 static int memory_open_from(struct cli_engine *c, const struct config *config, enum cli_open_mode mode, struct error *e)
 {
-    struct memory_options options = memory_options_of(config);
+    struct memory_options options = cli_memory_options(config);
     options.dim = encoder_dim(c->encoder);
     options.fingerprint = encoder_fingerprint(c->encoder);
     options.model_name = encoder_name(c->encoder);
