@@ -1,5 +1,6 @@
 # Engram's build. `make help` lists the targets.
 BUILD ?= build
+PREFIX ?= /usr/local
 ifeq ($(origin CC),default)
 CC := gcc
 endif
@@ -110,6 +111,26 @@ golden: all model ## run the tests against references
 e2e: all model broker ## run the tests on a real broker
 golden e2e:
 	@tests/run.sh $@
+
+# where: $(DESTDIR)$(PREFIX); the binary finds the model beside itself, in ../share/engram/models
+SHARE = $(DESTDIR)$(PREFIX)/share
+MODEL := all-MiniLM-L6-v2
+.PHONY: install uninstall
+install: all ## install binary, model (where `make model` fetched it) and documents; DESTDIR, PREFIX=/usr/local
+	$(Q)install -d '$(DESTDIR)$(PREFIX)/bin' '$(SHARE)/doc/engram/docs'
+	$(Q)install -m 755 $(BUILD)/engram '$(DESTDIR)$(PREFIX)/bin/engram'
+	$(Q)install -m 644 README.md CHANGELOG.md LICENSE '$(SHARE)/doc/engram'
+	$(Q)install -m 644 docs/*.md '$(SHARE)/doc/engram/docs'
+	$(Q)if [ -d $(BUILD)/models/$(MODEL) ]; then \
+		rm -rf '$(SHARE)/engram/models/$(MODEL)' && install -d '$(SHARE)/engram/models' && \
+		cp -R --preserve=mode $(BUILD)/models/$(MODEL) '$(SHARE)/engram/models/'; \
+	else \
+		echo 'installed without a model: `make model` fetches it, or name one with the option model' >&2; \
+	fi
+uninstall: ## remove what `make install` put there
+	$(Q)rm -f '$(DESTDIR)$(PREFIX)/bin/engram'
+	$(Q)rm -rf '$(SHARE)/engram/models/$(MODEL)' '$(SHARE)/doc/engram'
+	$(Q)rmdir '$(SHARE)/engram/models' '$(SHARE)/engram' 2>/dev/null || true
 
 .PHONY: demo bench
 demo: ## install what is needed, build, and show the stage at work on a real broker
