@@ -63,7 +63,9 @@ xml_count() { # ATTRIBUTE of the first test suite in $xml, 0 without
 
 run_pytest() { # FOLDER: pytest's own counts, from its XML
     local log=$logs/$kind.log xml=$logs/$kind.xml status
-    setsid timeout --kill-after=60 "$kind_limit_s" /usr/bin/python3 -m pytest -p no:cacheprovider -v --tb=short \
+    local -a side_by_side=()
+    [ "$kind" != e2e ] || side_by_side=(-n 2 --dist loadfile) # they mostly wait: two brokers, a file each at a time
+    setsid timeout --kill-after=60 "$kind_limit_s" /usr/bin/python3 -m pytest "${side_by_side[@]}" -p no:cacheprovider -v --tb=short \
         --durations=10 --junitxml="$xml" "$1" >"$log" 2>&1 </dev/null &
     running=$!
     wait "$running"
