@@ -8,10 +8,8 @@
 
 #include "engine/internal.h"
 
-enum {
-    SLICE_BATCHES = 2,       /* of the backend's best batch: beyond one batch a slice gains nothing but the wait */
-    SLICE_TOKENS_MAX = 16384 /* 3 s at 5,000 tokens/s */
-};
+/* 3 s at 5,000 tokens/s. A slice is the backend's best batch: beyond that it gains nothing but the wait. */
+enum { SLICE_TOKENS_MAX = 16384 };
 
 static int options_check(const struct predict_options *o, struct error *e)
 {
@@ -62,7 +60,7 @@ int engine_open(struct engine **out, struct backend *backend, struct encoder *en
         size_t batch = backend->ops->batch_tokens(backend);
         g->dim = encoder_dim(encoder);
         g->batch_tokens = batch;
-        g->slice_tokens = batch < SLICE_TOKENS_MAX / SLICE_BATCHES ? batch * SLICE_BATCHES : SLICE_TOKENS_MAX;
+        g->slice_tokens = batch < SLICE_TOKENS_MAX ? batch : SLICE_TOKENS_MAX;
         memcpy(g->model_version, encoder_model_version(encoder), sizeof g->model_version);
         if (memory && keys_begin(g, e)) {
             engine_close(g);

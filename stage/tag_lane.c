@@ -218,7 +218,6 @@ static int lane_compute(struct tag_lane *t, struct batch *b, struct error *e)
     }
     for (size_t i = 0; i < n && result == 0; i++) {
         texts[i]->prediction = predictions[i];
-        work_encode(texts[i]);
     }
     if (result == 0) {
         atomic_fetch_add(&t->stage->counters.tokens, tokens);
@@ -309,6 +308,7 @@ static void outcomes_fill(struct outcomes *o, const struct batch *b, size_t *fro
         } else if (w->consumed->kind == CONSUMED_POISON) {
             outcome->kind = OUTCOME_DEAD_LETTER;
         } else {
+            work_encode(w);
             outcome->kind = OUTCOME_PREDICTION;
             outcome->value = (struct slice){w->value.data, w->value.bytes};
             outcome->smaller = work_smaller;

@@ -12,9 +12,11 @@
  * Tokens per CPU second in tiles of 64 / 128 / 256 / 512 / 1,024: titles 3,954 / 4,340 / 4,549 / 4,690 / 4,570, long
  * texts 4,098 / 4,176 / 4,214 / 4,306 / 4,378: what a larger tile saves is rounding and the weights' way from memory,
  * once a tile. Tokens/s of batches on both cores: titles 8,308 at 128, 9,126 at 256, 9,420 at 384, 9,575 at best; long
- * texts 7,522 at 512, 7,960 at 768, 8,350 at best. A whole tile a stream is the next size at which texts of 256 tokens
- * still share out evenly. */
+ * texts 7,522 at 512, 7,960 at 768, 8,350 at best. That is encoding alone on idle cores; in the stage a broker takes
+ * turns on them, and the stream that it delays is waited for: texts/s at one tile a stream were 0.82 to 0.85 of
+ * encoding alone, at two 0.85 to 0.90 (tests/bench/stage.py). So a batch is two tiles a stream. */
 #define TILE_TOKENS 512
+#define BATCH_TILES 2
 
 static struct cpu *cpu_of(struct backend *b)
 {
@@ -160,7 +162,7 @@ static size_t cpu_tile_tokens(const struct backend *b)
 
 static size_t cpu_batch_tokens(const struct backend *b)
 {
-    return cpu_streams(b) * TILE_TOKENS;
+    return cpu_streams(b) * BATCH_TILES * TILE_TOKENS;
 }
 
 #define TEXT_OF(x) #x

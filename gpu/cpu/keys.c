@@ -1,7 +1,8 @@
 /* The search: for each query the b keys of largest q.k. The workers take blocks off a counter; each multiplies a tile
  * of keys (widened to f32, small enough for the cache) with the queries, which lie in panels across the lanes of a
  * vector, and keeps a heap of at most b hits a query with the worst on top: its score is the query's threshold, so most
- * scores cost one comparison. Then the workers merge their heaps, each for a share of the queries.
+ * scores cost one comparison. After each block the workers share their thresholds: what one worker's full heap shuts
+ * out is not among the best of all. At last they merge their heaps, each for a share of the queries.
  *
  * What surprises: ties must come out the same whatever the blocks' order, so a score equal to the threshold is looked
  * at too, and the order of two hits is total: score, then tie, then slot. */
@@ -34,7 +35,7 @@ struct hit {
 struct found {
     struct hit *hits;  /* [queries, b]: heaps, the worst hit on top */
     uint32_t *counts;  /* [queries] */
-    float *thresholds; /* [queries up to whole panels]: the worst hit's score of a full heap, else -infinity */
+    float *thresholds; /* [queries up to whole panels]: the worst score of a full heap, this worker's or another's */
     float *tile;       /* [TILE, dim] keys in f32 */
     float *scores;     /* [TILE, panel] */
 };
@@ -46,7 +47,8 @@ struct scan {
     size_t b; /* room in a heap: no more than there are keys */
     enum key_kind kinds;
     atomic_size_t next_block;
-    struct found *found; /* one a worker */
+    _Atomic float *shared; /* [queries]: the highest threshold told so far; one lost in a race is told again */
+    struct found *found;   /* one a worker */
     struct keys_hit *hits;
     size_t hits_stride; /* the caller's b */
     uint32_t *counts;
@@ -126,7 +128,9 @@ static void scores_offer(const struct scan *scan, struct found *f, uint32_t bloc
                     struct hit *heap = f->hits + (first_query + q) * scan->b;
                     uint32_t *count = &f->counts[first_query + q];
                     heap_offer(k, heap, count, scan->b, h);
-                    thresholds[q] = *count == scan->b ? heap[0].score : -INFINITY;
+                    if (*count == scan->b && heap[0].score > thresholds[q]) {
+                        thresholds[q] = heap[0].score;
+                    }
                 }
             }
         }
@@ -153,6 +157,18 @@ static void block_scan(const struct scan *scan, struct found *f, uint32_t index)
     }
 }
 
+static void thresholds_share(const struct scan *scan, struct found *f)
+{
+    for (size_t q = 0; q < scan->queries; q++) {
+        float told = atomic_load_explicit(&scan->shared[q], memory_order_relaxed);
+        if (told > f->thresholds[q]) {
+            f->thresholds[q] = told;
+        } else if (told < f->thresholds[q]) {
+            atomic_store_explicit(&scan->shared[q], f->thresholds[q], memory_order_relaxed);
+        }
+    }
+}
+
 static int scan_work(struct stream *s, size_t i, void *context, struct error *e)
 {
     (void)s, (void)e;
@@ -165,6 +181,7 @@ static int scan_work(struct stream *s, size_t i, void *context, struct error *e)
         }
         if (view->blocks[block].kind & scan->kinds) {
             block_scan(scan, &scan->found[i], (uint32_t)block);
+            thresholds_share(scan, &scan->found[i]);
         }
     }
 }
@@ -279,6 +296,7 @@ int cpu_keys_scan(struct keys *k, const float *queries, size_t n, size_t b, enum
     float *panels = mem_aligned(64, columns * k->dim * sizeof *panels);
     scan.panels = panels;
     scan.found = mem_zero(workers, sizeof *scan.found);
+    scan.shared = mem_alloc(group * sizeof *scan.shared);
     for (size_t w = 0; w < workers; w++) {
         found_open(&scan.found[w], &scan, group, columns);
     }
@@ -288,6 +306,9 @@ int cpu_keys_scan(struct keys *k, const float *queries, size_t n, size_t b, enum
         scan.counts = counts + first;
         atomic_store(&scan.next_block, 0);
         panels_pack(panels, queries + first * k->dim, scan.queries, k->dim, k->cpu->kernels);
+        for (size_t q = 0; q < group; q++) {
+            atomic_store(&scan.shared[q], -INFINITY);
+        }
         for (size_t w = 0; w < workers; w++) {
             memset(scan.found[w].counts, 0, group * sizeof *scan.found[w].counts);
             for (size_t q = 0; q < columns; q++) { /* nothing reaches a padding column's */
@@ -300,6 +321,7 @@ int cpu_keys_scan(struct keys *k, const float *queries, size_t n, size_t b, enum
     for (size_t w = 0; w < workers; w++) {
         found_close(&scan.found[w]);
     }
+    free(scan.shared);
     free(scan.found);
     free(panels);
     return result;
