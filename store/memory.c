@@ -32,7 +32,9 @@ int folder_make(const char *path, struct error *e)
 {
     struct stat s;
     if (stat(path, &s) == 0) {
-        return S_ISDIR(s.st_mode) ? 0 : error_set(e, ERROR_FATAL, E_IO, "%s: a memory is a folder, not a file", path);
+        return S_ISDIR(s.st_mode)
+                   ? 0
+                   : error_set(e, ERROR_FATAL, E_IO, "%s is a file: the option memory must name a folder", path);
     }
     if (mkdir(path, 0777)) {
         return error_set(e, ERROR_FATAL, E_IO, "%s: the folder cannot be made: %s", path, strerror(errno));
