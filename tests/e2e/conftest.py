@@ -40,7 +40,8 @@ def session_folder():
 @pytest.fixture(scope="session")
 def broker(session_folder):
     """The broker that all tests share. One that stops, kills or overrides its broker starts its own: `own_broker`."""
-    with Broker(session_folder / "broker", log_cleaner_backoff_ms=100) as started:
+    with Broker(session_folder / "broker", log_cleaner_backoff_ms=100, log_retention_check_interval_ms=500,
+                log_initial_task_delay_ms=500) as started:
         yield started
 
 

@@ -77,7 +77,7 @@ def test_killed_again_and_again_amid_folds(broker, topics, stage, memory):
 def test_stopped_amid_texts_it_drains(broker, topics, stage):
     """Outputs and committed offsets are the same set, exit 0, and a restart repeats nothing."""
     running = stage(*SLOW)
-    broker.produce(topics.texts, texts(0, 1500))
+    broker.produce(topics.texts, texts(0, 6000))
     for stop in range(2):
         before = answered(broker, topics)
         wait_until(lambda seen=before: answered(broker, topics) > seen, "answers")
@@ -87,19 +87,19 @@ def test_stopped_amid_texts_it_drains(broker, topics, stage):
         else:
             running.stop()
         committed = broker.committed(topics.group, topics.texts)
-        assert sum(committed.values()) < 1500, "stopped too late to prove anything"
+        assert sum(committed.values()) < 6000, "stopped too late to prove anything"
         found = check_answers(broker, topics, unanswered=lambda place, c=committed: place[1] >= c.get(place[0], 0))
         assert set(found.predictions) == {(p, o) for p, end in committed.items() for o in range(end)}
         lines = running.log().splitlines()
         assert lines[-1].endswith(" stopped") and any("stopping: finishing what is in compute" in x for x in lines)
         running.restart()
-    assert len(check_texts(broker, topics).predictions) == 1500
+    assert len(check_texts(broker, topics).predictions) == 6000
     running.stop()
 
 
 def test_a_second_signal_stops_at_once(broker, topics, stage, memory):
     running = stage(*SLOW)
-    broker.produce(topics.texts, texts(0, 1500))
+    broker.produce(topics.texts, texts(0, 6000))
     broker.produce(topics.instances, instances(0, 400))
     wait_until(lambda: answered(broker, topics) > 0, "answers")
     running.process.send_signal(signal.SIGTERM)
@@ -107,10 +107,10 @@ def test_a_second_signal_stops_at_once(broker, topics, stage, memory):
     assert running.wait() == 1
     assert "stopped at once by a second signal" in running.log()
     committed = broker.committed(topics.group, topics.texts)
-    assert sum(committed.values()) < 1500, "stopped too late to prove anything"
+    assert sum(committed.values()) < 6000, "stopped too late to prove anything"
     running.restart().wait_ready()
     answers = check_texts(broker, topics, repeats=repeats_after(committed))
-    assert len(answers.predictions) == 1500
+    assert len(answers.predictions) == 6000
     check_memory(broker, topics, memory)
     running.stop()
 
