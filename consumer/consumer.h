@@ -9,6 +9,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 #include "base/buffer.h"
 #include "base/error.h"
@@ -58,6 +59,7 @@ int kafka_set_default(struct rd_kafka_conf_s *conf, const char *name, const char
 /* Something did not work that will be tried again: logged once until kafka_client_works is called. Any thread. */
 void kafka_client_trouble(struct kafka_client *c, int err, const char *text);
 void kafka_client_works(struct kafka_client *c);
+const char *kafka_client_told(const struct kafka_client *c); /* the trouble, in words; NULL: none. Any thread */
 /* While the brokers are unreachable: asks one now and then (every 2 s, 200 ms at most), so that the log tells the
  * return of a broker also while nothing flows. Cheap when there is no trouble. */
 void kafka_client_recheck(struct kafka_client *c);
@@ -65,6 +67,16 @@ void kafka_client_recheck(struct kafka_client *c);
 /* Waits until a broker answers. *cluster (may be NULL) gets the cluster's id, owned by the caller.
  * Logs once when nobody answers; RETRY, E_BROKER when told to give up: the line names the address and what to check. */
 int kafka_client_connect(struct kafka_client *c, const struct kafka_wait *wait, char **cluster, struct error *e);
+
+/* How often trouble was told, by all clients of this process together. Any thread. */
+uint64_t kafka_troubles(void);
+
+/* How far reading is behind the end that read_committed shows: transaction markers are no records that wait. */
+struct partition_lag {
+    const char *topic; /* the consumer's */
+    int32_t partition;
+    int64_t lag;
+};
 
 /* A topic as the cluster has it. Settings are -1 (compact: true) where we may not or could not read them. */
 struct kafka_topic {
@@ -162,7 +174,17 @@ int text_consumer_commit(struct text_consumer *c, const struct partition_offset 
 /* Texts between our position and the end that read_committed shows, over what is assigned. Asks the brokers: waits up
  * to timeout_ms. -1: not answered (RETRY). Any thread. */
 int64_t text_consumer_lag(struct text_consumer *c, int timeout_ms);
+/* The same by partition: *out [the number returned], freed by the caller. -1: not answered. Any thread. */
+ssize_t text_consumer_lags(struct text_consumer *c, struct partition_lag **out, int timeout_ms);
 size_t text_consumer_assigned(struct text_consumer *c); /* partitions now ours; any thread */
+
+struct consumer_status {
+    bool joined;         /* the group has given an assignment, maybe an empty one, and the session still holds */
+    size_t paused;       /* partitions */
+    uint64_t rebalances; /* assignments that came, since open */
+    const char *trouble; /* what is told and not over yet; NULL: none. Static */
+};
+struct consumer_status text_consumer_status(struct text_consumer *c); /* any thread */
 
 /* Leaves without leaving the group (a static member keeps its place for session.timeout.ms): `revoked` is called if
  * anything is assigned. Every struct consumed must be freed before. Poll thread, or after it has ended. */
@@ -218,6 +240,10 @@ int64_t learn_consumer_seen_ms(struct learn_consumer *c);
 /* Records between position and the end that read_committed shows; asks the brokers, up to timeout_ms. -1: not answered.
  * Any thread. */
 int64_t learn_consumer_lag(struct learn_consumer *c, int timeout_ms);
+
+/* The same by partition: as text_consumer_lags. Any thread. */
+ssize_t learn_consumer_lags(struct learn_consumer *c, struct partition_lag **out, int timeout_ms);
+const char *learn_consumer_trouble(struct learn_consumer *c); /* as in struct consumer_status; any thread */
 
 /* Partition i: where reading stands (what poll handed out, and ends), and where it began. False: no such i. Any thread.
  */

@@ -103,6 +103,19 @@ static bool same_trouble(int a, int b)
     return a == b || (unreachable(a) && unreachable(b)) || (missing(a) && missing(b));
 }
 
+static _Atomic uint64_t troubles;
+
+uint64_t kafka_troubles(void)
+{
+    return atomic_load(&troubles);
+}
+
+const char *kafka_client_told(const struct kafka_client *c)
+{
+    int err = atomic_load(&c->trouble);
+    return !err ? NULL : unreachable(err) ? "no broker answers" : rd_kafka_err2str(err);
+}
+
 void kafka_client_trouble(struct kafka_client *c, int err, const char *text)
 {
     if (c->quiet) {
@@ -112,6 +125,7 @@ void kafka_client_trouble(struct kafka_client *c, int err, const char *text)
     if (same_trouble(before, err)) {
         return;
     }
+    atomic_fetch_add(&troubles, 1);
     if (unreachable(err)) {
         log_warn("%s: no broker answers at %s%s%s: is it running, is bootstrap.servers right? Trying on", c->what,
                  c->brokers, *c->reason ? ": " : "", c->reason);

@@ -427,21 +427,41 @@ bool learn_consumer_caught_up(struct learn_consumer *c)
     return caught_up;
 }
 
-int64_t learn_consumer_lag(struct learn_consumer *c, int timeout_ms)
+ssize_t learn_consumer_lags(struct learn_consumer *c, struct partition_lag **out, int timeout_ms)
 {
     rd_kafka_topic_partition_list_t *ends = kafka_list(c);
-    int64_t lag = -1;
+    ssize_t count = -1;
+    *out = NULL;
     if (offsets_query(&c->client, ends, RD_KAFKA_OFFSET_END, timeout_ms, NULL) == 0) {
-        lag = 0;
+        count = (ssize_t)c->count;
+        *out = mem_alloc((c->count + 1) * sizeof **out);
         pthread_mutex_lock(&c->lock);
         for (size_t i = 0; i < c->count; i++) {
-            int64_t behind = ends->elems[i].offset - c->partitions[i].position;
-            lag += behind > 0 ? behind : 0;
+            const struct learn_partition *p = &c->partitions[i];
+            int64_t behind = ends->elems[i].offset - p->position;
+            (*out)[i] = (struct partition_lag){p->topic, p->partition, behind > 0 ? behind : 0};
         }
         pthread_mutex_unlock(&c->lock);
     }
     rd_kafka_topic_partition_list_destroy(ends);
+    return count;
+}
+
+int64_t learn_consumer_lag(struct learn_consumer *c, int timeout_ms)
+{
+    struct partition_lag *lags = NULL;
+    ssize_t count = learn_consumer_lags(c, &lags, timeout_ms);
+    int64_t lag = count < 0 ? -1 : 0;
+    for (ssize_t i = 0; i < count; i++) {
+        lag += lags[i].lag;
+    }
+    free(lags);
     return lag;
+}
+
+const char *learn_consumer_trouble(struct learn_consumer *c)
+{
+    return kafka_client_told(&c->client);
 }
 
 /* Does each topic still have the partitions that are read? A topic that is gone is poll's to tell. */

@@ -32,7 +32,9 @@ struct text_consumer {
     const struct config *config;
     struct text_consumer_events events;
     char *topic;
-    bool paused;    /* poll thread */
+    _Atomic bool paused; /* the poll thread writes */
+    _Atomic bool joined;
+    _Atomic uint64_t rebalances;
     uint64_t epoch; /* the last one given; poll thread */
 
     pthread_mutex_t lock; /* covers what is below */
@@ -223,6 +225,8 @@ static void assign(struct text_consumer *c, rd_kafka_topic_partition_list_t *lis
     }
     partitions_take(c, list);
     atomic_store(&c->client->expired, false);
+    atomic_store(&c->joined, true);
+    atomic_fetch_add(&c->rebalances, 1);
     if (c->paused && list->cnt) {
         rd_kafka_pause_partitions(c->client->rk, list);
     }
@@ -234,6 +238,7 @@ static void revoke(struct text_consumer *c, rd_kafka_topic_partition_list_t *lis
     bool lost = rd_kafka_assignment_lost(c->client->rk) != 0;
     bool any = text_consumer_assigned(c) > 0;
     if (lost) {
+        atomic_store(&c->joined, false);
         partitions_drop(c);
     }
     if (any && c->events.revoked) {
@@ -371,6 +376,7 @@ static int client_renew(struct text_consumer *c, struct error *e)
 {
     log_info("texts: the session in the group ran out while its coordinator was away: joining again");
     struct kafka_client *old = c->client;
+    atomic_store(&c->joined, false);
     rd_kafka_consumer_close(old->rk);
     if (text_consumer_assigned(c) > 0) {
         partitions_drop(c);
@@ -546,27 +552,53 @@ int text_consumer_commit(struct text_consumer *c, const struct partition_offset 
     }
 }
 
-int64_t text_consumer_lag(struct text_consumer *c, int timeout_ms)
+ssize_t text_consumer_lags(struct text_consumer *c, struct partition_lag **out, int timeout_ms)
 {
     rd_kafka_topic_partition_list_t *list = rd_kafka_topic_partition_list_new(16);
-    int64_t lag = -1;
+    ssize_t count = -1;
     pthread_mutex_lock(&c->lock);
-    int64_t *positions = mem_alloc((c->partitions_count + 1) * sizeof *positions);
+    struct partition_lag *lags = mem_alloc((c->partitions_count + 1) * sizeof *lags);
     for (size_t i = 0; i < c->partitions_count; i++) {
         if (c->partitions[i].epoch) {
-            positions[list->cnt] = c->partitions[i].position;
+            int64_t position = c->partitions[i].position > 0 ? c->partitions[i].position : 0;
+            lags[list->cnt] = (struct partition_lag){c->topic, (int32_t)i, -position};
             rd_kafka_topic_partition_list_add(list, c->topic, (int32_t)i);
         }
     }
     pthread_mutex_unlock(&c->lock);
     if (offsets_query(c->client, list, RD_KAFKA_OFFSET_END, timeout_ms, NULL) == 0) {
-        lag = 0;
-        for (int i = 0; i < list->cnt; i++) {
-            int64_t behind = positions[i] < 0 ? list->elems[i].offset : list->elems[i].offset - positions[i];
-            lag += behind > 0 ? behind : 0;
+        for (count = 0; count < list->cnt; count++) {
+            int64_t behind = list->elems[count].offset + lags[count].lag;
+            lags[count].lag = behind > 0 ? behind : 0;
         }
     }
-    free(positions);
     rd_kafka_topic_partition_list_destroy(list);
+    *out = lags;
+    if (count < 0) {
+        free(lags);
+        *out = NULL;
+    }
+    return count;
+}
+
+int64_t text_consumer_lag(struct text_consumer *c, int timeout_ms)
+{
+    struct partition_lag *lags = NULL;
+    ssize_t count = text_consumer_lags(c, &lags, timeout_ms);
+    int64_t lag = count < 0 ? -1 : 0;
+    for (ssize_t i = 0; i < count; i++) {
+        lag += lags[i].lag;
+    }
+    free(lags);
     return lag;
+}
+
+struct consumer_status text_consumer_status(struct text_consumer *c)
+{
+    return (struct consumer_status){
+        .joined = atomic_load(&c->joined),
+        .paused = atomic_load(&c->paused) ? text_consumer_assigned(c) : 0,
+        .rebalances = atomic_load(&c->rebalances),
+        .trouble = kafka_client_told(c->client),
+    };
 }

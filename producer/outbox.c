@@ -438,3 +438,8 @@ struct publisher_counts outbox_counts(const struct outbox *box)
 {
     return box->counts;
 }
+
+const char *outbox_trouble(const struct outbox *box)
+{
+    return kafka_client_told(&box->client);
+}

@@ -75,6 +75,7 @@ struct publisher_counts {
     uint64_t resent;                           /* refused for size or timestamp and sent again */
 };
 struct publisher_counts publisher_counts(const struct publisher *p); /* publisher's thread */
+const char *publisher_trouble(const struct publisher *p);            /* kafka_client_told of its producer; any thread */
 
 /* ---- single records, for the command line ---- */
 

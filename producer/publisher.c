@@ -129,3 +129,8 @@ struct publisher_counts publisher_counts(const struct publisher *p)
 {
     return outbox_counts(p->box);
 }
+
+const char *publisher_trouble(const struct publisher *p)
+{
+    return outbox_trouble(p->box);
+}
