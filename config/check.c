@@ -102,6 +102,9 @@ static int check_stage(const struct config *config, struct error *e)
     if (!*config->memory) {
         return refuse(config, "memory", e, "is empty, but it takes a folder");
     }
+    if (!*config->listen) {
+        return refuse(config, "listen", e, "is empty, but it takes an address (0.0.0.0: all)");
+    }
     return 0;
 }
 

@@ -50,6 +50,9 @@ struct config {
     double min_score;
     int64_t evidence_max;
     bool evidence_text;
+    /* [console] */
+    char *listen;
+    int64_t port; /* 0: no console */
     /* [log] */
     int log_level; /* enum log_level */
     int log_format;

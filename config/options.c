@@ -93,13 +93,16 @@ const struct option config_options[OPTIONS] = {
     INT("predict", evidence_max, "5", 0, 10000, "most pieces of evidence in a prediction"),
     BOOL("predict", evidence_text, "false", "evidence carries its texts"),
 
+    STRING("console", listen, "127.0.0.1", "address at which /metrics, /ready, /ping and /version are answered; 0.0.0.0: every one of this machine"),
+    INT("console", port, "8080", 0, 65535, "port of the console; 0: no console"),
+
     ENUM("log", log_level, "info", level_names, "what is logged to standard error"),
     ENUM("log", log_format, "text", format_names, "form of a line of the log"),
 };
 /* clang-format on */
 
-const char *const config_sections[] = {"kafka",   "kafka.consumer", "kafka.producer", "topics", "stage",
-                                       "encoder", "memory",         "predict",        "log",    NULL};
+const char *const config_sections[] = {"kafka",  "kafka.consumer", "kafka.producer", "topics", "stage", "encoder",
+                                       "memory", "predict",        "console",        "log",    NULL};
 
 const struct option *option_named(const char *name)
 {

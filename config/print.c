@@ -18,6 +18,7 @@ static const char *const section_titles[] = {
     "the model",
     "what is remembered",
     "from similarity to labels",
+    "metrics and health over HTTP",
     "the log",
 };
 
