@@ -84,7 +84,7 @@ int command_run(int argc, char **argv)
     }
     cli_versions(c.backend->ops->library, encoder_name(c.encoder), &versions);
     log_info("%s; memory %s, brokers %s", versions.data, config.memory, config_bootstrap_servers(&config));
-    if (stage_start(&stage, &config, c.engine, c.memory, &e)) {
+    if (stage_start(&stage, &config, c.engine, c.memory, versions.data, &e)) {
         status = cli_fail("run", &e);
         goto done;
     }

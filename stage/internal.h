@@ -7,8 +7,10 @@
 #include <stdatomic.h>
 #include <stdint.h>
 
+#include "base/metrics.h"
 #include "consumer/consumer.h"
 #include "producer/producer.h"
+#include "stage/console/console.h"
 #include "stage/stage.h"
 
 /* ---- queue.c: between two threads of a lane ---- */
@@ -41,11 +43,30 @@ struct pulse {
 
 void pulse_begin(struct pulse *p, const char *step);
 void pulse_end(struct pulse *p);
+const char *pulse_hangs(struct pulse *p); /* the step that lasts too long, or NULL */
 
-enum { LIVE_SAMPLES = 1024 };
+enum { LIVE_SAMPLES = 1024, ERROR_KINDS = E_INTERNAL + 1 };
 
 struct stage_counters { /* since start; any thread adds */
-    _Atomic uint64_t texts, tokens, folds, forgets, dead_letters;
+    _Atomic uint64_t texts, tokens, folds, forgets, dead_letters, batches;
+    _Atomic uint64_t errors[ERROR_KINDS]; /* by error_code */
+};
+
+struct stage_meters { /* since start; any thread adds */
+    struct histogram batch_texts, batch_tokens, encode, retrieve, publish, text, live;
+};
+
+/* What the console shows beside them: samples that the caller's thread takes. */
+struct shown {
+    pthread_mutex_t lock; /* covers everything down to lags_count; no lane takes it */
+    char why[1100];       /* why the stage is not ready; empty: it is */
+    struct consumer_status texts;
+    size_t queue_tokens;
+    uint64_t keys, bytes, version;
+    char digest[33];
+    struct partition_lag *lags[2]; /* the tag lane's, the learn lane's */
+    size_t lags_count[2];
+    uint64_t memory_us, lags_us; /* when these were last taken; the caller's thread */
 };
 
 struct tag_lane;
@@ -66,10 +87,15 @@ struct stage {
     pthread_cond_t changed;
     bool ready; /* the learn lane has reached the end seen at start */
     struct error fault;
+    char waits[1024];              /* why the learn lane waits; empty: it does not */
     int64_t live_ms[LIVE_SAMPLES]; /* label-to-live of the interval's folds, the first so many */
     size_t live_count;
 
     struct stage_counters counters;
+    struct stage_meters meters;
+    struct shown shown;
+    struct console *console; /* NULL: none */
+    const char *versions;
     struct tag_lane *tag;
     struct learn_lane *learn;
 
@@ -83,7 +109,9 @@ void stage_thread_ends(struct stage *s);
 void stage_fail(struct stage *s, const struct error *e); /* keeps the first fault, begins the drain */
 void stage_live(struct stage *s, int64_t ms);            /* one fold's label-to-live */
 void stage_set_ready(struct stage *s);
-bool stage_wait_ready(struct stage *s); /* false: the stage stops before it was ready */
+void stage_waits(struct stage *s, const char *why);      /* the learn lane waits; "": not any more */
+void stage_error(struct stage *s, enum error_code code); /* counts it; any thread */
+bool stage_wait_ready(struct stage *s);                  /* false: the stage stops before it was ready */
 
 /* ---- the lanes ---- */
 
@@ -95,5 +123,23 @@ int tag_lane_start(struct tag_lane **out, struct stage *s, struct error *e);
 void tag_lane_close(struct tag_lane *t); /* joins; NULL is fine */
 void tag_lane_watch(struct tag_lane *t, void (*watch)(struct pulse *p, const char *lane));
 int64_t tag_lane_lag(struct tag_lane *t); /* -1: unknown */
+
+/* For what is shown; the caller's thread. Lags as text_consumer_lags; trouble: in words, NULL: none. */
+struct consumer_status tag_lane_status(struct tag_lane *t);
+size_t tag_lane_queued(struct tag_lane *t); /* tokens */
+const char *tag_lane_trouble(struct tag_lane *t);
+const char *tag_lane_hangs(struct tag_lane *t);
+ssize_t tag_lane_lags(struct tag_lane *t, struct partition_lag **out, int timeout_ms);
+bool learn_lane_opened(struct learn_lane *l); /* it has found brokers and topics */
+const char *learn_lane_trouble(struct learn_lane *l);
+ssize_t learn_lane_lags(struct learn_lane *l, struct partition_lag **out, int timeout_ms);
+
+/* ---- shown.c ---- */
+
+void shown_open(struct stage *s);
+void shown_close(struct stage *s);
+void shown_sample(struct stage *s);
+bool shown_ready(void *context, struct buffer *why);
+void shown_metrics(void *context, struct buffer *out);
 
 #endif

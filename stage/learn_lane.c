@@ -29,6 +29,7 @@ struct learn_lane {
     struct consumed *records[BATCH_RECORDS];
     struct fold folds[BATCH_RECORDS];
     size_t count;
+    _Atomic bool opened; /* consumer and publisher are there */
     bool ready;
     bool full_said;
     bool looking;        /* the ends at the last look are not reached yet */
@@ -39,6 +40,25 @@ struct learn_lane {
 struct pulse *learn_lane_pulse(struct learn_lane *l)
 {
     return &l->pulse;
+}
+
+bool learn_lane_opened(struct learn_lane *l)
+{
+    return atomic_load(&l->opened);
+}
+
+const char *learn_lane_trouble(struct learn_lane *l)
+{
+    if (!atomic_load(&l->opened)) {
+        return NULL;
+    }
+    const char *reading = learn_consumer_trouble(l->consumer);
+    return !reading && atomic_load(&l->pulse.step) ? publisher_trouble(l->publisher) : reading;
+}
+
+ssize_t learn_lane_lags(struct learn_lane *l, struct partition_lag **out, int timeout_ms)
+{
+    return atomic_load(&l->opened) ? learn_consumer_lags(l->consumer, out, timeout_ms) : -1;
 }
 
 /* ---- ready ---- */
@@ -68,6 +88,8 @@ static void lane_full(struct learn_lane *l, const struct error *e)
 {
     if (!l->full_said) {
         log_error("the learn lane waits, nothing is lost: %s", e->text);
+        stage_waits(l->stage, e->text);
+        stage_error(l->stage, e->code);
         l->full_said = true;
     }
     if (e->code != E_DISK_FULL) {
@@ -85,6 +107,7 @@ static void lane_flows(struct learn_lane *l)
 {
     if (l->full_said && clock_us() - l->refused_us >= FLOWS_US) {
         log_info("the learn lane goes on");
+        stage_waits(l->stage, "");
         l->full_said = false;
     }
 }
@@ -142,6 +165,7 @@ static int lane_open(struct learn_lane *l, struct error *e)
         publisher_open(&l->publisher, s->config, NULL, &s->wait_finish, e)) {
         goto done;
     }
+    atomic_store(&l->opened, true);
     while ((result = lane_note(l, true, stats.caught_up_ms ? 0 : clock_wall_ms(), e)) != 0 && e->class == ERROR_RETRY &&
            !atomic_load(&s->stopping)) {
         lane_full(l, e);
@@ -227,6 +251,9 @@ static int lane_bury(struct learn_lane *l, struct error *e)
         publisher_commit(l->publisher, e)) {
         publisher_abort(l->publisher);
         return -1;
+    }
+    for (size_t i = 0; i < n; i++) {
+        stage_error(l->stage, outcomes[i].input->poison->code);
     }
     atomic_fetch_add(&l->stage->counters.dead_letters, n);
     return 0;

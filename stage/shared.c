@@ -2,12 +2,15 @@
 #include "stage/internal.h"
 
 #include <signal.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "base/clock.h"
 
 /* How long a stop waits for brokers before it leaves the rest to the next owner. */
 enum { DRAIN_US = 8 * 1000 * 1000 };
+/* From when on a step hangs. */
+enum { HANG_US = 60 * 1000 * 1000 };
 
 int stage_thread(struct stage *s, pthread_t *thread, void *(*main)(void *), void *context, struct error *e)
 {
@@ -37,6 +40,7 @@ void stage_fail(struct stage *s, const struct error *e)
         s->fault = *e;
     }
     pthread_mutex_unlock(&s->lock);
+    stage_error(s, e->code);
     stage_stop(s);
 }
 
@@ -87,8 +91,27 @@ void pulse_end(struct pulse *p)
     atomic_store(&p->step, NULL);
 }
 
+const char *pulse_hangs(struct pulse *p)
+{
+    const char *step = atomic_load(&p->step);
+    return step && clock_us() - atomic_load(&p->since_us) > HANG_US ? step : NULL;
+}
+
+void stage_waits(struct stage *s, const char *why)
+{
+    pthread_mutex_lock(&s->lock);
+    snprintf(s->waits, sizeof s->waits, "%s", why);
+    pthread_mutex_unlock(&s->lock);
+}
+
+void stage_error(struct stage *s, enum error_code code)
+{
+    atomic_fetch_add(&s->counters.errors[code], 1);
+}
+
 void stage_live(struct stage *s, int64_t ms)
 {
+    histogram_add(&s->meters.live, ms < 0 ? 0 : (uint64_t)ms * 1000);
     pthread_mutex_lock(&s->lock);
     if (s->live_count < LIVE_SAMPLES) {
         s->live_ms[s->live_count++] = ms < 0 ? 0 : ms;

@@ -12,7 +12,6 @@
 
 enum {
     REPORT_US = 10 * 1000 * 1000,
-    HANG_US = 60 * 1000 * 1000,
 };
 
 /* ---- threads, faults, readiness ---- */
@@ -34,10 +33,9 @@ static bool stage_may_finish(void *context)
 
 static void stage_watch(struct pulse *p, const char *lane)
 {
-    const char *step = atomic_load(&p->step);
-    uint64_t since_us = atomic_load(&p->since_us);
-    if (step && clock_us() - since_us > HANG_US && !atomic_exchange(&p->reported, true)) {
-        log_warn("the %s lane has been %s for more than %d s", lane, step, HANG_US / 1000000);
+    const char *step = pulse_hangs(p);
+    if (step && !atomic_exchange(&p->reported, true)) {
+        log_warn("the %s lane has been %s for more than a minute", lane, step);
     }
 }
 
@@ -106,6 +104,10 @@ void stage_tick(struct stage *s)
 {
     stage_watch(learn_lane_pulse(s->learn), "learn");
     tag_lane_watch(s->tag, stage_watch);
+    if (s->console) {
+        shown_sample(s);
+        console_sweep(s->console);
+    }
     uint64_t now = clock_us();
     if (now - s->tick_us >= REPORT_US) {
         stage_report(s, (double)(now - s->tick_us) / 1e6);
@@ -115,20 +117,36 @@ void stage_tick(struct stage *s)
 
 /* ---- start and close ---- */
 
+/* Before the lanes: a port in use is refused with nothing begun. */
+static int stage_console(struct stage *s, struct error *e)
+{
+    struct console_source source = {shown_metrics, shown_ready, s, s->versions};
+    if (s->config->port == 0) {
+        return 0;
+    }
+    if (console_open(&s->console, s->config->listen, (uint16_t)s->config->port, &source, e)) {
+        return -1;
+    }
+    log_info("console: http://%s:%d with /metrics, /ready, /ping, /version", s->config->listen, (int)s->config->port);
+    return 0;
+}
+
 int stage_start(struct stage **out, const struct config *config, struct engine *engine, struct memory *memory,
-                struct error *e)
+                const char *versions, struct error *e)
 {
     struct stage *s = mem_zero(1, sizeof *s);
     s->config = config;
     s->engine = engine;
     s->memory = memory;
+    s->versions = versions;
     s->wait_run = (struct kafka_wait){stage_runs, s};
     s->wait_finish = (struct kafka_wait){stage_may_finish, s};
     s->tick_us = clock_us();
     pthread_mutex_init(&s->lock, NULL);
     pthread_cond_init(&s->changed, NULL);
     engine_set_ready(engine, false);
-    if (tag_lane_start(&s->tag, s, e) || learn_lane_start(&s->learn, s, e)) {
+    shown_open(s);
+    if (stage_console(s, e) || tag_lane_start(&s->tag, s, e) || learn_lane_start(&s->learn, s, e)) {
         stage_close(s, NULL);
         return -1;
     }
@@ -142,6 +160,7 @@ int stage_close(struct stage *s, struct error *e)
         return 0;
     }
     stage_stop(s);
+    console_close(s->console);
     tag_lane_close(s->tag);
     learn_lane_close(s->learn);
     int result = 0;
@@ -151,6 +170,7 @@ int stage_close(struct stage *s, struct error *e)
         }
         result = -1;
     }
+    shown_close(s);
     pthread_cond_destroy(&s->changed);
     pthread_mutex_destroy(&s->lock);
     free(s);

@@ -14,10 +14,10 @@
 
 struct stage;
 
-/* Starts the lanes and returns at once; brokers are waited for in the background. config, engine and memory are
- * borrowed until stage_close. */
+/* Opens the console (where config names a port) and starts the lanes; brokers are waited for in the background. config,
+ * engine, memory and versions (one line for people) are borrowed until stage_close. FATAL, E_IO: the port is in use. */
 int stage_start(struct stage **out, const struct config *config, struct engine *engine, struct memory *memory,
-                struct error *e);
+                const char *versions, struct error *e);
 
 /* Begins the drain: batches in compute are published and committed, texts that only wait are left to the next owner.
  * Any thread, at once; a second call changes nothing. */
@@ -26,7 +26,8 @@ void stage_stop(struct stage *s);
 /* Have all lanes ended, after stage_stop or by a fault? Any thread. */
 bool stage_ended(const struct stage *s);
 
-/* Call about once a second: logs the figures of the last 10 s when there was work in them, and a step that hangs. */
+/* Call about once a second: takes what the console shows; logs the figures of the last 10 s when there was work in
+ * them, and a step that hangs. */
 void stage_tick(struct stage *s);
 
 /* Stops if nobody has, waits for the lanes and frees. -1: the fault that ended the stage. */

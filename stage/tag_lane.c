@@ -30,6 +30,7 @@ struct work {
     struct tokens tokens;
     struct prediction prediction;
     struct buffer value; /* the output record */
+    uint64_t polled_us;
     const struct tag_lane *lane;
 };
 
@@ -123,6 +124,7 @@ static void lane_take_in(struct tag_lane *t, struct consumed *consumed)
     struct work *w = mem_zero(1, sizeof *w);
     w->lane = t;
     w->consumed = consumed;
+    w->polled_us = clock_us();
     if (consumed->kind == CONSUMED_RECORD) {
         encoder_tokenize(engine_encoder(t->stage->engine), ENCODER_TEXT, consumed->text.text, &w->tokens);
     }
@@ -195,12 +197,23 @@ static void work_encode(struct work *w)
     record_encode_prediction(&w->prediction, &c->text, &source, w->lane->stage->config->evidence_text, &w->value);
 }
 
+static void lane_computed(struct stage *s, size_t texts, uint64_t tokens, const struct predict_times *times)
+{
+    atomic_fetch_add(&s->counters.tokens, tokens);
+    atomic_fetch_add(&s->counters.batches, 1);
+    histogram_add(&s->meters.batch_texts, texts);
+    histogram_add(&s->meters.batch_tokens, tokens);
+    histogram_add(&s->meters.encode, times->encode_us);
+    histogram_add(&s->meters.retrieve, times->retrieve_us);
+}
+
 /* Predicts what is a text and still ours; the rest of the batch passes as it is. */
 static int lane_compute(struct tag_lane *t, struct batch *b, struct error *e)
 {
     const struct tokens **inputs = mem_alloc(b->count * sizeof *inputs);
     struct work **texts = mem_alloc(b->count * sizeof *texts);
     struct prediction *predictions = NULL;
+    struct predict_times times = {0};
     size_t n = 0;
     uint64_t tokens = 0;
     for (size_t i = 0; i < b->count; i++) {
@@ -214,13 +227,13 @@ static int lane_compute(struct tag_lane *t, struct batch *b, struct error *e)
     int result = 0;
     if (n > 0) {
         predictions = mem_zero(n, sizeof *predictions);
-        result = engine_predict(t->stage->engine, inputs, n, predictions, NULL, e);
+        result = engine_predict(t->stage->engine, inputs, n, predictions, &times, e);
     }
     for (size_t i = 0; i < n && result == 0; i++) {
         texts[i]->prediction = predictions[i];
     }
-    if (result == 0) {
-        atomic_fetch_add(&t->stage->counters.tokens, tokens);
+    if (result == 0 && n > 0) {
+        lane_computed(t->stage, n, tokens, &times);
     }
     free(predictions);
     free(texts);
@@ -302,7 +315,7 @@ static void outcomes_fill(struct outcomes *o, const struct batch *b, size_t *fro
             continue;
         }
         struct outcome *outcome = &o->list[o->count++];
-        *outcome = (struct outcome){.input = w->consumed};
+        *outcome = (struct outcome){.input = w->consumed, .context = w};
         if (w->consumed->kind == CONSUMED_NULL) {
             outcome->kind = OUTCOME_NULL;
         } else if (w->consumed->kind == CONSUMED_POISON) {
@@ -312,10 +325,30 @@ static void outcomes_fill(struct outcomes *o, const struct batch *b, size_t *fro
             outcome->kind = OUTCOME_PREDICTION;
             outcome->value = (struct slice){w->value.data, w->value.bytes};
             outcome->smaller = work_smaller;
-            outcome->context = w;
         }
         outcomes_offset(o, w->consumed);
     }
+}
+
+static void lane_published(struct stage *s, const struct outcomes *o, uint64_t begun_us)
+{
+    uint64_t now = clock_us();
+    size_t dead_letters = 0;
+    for (size_t i = 0; i < o->count; i++) {
+        const struct outcome *outcome = &o->list[i];
+        const struct work *w = outcome->context;
+        histogram_add(&s->meters.text, now - w->polled_us);
+        if (outcome->kind == OUTCOME_DEAD_LETTER) {
+            stage_error(s, outcome->input->poison->code);
+            dead_letters++;
+        } else if (outcome->dead_lettered) {
+            stage_error(s, E_REFUSED);
+            dead_letters++;
+        }
+    }
+    histogram_add(&s->meters.publish, now - begun_us);
+    atomic_fetch_add(&s->counters.dead_letters, dead_letters);
+    atomic_fetch_add(&s->counters.texts, o->count);
 }
 
 static int lane_publish(struct tag_lane *t, const struct batch *b, struct outcomes *o, struct error *e)
@@ -325,18 +358,14 @@ static int lane_publish(struct tag_lane *t, const struct batch *b, struct outcom
         if (o->count == 0) {
             continue;
         }
+        uint64_t begun_us = clock_us();
         if (publisher_begin(t->publisher, e) ||
             publisher_publish(t->publisher, o->list, o->count, o->offsets, o->offsets_count, e) ||
             publisher_commit(t->publisher, e)) {
             publisher_abort(t->publisher);
             return -1;
         }
-        size_t dead_letters = 0;
-        for (size_t i = 0; i < o->count; i++) {
-            dead_letters += o->list[i].dead_lettered || o->list[i].kind == OUTCOME_DEAD_LETTER;
-        }
-        atomic_fetch_add(&t->stage->counters.dead_letters, dead_letters);
-        atomic_fetch_add(&t->stage->counters.texts, o->count);
+        lane_published(t->stage, o, begun_us);
     }
     return 0;
 }
@@ -426,6 +455,33 @@ void tag_lane_watch(struct tag_lane *t, void (*watch)(struct pulse *p, const cha
 {
     watch(&t->compute_pulse, "tag");
     watch(&t->publish_pulse, "tag");
+}
+
+struct consumer_status tag_lane_status(struct tag_lane *t)
+{
+    return text_consumer_status(t->consumer);
+}
+
+size_t tag_lane_queued(struct tag_lane *t)
+{
+    return queue_weight(t->texts);
+}
+
+/* The producer's trouble counts while something is with it: idle, it does not learn that it is over. */
+const char *tag_lane_trouble(struct tag_lane *t)
+{
+    return atomic_load(&t->publish_pulse.step) ? publisher_trouble(t->publisher) : NULL;
+}
+
+const char *tag_lane_hangs(struct tag_lane *t)
+{
+    const char *step = pulse_hangs(&t->compute_pulse);
+    return step ? step : pulse_hangs(&t->publish_pulse);
+}
+
+ssize_t tag_lane_lags(struct tag_lane *t, struct partition_lag **out, int timeout_ms)
+{
+    return text_consumer_lags(t->consumer, out, timeout_ms);
 }
 
 int64_t tag_lane_lag(struct tag_lane *t)
