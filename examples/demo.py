@@ -86,8 +86,8 @@ class Demo:
 
     def start_stage(self):
         with open(self.log, "wb") as log:
-            self.stage = subprocess.Popen([ENGRAM, "run", "--memory", self.memory, *self.kafka_flags()], stderr=log,
-                                          stdout=subprocess.DEVNULL)
+            self.stage = subprocess.Popen([ENGRAM, "run", "--memory", self.memory, "--port", "0",
+                                           *self.kafka_flags()], stderr=log, stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + 60
         while "ready" not in self.stage_log():
             self.check_stage()

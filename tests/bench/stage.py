@@ -44,7 +44,7 @@ class Stage:
 
     def __init__(self, options, broker, folder, *flags):
         self.command = [options.engram, "run", "--model", options.model, "--memory", str(folder / "memory"), "-X",
-                        f"bootstrap.servers={broker.address}", "--timestamp", "now", *flags]
+                        f"bootstrap.servers={broker.address}", "--timestamp", "now", "--port", "0", *flags]
         self.log = folder / "stage.log"
         self.peak_mib = 0.0
 

@@ -46,7 +46,8 @@ def memory_stats(memory):
 
 
 class Stage:
-    """`engram run` with the given flags; its log goes to a file in `folder`. Made by the fixture `stage`."""
+    """`engram run` with the given flags; its log goes to a file in `folder`. Made by the fixture `stage`.
+    Without a console, for several run on one machine, unless a test gives it a --port."""
 
     def __init__(self, flags, folder, memory, env=None):
         self.flags = [str(flag) for flag in flags]
@@ -59,8 +60,8 @@ class Stage:
         with open(self.log_path, "ab") as log:
             self._log_start = log.tell()
             self.process = subprocess.Popen(
-                [ENGRAM, "run", "--memory", self.memory, *self.flags], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                env=environment(self._env), preexec_fn=_die_with_parent)
+                [ENGRAM, "run", "--memory", self.memory, "--port", "0", *self.flags], stdin=subprocess.DEVNULL,
+                stdout=log, stderr=log, env=environment(self._env), preexec_fn=_die_with_parent)
 
     def restart(self, *more_flags):
         """The same again after an end, kill or stop; more_flags stay."""
