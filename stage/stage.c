@@ -127,7 +127,9 @@ static int stage_console(struct stage *s, struct error *e)
     if (console_open(&s->console, s->config->listen, (uint16_t)s->config->port, &source, e)) {
         return -1;
     }
-    log_info("console: http://%s:%d with /metrics, /ready, /ping, /version", s->config->listen, (int)s->config->port);
+    bool v6 = strchr(s->config->listen, ':') != NULL;
+    log_info("console: http://%s%s%s:%d with /metrics, /ready, /ping, /version", v6 ? "[" : "", s->config->listen,
+             v6 ? "]" : "", (int)s->config->port);
     return 0;
 }
 

@@ -19,11 +19,12 @@
 
 enum {
     CONNECTIONS_MAX = 64,
+    CONNECTIONS_EACH = 16,       /* of one address: a hostile one leaves room for the health check of others */
     CONNECTION_BYTES = 16 << 10, /* request line and headers, and what is read and written at once */
     SILENT_S = 5,
     LIFE_US = 10 * 1000 * 1000,
     BACKLOG = 64,
-    NICE = 10,
+    NICE = 19,
 };
 
 struct connection_slot {
@@ -146,29 +147,50 @@ void console_sweep(struct console *c)
 
 /* ---- opening and closing ---- */
 
-/* A listening socket, or -1. */
+/* -1: errno says why. */
+static int listen_socket(const struct addrinfo *at)
+{
+    int on = 1;
+    int fd = socket(at->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (fd >= 0 && (setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on) || bind(fd, at->ai_addr, at->ai_addrlen) ||
+                    listen(fd, BACKLOG))) {
+        int failed = errno;
+        close(fd);
+        errno = failed;
+        fd = -1;
+    }
+    return fd;
+}
+
+static bool not_here(int failed)
+{
+    return failed == EADDRNOTAVAIL || failed == EAFNOSUPPORT;
+}
+
+/* A listening socket, or -1. A name may have several addresses: the first one that this machine has. */
 static int listen_at(const char *address, uint16_t port, struct error *e)
 {
     const struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE | AI_NUMERICSERV};
     struct addrinfo *found = NULL;
     char service[8];
-    int on = 1;
     snprintf(service, sizeof service, "%u", (unsigned)port);
     int failed = getaddrinfo(address, service, &hints, &found);
     if (failed) {
         return error_set(e, ERROR_FATAL, E_IO, "the console cannot listen at '%s': %s: check the option listen",
                          address, gai_strerror(failed));
     }
-    int fd = socket(found->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on) ||
-        bind(fd, found->ai_addr, found->ai_addrlen) || listen(fd, BACKLOG)) {
-        error_set(e, ERROR_FATAL, E_IO,
-                  "the console cannot listen at %s, port %s: %s: choose another port (--port; 0: no console)", address,
-                  service, strerror(errno));
+    int fd = -1;
+    errno = EADDRNOTAVAIL;
+    for (const struct addrinfo *at = found; at && not_here(errno); at = at->ai_next) {
+        fd = listen_socket(at);
         if (fd >= 0) {
-            close(fd);
+            break;
         }
-        fd = -1;
+    }
+    if (fd < 0) {
+        error_set(e, ERROR_FATAL, E_IO,
+                  "the console cannot listen at %s, port %s: %s: choose another with %s (--port 0: no console)",
+                  address, service, strerror(errno), not_here(errno) ? "--listen" : "--port");
     }
     freeaddrinfo(found);
     return fd;
@@ -182,9 +204,10 @@ static struct MHD_Daemon *daemon_start(struct console *c, int fd)
     pthread_sigmask(SIG_SETMASK, &all, &before); /* signals are the main thread's */
     struct MHD_Daemon *daemon =
         MHD_start_daemon(MHD_USE_AUTO_INTERNAL_THREAD, 0, NULL, NULL, request, c, MHD_OPTION_LISTEN_SOCKET, fd,
-                         MHD_OPTION_CONNECTION_LIMIT, (unsigned)CONNECTIONS_MAX, MHD_OPTION_CONNECTION_MEMORY_LIMIT,
-                         (size_t)CONNECTION_BYTES, MHD_OPTION_CONNECTION_TIMEOUT, (unsigned)SILENT_S,
-                         MHD_OPTION_NOTIFY_CONNECTION, connection_changes, c, MHD_OPTION_END);
+                         MHD_OPTION_CONNECTION_LIMIT, (unsigned)CONNECTIONS_MAX, MHD_OPTION_PER_IP_CONNECTION_LIMIT,
+                         (unsigned)CONNECTIONS_EACH, MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)CONNECTION_BYTES,
+                         MHD_OPTION_CONNECTION_TIMEOUT, (unsigned)SILENT_S, MHD_OPTION_NOTIFY_CONNECTION,
+                         connection_changes, c, MHD_OPTION_END);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     return daemon;
 }
