@@ -42,6 +42,7 @@ struct kafka_client {
     _Atomic bool expired; /* a consumer's session in its group ran out here, and it has not joined again yet */
     bool quiet;           /* trouble is not told: the command line says it itself */
     uint64_t asked_us;    /* when kafka_client_recheck last asked; the thread that polls */
+    uint64_t fetched_us;  /* when refetch last fetched anew; the thread that polls */
     char reason[160];     /* the last connection's error; for messages, always terminated */
 };
 

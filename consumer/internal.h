@@ -15,6 +15,14 @@ int consumer_configure(rd_kafka_conf_t *conf, struct error *e);
 int offsets_query(struct kafka_client *c, rd_kafka_topic_partition_list_t *list, int64_t which, int timeout_ms,
                   struct error *e);
 
+/* For a consumer in trouble: fetches anew from the offsets in list, every 5 s at most. librdkafka tells an error once
+ * and an end once, so where nothing is written only another fetch shows that the trouble is over. The thread that
+ * polls; what it polls next comes from there. */
+void refetch(struct kafka_client *c, rd_kafka_topic_partition_list_t *list);
+
+/* Counts trouble that is no client's own: see kafka_troubles. */
+void trouble_count(void);
+
 /* Between two attempts, before anything is assigned: 100 ms, callbacks served. False: told to give up. */
 bool client_pause(struct kafka_client *c, const struct kafka_wait *wait);
 

@@ -13,6 +13,7 @@
 enum {
     RECHECK_US = 2000000,
     RECHECK_MS = 200,
+    REFETCH_US = 5000000,
     STEP_MS = 100,
     DESTROY_US = 5000000,
 };
@@ -110,6 +111,11 @@ uint64_t kafka_troubles(void)
     return atomic_load(&troubles);
 }
 
+void trouble_count(void)
+{
+    atomic_fetch_add(&troubles, 1);
+}
+
 const char *kafka_client_told(const struct kafka_client *c)
 {
     int err = atomic_load(&c->trouble);
@@ -125,7 +131,7 @@ void kafka_client_trouble(struct kafka_client *c, int err, const char *text)
     if (same_trouble(before, err)) {
         return;
     }
-    atomic_fetch_add(&troubles, 1);
+    trouble_count();
     if (unreachable(err)) {
         log_warn("%s: no broker answers at %s%s%s: is it running, is bootstrap.servers right? Trying on", c->what,
                  c->brokers, *c->reason ? ": " : "", c->reason);
@@ -414,6 +420,19 @@ int offsets_query(struct kafka_client *c, rd_kafka_topic_partition_list_t *list,
                          rd_kafka_err2str(err));
     }
     return 0;
+}
+
+void refetch(struct kafka_client *c, rd_kafka_topic_partition_list_t *list)
+{
+    uint64_t now = clock_us();
+    if (!list->cnt || now - c->fetched_us < REFETCH_US) {
+        return;
+    }
+    rd_kafka_error_t *error = rd_kafka_seek_partitions(c->rk, list, 0);
+    if (error) {
+        rd_kafka_error_destroy(error); /* tried again in a while */
+    }
+    c->fetched_us = now;
 }
 
 int consumer_configure(rd_kafka_conf_t *conf, struct error *e)

@@ -25,6 +25,7 @@ struct learn_partition {
     int64_t start, end;
     bool stored;
     int64_t look_end; /* at the last look; the poll thread's */
+    bool troubled;    /* an error came, and nothing since; the poll thread's */
     int64_t position; /* under the lock */
     bool caught_up;   /* under the lock */
 };
@@ -353,11 +354,37 @@ static void position_move(struct learn_consumer *c, struct learn_partition *p, i
     pthread_mutex_unlock(&c->lock);
 }
 
+/* Something came from p, which says nothing of the others. */
+static void partition_works(struct learn_consumer *c, struct learn_partition *p)
+{
+    p->troubled = false;
+    for (size_t i = 0; i < c->count; i++) {
+        if (c->partitions[i].troubled) {
+            return;
+        }
+    }
+    kafka_client_works(&c->client);
+}
+
+/* Some errors name no partition: then it may be any of them. */
+static void troubled_refetch(struct learn_consumer *c)
+{
+    if (!kafka_client_told(&c->client) || c->paused) {
+        return;
+    }
+    rd_kafka_topic_partition_list_t *list = kafka_list(c);
+    for (int i = 0; i < list->cnt; i++) {
+        list->elems[i].offset = c->partitions[i].position;
+    }
+    refetch(&c->client, list);
+    rd_kafka_topic_partition_list_destroy(list);
+}
+
 static int poll_event(struct learn_consumer *c, const rd_kafka_message_t *m, struct error *e)
 {
     struct learn_partition *p = partition_find(c, m);
     if (m->err == RD_KAFKA_RESP_ERR__PARTITION_EOF && p) {
-        kafka_client_works(&c->client);
+        partition_works(c, p);
         position_move(c, p, m->offset);
         return 0;
     }
@@ -366,6 +393,9 @@ static int poll_event(struct learn_consumer *c, const rd_kafka_message_t *m, str
                          "topic '%s', partition %d has no offset %" PRId64
                          " any more: it was cut, made anew or outlived its retention: " REPLACE_MEMORY,
                          p ? p->topic : "?", m->partition, p ? p->position : m->offset);
+    }
+    if (p) {
+        p->troubled = true;
     }
     kafka_client_trouble(&c->client, m->err, rd_kafka_message_errstr(m));
     return 0;
@@ -377,7 +407,7 @@ int learn_consumer_poll(struct learn_consumer *c, int timeout_ms, struct consume
     rd_kafka_message_t *m = rd_kafka_consumer_poll(c->client.rk, timeout_ms);
     struct learn_partition *p = m && !m->err ? partition_find(c, m) : NULL;
     if (p) {
-        kafka_client_works(&c->client);
+        partition_works(c, p);
         position_move(c, p, m->offset + 1);
         *out = consumed_new(m, p->from, p->topic, 0);
         return 1;
@@ -389,6 +419,7 @@ int learn_consumer_poll(struct learn_consumer *c, int timeout_ms, struct consume
     } else {
         kafka_client_recheck(&c->client);
     }
+    troubled_refetch(c);
     return result;
 }
 

@@ -23,6 +23,7 @@ enum {
 struct text_partition {
     uint64_t epoch;   /* of the present assignment; 0: not ours */
     int64_t position; /* next offset to read; -1: not known yet */
+    bool troubled;    /* an error came, and nothing since */
 };
 
 struct text_consumer {
@@ -35,7 +36,8 @@ struct text_consumer {
     _Atomic bool paused; /* the poll thread writes */
     _Atomic bool joined;
     _Atomic uint64_t rebalances;
-    uint64_t epoch; /* the last one given; poll thread */
+    _Atomic int uncommitted; /* the rd_kafka_resp_err_t for which offsets are not committed; 0: none */
+    uint64_t epoch;          /* the last one given; poll thread */
 
     pthread_mutex_t lock; /* covers what is below */
     struct text_partition *partitions;
@@ -76,7 +78,7 @@ static void partitions_take(struct text_consumer *c, const rd_kafka_topic_partit
                    (partition + 1 - c->partitions_count) * sizeof *c->partitions);
             c->partitions_count = partition + 1;
         }
-        c->partitions[partition] = (struct text_partition){c->epoch, list->elems[i].offset};
+        c->partitions[partition] = (struct text_partition){c->epoch, list->elems[i].offset, false};
         if (list->elems[i].offset < 0) {
             c->partitions[partition].position = -1;
         }
@@ -89,8 +91,43 @@ static void partitions_drop(struct text_consumer *c)
     pthread_mutex_lock(&c->lock);
     for (size_t i = 0; i < c->partitions_count; i++) {
         c->partitions[i].epoch = 0;
+        c->partitions[i].troubled = false;
     }
     pthread_mutex_unlock(&c->lock);
+}
+
+/* Marks a partition, or takes the mark away: something came from it, which says nothing of the others. */
+static void partition_troubled(struct text_consumer *c, int32_t partition, bool troubled)
+{
+    bool any = false;
+    pthread_mutex_lock(&c->lock);
+    for (size_t i = 0; i < c->partitions_count; i++) {
+        struct text_partition *p = &c->partitions[i];
+        p->troubled = partition == (int32_t)i ? troubled && p->epoch : p->troubled;
+        any = any || p->troubled;
+    }
+    pthread_mutex_unlock(&c->lock);
+    if (!any && !troubled) {
+        kafka_client_works(c->client);
+    }
+}
+
+/* Some errors name no partition: then it may be any of them. */
+static void troubled_refetch(struct text_consumer *c)
+{
+    if (!kafka_client_told(c->client) || c->paused) {
+        return;
+    }
+    rd_kafka_topic_partition_list_t *list = rd_kafka_topic_partition_list_new(16);
+    pthread_mutex_lock(&c->lock);
+    for (size_t i = 0; i < c->partitions_count; i++) {
+        if (c->partitions[i].epoch && c->partitions[i].position >= 0) {
+            rd_kafka_topic_partition_list_add(list, c->topic, (int32_t)i)->offset = c->partitions[i].position;
+        }
+    }
+    pthread_mutex_unlock(&c->lock);
+    refetch(c->client, list);
+    rd_kafka_topic_partition_list_destroy(list);
 }
 
 static uint64_t position_move(struct text_consumer *c, int32_t partition, int64_t position)
@@ -227,6 +264,9 @@ static void assign(struct text_consumer *c, rd_kafka_topic_partition_list_t *lis
     atomic_store(&c->client->expired, false);
     atomic_store(&c->joined, true);
     atomic_fetch_add(&c->rebalances, 1);
+    if (!list->cnt) {
+        kafka_client_works(c->client); /* what was wrong with partitions is another replica's to tell */
+    }
     if (c->paused && list->cnt) {
         rd_kafka_pause_partitions(c->client->rk, list);
     }
@@ -404,8 +444,11 @@ static int fatal_check(struct text_consumer *c, struct error *e)
 /* What poll hands out beside messages: ends, and trouble that librdkafka goes on trying to overcome. */
 static void poll_event(struct text_consumer *c, const rd_kafka_message_t *m)
 {
+    if (m->err != RD_KAFKA_RESP_ERR__PARTITION_EOF) {
+        partition_troubled(c, m->partition, true);
+    }
     if (m->err == RD_KAFKA_RESP_ERR__PARTITION_EOF) {
-        kafka_client_works(c->client);
+        partition_troubled(c, m->partition, false);
         position_move(c, m->partition, m->offset);
     } else if (m->err == RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART) {
         struct buffer line = {0};
@@ -422,7 +465,7 @@ int text_consumer_poll(struct text_consumer *c, int timeout_ms, struct consumed 
     *out = NULL;
     rd_kafka_message_t *m = rd_kafka_consumer_poll(c->client->rk, timeout_ms);
     if (m && !m->err) {
-        kafka_client_works(c->client);
+        partition_troubled(c, m->partition, false);
         uint64_t epoch = position_move(c, m->partition, m->offset + 1);
         *out = consumed_new(m, FROM_TEXTS, c->topic, epoch);
         return 1;
@@ -433,6 +476,7 @@ int text_consumer_poll(struct text_consumer *c, int timeout_ms, struct consumed 
     } else {
         kafka_client_recheck(c->client);
     }
+    troubled_refetch(c);
     return fatal_check(c, e);
 }
 
@@ -516,8 +560,8 @@ static bool not_ours(rd_kafka_resp_err_t err)
            err == RD_KAFKA_RESP_ERR_REBALANCE_IN_PROGRESS || err == RD_KAFKA_RESP_ERR__ASSIGNMENT_LOST;
 }
 
-int text_consumer_commit(struct text_consumer *c, const struct partition_offset *offsets, size_t n,
-                         const struct kafka_wait *wait, struct error *e)
+static int commit_until_taken(struct text_consumer *c, const struct partition_offset *offsets, size_t n,
+                              const struct kafka_wait *wait, struct error *e)
 {
     for (bool told = false;;) {
         struct kafka_client *client = c->client;
@@ -542,7 +586,9 @@ int text_consumer_commit(struct text_consumer *c, const struct partition_offset 
         }
         if (!told) { /* apart from the client's trouble, which each text that comes ends */
             log_warn("texts: offsets are not committed: %s: trying on", rd_kafka_err2str(err));
+            trouble_count();
             told = true;
+            atomic_store(&c->uncommitted, err);
         }
         if (!kafka_wait_go_on(wait)) {
             return error_set(e, ERROR_RETRY, E_BROKER, "offsets of %s are not committed: %s", c->topic,
@@ -550,6 +596,14 @@ int text_consumer_commit(struct text_consumer *c, const struct partition_offset 
         }
         clock_sleep_ms(COMMIT_STEP_MS);
     }
+}
+
+int text_consumer_commit(struct text_consumer *c, const struct partition_offset *offsets, size_t n,
+                         const struct kafka_wait *wait, struct error *e)
+{
+    int result = commit_until_taken(c, offsets, n, wait, e);
+    atomic_store(&c->uncommitted, RD_KAFKA_RESP_ERR_NO_ERROR);
+    return result;
 }
 
 ssize_t text_consumer_lags(struct text_consumer *c, struct partition_lag **out, int timeout_ms)
@@ -595,10 +649,12 @@ int64_t text_consumer_lag(struct text_consumer *c, int timeout_ms)
 
 struct consumer_status text_consumer_status(struct text_consumer *c)
 {
+    const char *trouble = kafka_client_told(c->client);
+    int uncommitted = atomic_load(&c->uncommitted);
     return (struct consumer_status){
         .joined = atomic_load(&c->joined),
         .paused = atomic_load(&c->paused) ? text_consumer_assigned(c) : 0,
         .rebalances = atomic_load(&c->rebalances),
-        .trouble = kafka_client_told(c->client),
+        .trouble = !trouble && uncommitted ? rd_kafka_err2str(uncommitted) : trouble,
     };
 }

@@ -29,10 +29,10 @@ static void why_not_ready(struct stage *s, char *why, size_t bytes)
         return;
     }
     struct consumer_status texts = tag_lane_status(s->tag);
-    const char *trouble = learn_lane_trouble(s->learn);
-    trouble = trouble ? trouble : ready && texts.trouble ? texts.trouble : tag_lane_trouble(s->tag);
-    if (trouble) {
-        snprintf(why, bytes, "Kafka: %s", trouble);
+    const char *learn = learn_lane_trouble(s->learn);
+    const char *tag = ready && texts.trouble ? texts.trouble : tag_lane_trouble(s->tag);
+    if (learn || tag) {
+        snprintf(why, bytes, "the %s lane waits for Kafka: %s", learn ? "learn" : "tag", learn ? learn : tag);
     } else if (!ready) {
         snprintf(why, bytes, "%s",
                  learn_lane_opened(s->learn) ? "the memory is catching up" : "waiting for the brokers and topics");
