@@ -36,14 +36,15 @@ struct kafka_client {
     struct rd_kafka_s *rk;
     const char *what; /* "texts": which client, in messages */
     const char *brokers;
-    void *owner;          /* for the callbacks of the room that opened it */
-    _Atomic int trouble;  /* the rd_kafka_resp_err_t logged last and not over yet; 0: none */
-    _Atomic bool reached; /* some broker answered since the start */
-    _Atomic bool expired; /* a consumer's session in its group ran out here, and it has not joined again yet */
-    bool quiet;           /* trouble is not told: the command line says it itself */
-    uint64_t asked_us;    /* when kafka_client_recheck last asked; the thread that polls */
-    uint64_t fetched_us;  /* when refetch last fetched anew; the thread that polls */
-    char reason[160];     /* the last connection's error; for messages, always terminated */
+    void *owner;               /* for the callbacks of the room that opened it */
+    _Atomic int trouble;       /* the rd_kafka_resp_err_t logged last and not over yet; 0: none */
+    _Atomic unsigned troubles; /* how often trouble came, also where it was told before */
+    _Atomic bool reached;      /* some broker answered since the start */
+    _Atomic bool expired;      /* a consumer's session in its group ran out here, and it has not joined again yet */
+    bool quiet;                /* trouble is not told: the command line says it itself */
+    uint64_t asked_us;         /* when kafka_client_recheck last asked; the thread that polls */
+    uint64_t fetched_us;       /* when refetch last fetched anew; the thread that polls */
+    char reason[160];          /* the last connection's error; for messages, always terminated */
 };
 
 /* Takes conf over, also on failure. config (borrowed) must outlive the client; what is a literal. */

@@ -128,6 +128,7 @@ void kafka_client_trouble(struct kafka_client *c, int err, const char *text)
         return;
     }
     int before = atomic_exchange(&c->trouble, err);
+    atomic_fetch_add(&c->troubles, 1);
     if (same_trouble(before, err)) {
         return;
     }

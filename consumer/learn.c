@@ -25,7 +25,7 @@ struct learn_partition {
     int64_t start, end;
     bool stored;
     int64_t look_end; /* at the last look; the poll thread's */
-    bool troubled;    /* an error came, and nothing since; the poll thread's */
+    bool doubted;     /* trouble came, and nothing from here since; the poll thread's */
     int64_t position; /* under the lock */
     bool caught_up;   /* under the lock */
 };
@@ -36,6 +36,7 @@ struct learn_consumer {
     char *cluster;
     char *topics[TOPICS]; /* instances, labels */
     bool paused;          /* poll thread */
+    unsigned troubles;    /* the client's, as far as they led to doubt; the poll thread's */
     int64_t look_ms;      /* wall time of the last look; the poll thread's */
     struct learn_partition *partitions;
     size_t count;
@@ -354,27 +355,38 @@ static void position_move(struct learn_consumer *c, struct learn_partition *p, i
     pthread_mutex_unlock(&c->lock);
 }
 
-/* Something came from p, which says nothing of the others. */
+/* Trouble may be any partition's, for not every error names one: it is over when something came from each. */
+static void partitions_doubt(struct learn_consumer *c)
+{
+    unsigned troubles = atomic_load(&c->client.troubles);
+    for (size_t i = 0; i < c->count && troubles != c->troubles; i++) {
+        c->partitions[i].doubted = true;
+    }
+    c->troubles = troubles;
+}
+
 static void partition_works(struct learn_consumer *c, struct learn_partition *p)
 {
-    p->troubled = false;
+    p->doubted = false;
     for (size_t i = 0; i < c->count; i++) {
-        if (c->partitions[i].troubled) {
+        if (c->partitions[i].doubted) {
             return;
         }
     }
     kafka_client_works(&c->client);
 }
 
-/* Some errors name no partition: then it may be any of them. */
-static void troubled_refetch(struct learn_consumer *c)
+static void doubted_refetch(struct learn_consumer *c)
 {
     if (!kafka_client_told(&c->client) || c->paused) {
         return;
     }
-    rd_kafka_topic_partition_list_t *list = kafka_list(c);
-    for (int i = 0; i < list->cnt; i++) {
-        list->elems[i].offset = c->partitions[i].position;
+    rd_kafka_topic_partition_list_t *list = rd_kafka_topic_partition_list_new(1);
+    for (size_t i = 0; i < c->count; i++) {
+        const struct learn_partition *p = &c->partitions[i];
+        if (p->doubted) {
+            rd_kafka_topic_partition_list_add(list, p->topic, p->partition)->offset = p->position;
+        }
     }
     refetch(&c->client, list);
     rd_kafka_topic_partition_list_destroy(list);
@@ -394,9 +406,6 @@ static int poll_event(struct learn_consumer *c, const rd_kafka_message_t *m, str
                          " any more: it was cut, made anew or outlived its retention: " REPLACE_MEMORY,
                          p ? p->topic : "?", m->partition, p ? p->position : m->offset);
     }
-    if (p) {
-        p->troubled = true;
-    }
     kafka_client_trouble(&c->client, m->err, rd_kafka_message_errstr(m));
     return 0;
 }
@@ -406,6 +415,7 @@ int learn_consumer_poll(struct learn_consumer *c, int timeout_ms, struct consume
     *out = NULL;
     rd_kafka_message_t *m = rd_kafka_consumer_poll(c->client.rk, timeout_ms);
     struct learn_partition *p = m && !m->err ? partition_find(c, m) : NULL;
+    partitions_doubt(c);
     if (p) {
         partition_works(c, p);
         position_move(c, p, m->offset + 1);
@@ -419,7 +429,7 @@ int learn_consumer_poll(struct learn_consumer *c, int timeout_ms, struct consume
     } else {
         kafka_client_recheck(&c->client);
     }
-    troubled_refetch(c);
+    doubted_refetch(c);
     return result;
 }
 

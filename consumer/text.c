@@ -23,7 +23,7 @@ enum {
 struct text_partition {
     uint64_t epoch;   /* of the present assignment; 0: not ours */
     int64_t position; /* next offset to read; -1: not known yet */
-    bool troubled;    /* an error came, and nothing since */
+    bool doubted;     /* trouble came, and nothing from here since */
 };
 
 struct text_consumer {
@@ -38,6 +38,7 @@ struct text_consumer {
     _Atomic uint64_t rebalances;
     _Atomic int uncommitted; /* the rd_kafka_resp_err_t for which offsets are not committed; 0: none */
     uint64_t epoch;          /* the last one given; poll thread */
+    unsigned troubles;       /* the client's, as far as they led to doubt; poll thread */
 
     pthread_mutex_t lock; /* covers what is below */
     struct text_partition *partitions;
@@ -68,6 +69,7 @@ size_t text_consumer_assigned(struct text_consumer *c)
 
 static void partitions_take(struct text_consumer *c, const rd_kafka_topic_partition_list_t *list)
 {
+    bool doubted = kafka_client_told(c->client) != NULL;
     pthread_mutex_lock(&c->lock);
     c->epoch++;
     for (int i = 0; i < list->cnt; i++) {
@@ -78,7 +80,7 @@ static void partitions_take(struct text_consumer *c, const rd_kafka_topic_partit
                    (partition + 1 - c->partitions_count) * sizeof *c->partitions);
             c->partitions_count = partition + 1;
         }
-        c->partitions[partition] = (struct text_partition){c->epoch, list->elems[i].offset, false};
+        c->partitions[partition] = (struct text_partition){c->epoch, list->elems[i].offset, doubted};
         if (list->elems[i].offset < 0) {
             c->partitions[partition].position = -1;
         }
@@ -91,29 +93,42 @@ static void partitions_drop(struct text_consumer *c)
     pthread_mutex_lock(&c->lock);
     for (size_t i = 0; i < c->partitions_count; i++) {
         c->partitions[i].epoch = 0;
-        c->partitions[i].troubled = false;
+        c->partitions[i].doubted = false;
     }
     pthread_mutex_unlock(&c->lock);
 }
 
-/* Marks a partition, or takes the mark away: something came from it, which says nothing of the others. */
-static void partition_troubled(struct text_consumer *c, int32_t partition, bool troubled)
+/* Trouble may be any partition's, for not every error names one: it is over when something came from each. */
+static void partitions_doubt(struct text_consumer *c)
 {
-    bool any = false;
+    unsigned troubles = atomic_load(&c->client->troubles);
+    if (troubles == c->troubles) {
+        return;
+    }
+    c->troubles = troubles;
+    pthread_mutex_lock(&c->lock);
+    for (size_t i = 0; i < c->partitions_count; i++) {
+        c->partitions[i].doubted = c->partitions[i].epoch != 0;
+    }
+    pthread_mutex_unlock(&c->lock);
+}
+
+static void partition_works(struct text_consumer *c, int32_t partition)
+{
+    bool doubts = false;
     pthread_mutex_lock(&c->lock);
     for (size_t i = 0; i < c->partitions_count; i++) {
         struct text_partition *p = &c->partitions[i];
-        p->troubled = partition == (int32_t)i ? troubled && p->epoch : p->troubled;
-        any = any || p->troubled;
+        p->doubted = p->doubted && partition != (int32_t)i;
+        doubts = doubts || p->doubted;
     }
     pthread_mutex_unlock(&c->lock);
-    if (!any && !troubled) {
+    if (!doubts) {
         kafka_client_works(c->client);
     }
 }
 
-/* Some errors name no partition: then it may be any of them. */
-static void troubled_refetch(struct text_consumer *c)
+static void doubted_refetch(struct text_consumer *c)
 {
     if (!kafka_client_told(c->client) || c->paused) {
         return;
@@ -121,7 +136,7 @@ static void troubled_refetch(struct text_consumer *c)
     rd_kafka_topic_partition_list_t *list = rd_kafka_topic_partition_list_new(16);
     pthread_mutex_lock(&c->lock);
     for (size_t i = 0; i < c->partitions_count; i++) {
-        if (c->partitions[i].epoch && c->partitions[i].position >= 0) {
+        if (c->partitions[i].doubted && c->partitions[i].position >= 0) {
             rd_kafka_topic_partition_list_add(list, c->topic, (int32_t)i)->offset = c->partitions[i].position;
         }
     }
@@ -444,11 +459,8 @@ static int fatal_check(struct text_consumer *c, struct error *e)
 /* What poll hands out beside messages: ends, and trouble that librdkafka goes on trying to overcome. */
 static void poll_event(struct text_consumer *c, const rd_kafka_message_t *m)
 {
-    if (m->err != RD_KAFKA_RESP_ERR__PARTITION_EOF) {
-        partition_troubled(c, m->partition, true);
-    }
     if (m->err == RD_KAFKA_RESP_ERR__PARTITION_EOF) {
-        partition_troubled(c, m->partition, false);
+        partition_works(c, m->partition);
         position_move(c, m->partition, m->offset);
     } else if (m->err == RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART) {
         struct buffer line = {0};
@@ -464,8 +476,9 @@ int text_consumer_poll(struct text_consumer *c, int timeout_ms, struct consumed 
 {
     *out = NULL;
     rd_kafka_message_t *m = rd_kafka_consumer_poll(c->client->rk, timeout_ms);
+    partitions_doubt(c);
     if (m && !m->err) {
-        partition_troubled(c, m->partition, false);
+        partition_works(c, m->partition);
         uint64_t epoch = position_move(c, m->partition, m->offset + 1);
         *out = consumed_new(m, FROM_TEXTS, c->topic, epoch);
         return 1;
@@ -476,7 +489,7 @@ int text_consumer_poll(struct text_consumer *c, int timeout_ms, struct consumed 
     } else {
         kafka_client_recheck(c->client);
     }
-    troubled_refetch(c);
+    doubted_refetch(c);
     return fatal_check(c, e);
 }
 
