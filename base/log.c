@@ -1,13 +1,22 @@
 /* The log: see log.h. */
 #include "base/log.h"
 
+#include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
 
-enum { LINE_BYTES = 4096 };
+#include "base/clock.h"
+#include "base/utf8.h"
+
+enum {
+    MESSAGE_BYTES = 2048,
+    HEAD_BYTES = 128,
+    TAIL_BYTES = 8,
+    MINUTE_US = 60 * 1000 * 1000,
+};
 
 static enum log_level log_threshold = LOG_LEVEL_INFO;
 static bool log_json = false;
@@ -33,45 +42,94 @@ static size_t log_stamp(char *out, size_t bytes)
     return used + (size_t)snprintf(out + used, bytes - used, ".%03ldZ", now.tv_nsec / 1000000);
 }
 
-/* Copies a message as the inside of a JSON string (json) or as it is; control characters become '?'. */
-static size_t log_clean(char *out, size_t bytes, const char *message, bool json)
+/* Does this character of so many bytes end a line for some reader, or steer a terminal? Controls (C0, DEL, C1) and the
+ * separators U+2028 and U+2029. */
+static bool steers(const char *c, size_t bytes)
+{
+    unsigned char first = (unsigned char)c[0];
+    unsigned char last = (unsigned char)c[bytes - 1];
+    return first < 0x20 || first == 0x7f || (bytes == 2 && first == 0xc2 && last < 0xa0) ||
+           (bytes == 3 && memcmp(c, "\xe2\x80", 2) == 0 && (last == 0xa8 || last == 0xa9));
+}
+
+/* Copies a message as the inside of a JSON string (json) or as it is: at most twice its bytes. */
+static size_t log_clean(char *out, const char *message, bool json)
 {
     size_t used = 0;
-    for (const char *c = message; *c && used + 3 < bytes; c++) {
-        if (json && (*c == '"' || *c == '\\')) {
-            out[used++] = '\\';
+    size_t left = strlen(message);
+    for (const char *c = message; left > 0;) {
+        size_t bytes = utf8_character(c, left);
+        if (bytes == 0 || steers(c, bytes)) {
+            out[used++] = '?';
+        } else {
+            if (json && (*c == '"' || *c == '\\')) {
+                out[used++] = '\\';
+            }
+            memcpy(out + used, c, bytes);
+            used += bytes;
         }
-        out[used++] = (unsigned char)*c < 0x20 || *c == 0x7f ? '?' : *c;
+        c += bytes ? bytes : 1;
+        left -= bytes ? bytes : 1;
     }
     return used;
 }
 
-void log_write(enum log_level level, const char *format, ...)
+static void log_line(enum log_level level, const char *message)
 {
     static const char *const names[] = {"error", "warn", "info", "debug"};
-    if (!log_enabled(level)) {
-        return;
-    }
-    char message[LINE_BYTES / 2];
-    va_list arguments;
-    va_start(arguments, format);
-    vsnprintf(message, sizeof message, format, arguments);
-    va_end(arguments);
-
-    char line[LINE_BYTES + 128];
+    char line[HEAD_BYTES + 2 * MESSAGE_BYTES + TAIL_BYTES];
     char stamp[40];
     log_stamp(stamp, sizeof stamp);
-    int head = snprintf(line, sizeof line, log_json ? "{\"time\":\"%s\",\"level\":\"%s\",\"message\":\"" : "%s %-5s ",
+    int head = snprintf(line, HEAD_BYTES, log_json ? "{\"time\":\"%s\",\"level\":\"%s\",\"message\":\"" : "%s %-5s ",
                         stamp, names[level]);
     size_t used = (size_t)head;
-    used += log_clean(line + used, sizeof line - used - 3, message, log_json);
+    used += log_clean(line + used, message, log_json);
     memcpy(line + used, log_json ? "\"}\n" : "\n", log_json ? 3 : 1);
     used += log_json ? 3 : 1;
     for (size_t sent = 0; sent < used;) {
         ssize_t n = write(STDERR_FILENO, line + sent, used - sent);
-        if (n <= 0) {
+        if (n < 0 && errno != EINTR) {
             return; /* nobody reads our log: nothing better to do */
         }
-        sent += (size_t)n;
+        sent += n > 0 ? (size_t)n : 0;
     }
+}
+
+void log_write(enum log_level level, const char *format, ...)
+{
+    if (!log_enabled(level)) {
+        return;
+    }
+    char message[MESSAGE_BYTES];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(message, sizeof message, format, arguments);
+    va_end(arguments);
+    log_line(level, message);
+}
+
+bool log_limited(struct log_limit *limit, enum log_level level, const char *format, ...)
+{
+    if (!log_enabled(level)) {
+        return false;
+    }
+    uint64_t minute = clock_us() / MINUTE_US + 1;
+    if (atomic_exchange(&limit->minute, minute) != minute) {
+        atomic_store(&limit->told, 0);
+    }
+    if (atomic_fetch_add(&limit->told, 1) >= LOG_LIMIT_LINES) {
+        atomic_fetch_add(&limit->untold, 1);
+        return false;
+    }
+    char message[MESSAGE_BYTES];
+    va_list arguments;
+    va_start(arguments, format);
+    int bytes = vsnprintf(message, sizeof message, format, arguments);
+    va_end(arguments);
+    unsigned untold = atomic_exchange(&limit->untold, 0);
+    if (untold && bytes >= 0 && (size_t)bytes < sizeof message) {
+        snprintf(message + bytes, sizeof message - (size_t)bytes, " (and %u lines like this before it)", untold);
+    }
+    log_line(level, message);
+    return true;
 }

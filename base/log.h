@@ -3,15 +3,31 @@
 #ifndef ENGRAM_BASE_LOG_H
 #define ENGRAM_BASE_LOG_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
+#include <stdint.h>
 
 enum log_level { LOG_LEVEL_ERROR, LOG_LEVEL_WARN, LOG_LEVEL_INFO, LOG_LEVEL_DEBUG };
 
 void log_setup(enum log_level level, bool json);
 bool log_enabled(enum log_level level);
 
-/* The message is one line: control characters in it (a key from outside may hold some) are written as '?'. */
+/* The message is one line of UTF-8: whatever ends lines, steers a terminal or is no UTF-8 (a key from outside may hold
+ * some) is written as '?'. What is longer than about 2,000 bytes is cut. */
 void log_write(enum log_level level, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+/* How often something that may repeat without end is told. Zeroed: nothing yet. */
+struct log_limit {
+    _Atomic uint64_t minute; /* the one that is counted */
+    _Atomic unsigned told;   /* in it */
+    _Atomic unsigned untold; /* since the last line */
+};
+
+/* Writes at most LOG_LIMIT_LINES lines a minute; the first one after some were left out says how many. False: it was
+ * left out. */
+enum { LOG_LIMIT_LINES = 10 };
+bool log_limited(struct log_limit *limit, enum log_level level, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
 
 #define log_error(...) log_write(LOG_LEVEL_ERROR, __VA_ARGS__)
 #define log_warn(...) log_write(LOG_LEVEL_WARN, __VA_ARGS__)

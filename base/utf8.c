@@ -28,6 +28,11 @@ static size_t utf8_sequence(const unsigned char *s, size_t bytes)
     return length;
 }
 
+size_t utf8_character(const char *data, size_t bytes)
+{
+    return utf8_sequence((const unsigned char *)data, bytes);
+}
+
 size_t utf8_valid_prefix(const char *data, size_t bytes)
 {
     const unsigned char *s = (const unsigned char *)data;

@@ -5,6 +5,9 @@
 #include <stdbool.h>
 #include <stddef.h>
 
+/* Bytes of the character that begins here, 1 to 4; 0: what stands here is none. bytes > 0. */
+size_t utf8_character(const char *data, size_t bytes);
+
 bool utf8_valid(const char *data, size_t bytes);
 
 /* How many bytes from the start are valid: bytes when all are, else where the first ill-formed sequence begins. */

@@ -22,6 +22,13 @@ static const struct config_command run_command = {
     .example = "engram run -X bootstrap.servers=localhost:9092 --memory /var/lib/engram/memory",
 };
 
+/* Its last word is a line of the log like the others: whoever reads the log as JSON can read this one too. */
+static int run_fail(const struct error *e)
+{
+    log_error("%s", e->text);
+    return e->code == E_USAGE ? STATUS_USAGE : STATUS_FAILED;
+}
+
 static void stop_at_once(int number)
 {
     (void)number;
@@ -80,7 +87,7 @@ int command_run(int argc, char **argv)
     signal(SIGPIPE, SIG_IGN);
 
     if (cli_open(&c, &config, CLI_MEMORY_WRITE, &e)) {
-        status = cli_fail("run", &e);
+        status = run_fail(&e);
         goto done;
     }
     cli_versions(c.backend->ops->library, encoder_name(c.encoder), &versions);
@@ -88,13 +95,13 @@ int command_run(int argc, char **argv)
     log_info("%s; memory %s, brokers %s, %zu thread%s", versions.data, config.memory, config_bootstrap_servers(&config),
              threads, threads == 1 ? "" : "s");
     if (stage_start(&stage, &config, c.engine, c.memory, versions.data, &e)) {
-        status = cli_fail("run", &e);
+        status = run_fail(&e);
         goto done;
     }
     run_until_ended(stage, &signals);
     signals_let_through(&signals);
     if (stage_close(stage, &e)) {
-        status = cli_fail("run", &e);
+        status = run_fail(&e);
         goto done;
     }
     log_info("stopped");

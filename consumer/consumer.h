@@ -5,6 +5,7 @@
 #ifndef ENGRAM_CONSUMER_CONSUMER_H
 #define ENGRAM_CONSUMER_CONSUMER_H
 
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -13,6 +14,7 @@
 
 #include "base/buffer.h"
 #include "base/error.h"
+#include "base/log.h"
 #include "config/config.h"
 #include "record/record.h"
 
@@ -31,23 +33,31 @@ struct kafka_wait {
 
 bool kafka_wait_go_on(const struct kafka_wait *wait);
 
+enum { TROUBLE_BYTES = 320 }; /* of a trouble in words, terminated */
+
 /* A librdkafka client with its log bridged to ours and its health remembered. It is librdkafka's opaque. */
 struct kafka_client {
     struct rd_kafka_s *rk;
     const char *what; /* "texts": which client, in messages */
     const char *brokers;
     void *owner;               /* for the callbacks of the room that opened it */
-    _Atomic int trouble;       /* the rd_kafka_resp_err_t logged last and not over yet; 0: none */
+    _Atomic int trouble;       /* the rd_kafka_resp_err_t met last and not over yet; 0: none */
     _Atomic unsigned troubles; /* how often trouble came, also where it was told before */
+    _Atomic bool told;         /* it was logged */
     _Atomic bool reached;      /* some broker answered since the start */
     _Atomic bool expired;      /* a consumer's session in its group ran out here, and it has not joined again yet */
     bool quiet;                /* trouble is not told: the command line says it itself */
     uint64_t asked_us;         /* when kafka_client_recheck last asked; the thread that polls */
     uint64_t fetched_us;       /* when refetch last fetched anew; the thread that polls */
     char reason[160];          /* the last connection's error; for messages, always terminated */
+    struct log_limit troubles_limit, lines_limit; /* what the log gets of trouble, and of librdkafka's own lines */
+    bool locked;                                  /* lock is made */
+    pthread_mutex_t lock;                         /* covers words */
+    char words[TROUBLE_BYTES];                    /* the trouble's */
 };
 
-/* Takes conf over, also on failure. config (borrowed) must outlive the client; what is a literal. */
+/* Takes conf over, also on failure. config (borrowed) must outlive the client; what is a literal. *c is zeroed, or was
+ * closed before: a trouble that is not over yet then stays, and is not told again. */
 int kafka_client_open(struct kafka_client *c, const struct config *config, enum config_client kind,
                       struct rd_kafka_conf_s *conf, const char *what, void *owner, struct error *e);
 void kafka_client_close(struct kafka_client *c); /* for a consumer: closed by its room before */
@@ -60,8 +70,15 @@ int kafka_set_default(struct rd_kafka_conf_s *conf, const char *name, const char
 
 /* Something did not work that will be tried again: logged once until kafka_client_works is called. Any thread. */
 void kafka_client_trouble(struct kafka_client *c, int err, const char *text);
+/* The same about one topic, or with READ_GROUP about the group of this name: where rights or the topic are missing, the
+ * line says what to do; else it ends in text. */
+enum kafka_use { READ_TOPIC, WRITE_TOPIC, READ_GROUP };
+void kafka_client_trouble_with(struct kafka_client *c, int err, enum kafka_use use, const char *name, const char *text);
 void kafka_client_works(struct kafka_client *c);
-const char *kafka_client_told(const struct kafka_client *c); /* the trouble, in words; NULL: none. Any thread */
+/* The trouble that is not over yet, in the words that were logged; "": none. False: none. Any thread. */
+bool kafka_client_troubled(struct kafka_client *c, char words[TROUBLE_BYTES]);
+/* How such a trouble is put, for who logs it himself. */
+void kafka_trouble_words(int err, enum kafka_use use, const char *name, const char *text, struct buffer *out);
 /* While the brokers are unreachable: asks one now and then (every 2 s, 200 ms at most), so that the log tells the
  * return of a broker also while nothing flows. Cheap when there is no trouble. */
 void kafka_client_recheck(struct kafka_client *c);
@@ -184,7 +201,7 @@ struct consumer_status {
     bool joined;         /* the group has given an assignment, maybe an empty one, and the session still holds */
     size_t paused;       /* partitions */
     uint64_t rebalances; /* assignments that came, since open */
-    const char *trouble; /* what is told and not over yet; NULL: none. Static */
+    char trouble[TROUBLE_BYTES]; /* what is told and not over yet; "": none */
 };
 struct consumer_status text_consumer_status(struct text_consumer *c); /* any thread */
 
@@ -245,7 +262,7 @@ int64_t learn_consumer_lag(struct learn_consumer *c, int timeout_ms);
 
 /* The same by partition: as text_consumer_lags. Any thread. */
 ssize_t learn_consumer_lags(struct learn_consumer *c, struct partition_lag **out, int timeout_ms);
-const char *learn_consumer_trouble(struct learn_consumer *c); /* as in struct consumer_status; any thread */
+bool learn_consumer_troubled(struct learn_consumer *c, char words[TROUBLE_BYTES]); /* any thread */
 
 /* Partition i: where reading stands (what poll handed out, and ends), and where it began. False: no such i. Any thread.
  */

@@ -3,6 +3,7 @@
  * remembered, logged once, and a client in trouble that has nothing else to do asks a broker now and then. */
 #include <librdkafka/rdkafka.h>
 #include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -26,7 +27,8 @@ bool kafka_wait_go_on(const struct kafka_wait *wait)
 /* ---- log and health ---- */
 
 /* The connection's own troubles are told through error_cb, once; librdkafka's lines about them repeat, as do those
- * about a coordinator that is still starting (GETPID). */
+ * about a coordinator that is still starting (GETPID), and about the partitions of a topic that comes and goes as the
+ * right to see it does (PARTCNT). */
 static void log_bridge(const rd_kafka_t *rk, int level, const char *facility, const char *text)
 {
     struct kafka_client *c = rd_kafka_opaque(rk);
@@ -38,13 +40,17 @@ static void log_bridge(const rd_kafka_t *rk, int level, const char *facility, co
                         : level == 5 ? LOG_LEVEL_INFO
                                      : LOG_LEVEL_DEBUG;
     if (strcmp(facility, "FAIL") == 0 || strcmp(facility, "ERROR") == 0 || strcmp(facility, "FATAL") == 0 ||
-        strcmp(facility, "GETPID") == 0) {
+        strcmp(facility, "GETPID") == 0 || strcmp(facility, "PARTCNT") == 0) {
         as = LOG_LEVEL_DEBUG;
     }
     if (strncmp(text, "[thrd:", 6) == 0 && strstr(text, "]: ")) {
         text = strstr(text, "]: ") + 3;
     }
-    log_write(as, "kafka client for %s: %s", c ? c->what : "?", text);
+    if (c && as != LOG_LEVEL_DEBUG) { /* who asks for librdkafka's debugging wants all of it */
+        log_limited(&c->lines_limit, as, "kafka client for %s: %s", c->what, text);
+    } else {
+        log_write(as, "kafka client for %s: %s", c ? c->what : "?", text);
+    }
 }
 
 static bool unreachable(int err)
@@ -74,10 +80,34 @@ static void remember_reason(struct kafka_client *c, const char *reason)
     strncpy(c->reason, start, bytes);
 }
 
+static bool missing(int err)
+{
+    return err == RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC || err == RD_KAFKA_RESP_ERR__UNKNOWN_PARTITION ||
+           err == RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART;
+}
+
+/* "NAME [0]: desired partition is no longer available": of a topic that is gone or hidden. */
+static void topic_trouble(struct kafka_client *c, int err, const char *reason)
+{
+    char name[256] = "";
+    const char *end = strstr(reason, " [");
+    if (end && (size_t)(end - reason) < sizeof name) {
+        memcpy(name, reason, (size_t)(end - reason));
+        bool reads = rd_kafka_type(c->rk) == RD_KAFKA_CONSUMER;
+        kafka_client_trouble_with(c, err, reads ? READ_TOPIC : WRITE_TOPIC, name, reason);
+    } else {
+        kafka_client_trouble(c, err, reason);
+    }
+}
+
 static void error_bridge(rd_kafka_t *rk, int err, const char *reason, void *opaque)
 {
     (void)rk;
     struct kafka_client *c = opaque;
+    if (missing(err) || err == RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED) {
+        topic_trouble(c, err, reason);
+        return;
+    }
     if (err == RD_KAFKA_RESP_ERR__FATAL) {
         return; /* the room that polls asks rd_kafka_fatal_error */
     }
@@ -90,12 +120,6 @@ static void error_bridge(rd_kafka_t *rk, int err, const char *reason, void *opaq
         remember_reason(c, reason);
     }
     kafka_client_trouble(c, err, reason);
-}
-
-static bool missing(int err)
-{
-    return err == RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC || err == RD_KAFKA_RESP_ERR__UNKNOWN_PARTITION ||
-           err == RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART;
 }
 
 /* Codes that alternate while one thing is wrong. */
@@ -116,10 +140,15 @@ void trouble_count(void)
     atomic_fetch_add(&troubles, 1);
 }
 
-const char *kafka_client_told(const struct kafka_client *c)
+bool kafka_client_troubled(struct kafka_client *c, char words[TROUBLE_BYTES])
 {
-    int err = atomic_load(&c->trouble);
-    return !err ? NULL : unreachable(err) ? "no broker answers" : rd_kafka_err2str(err);
+    words[0] = '\0';
+    if (atomic_load(&c->trouble)) {
+        pthread_mutex_lock(&c->lock);
+        memcpy(words, c->words, TROUBLE_BYTES);
+        pthread_mutex_unlock(&c->lock);
+    }
+    return words[0] != '\0';
 }
 
 void kafka_client_trouble(struct kafka_client *c, int err, const char *text)
@@ -127,24 +156,63 @@ void kafka_client_trouble(struct kafka_client *c, int err, const char *text)
     if (c->quiet) {
         return;
     }
-    int before = atomic_exchange(&c->trouble, err);
     atomic_fetch_add(&c->troubles, 1);
-    if (same_trouble(before, err)) {
+    if (same_trouble(atomic_load(&c->trouble), err)) {
+        atomic_store(&c->trouble, err);
         return;
     }
-    trouble_count();
+    struct buffer words = {0};
     if (unreachable(err)) {
-        log_warn("%s: no broker answers at %s%s%s: is it running, is bootstrap.servers right? Trying on", c->what,
-                 c->brokers, *c->reason ? ": " : "", c->reason);
+        buffer_format(&words, "%s: no broker answers at %s%s%s: is it running, is bootstrap.servers right?", c->what,
+                      c->brokers, *c->reason ? ": " : "", c->reason);
     } else {
-        log_warn("%s: %s: trying on", c->what, text);
+        buffer_format(&words, "%s: %s", c->what, text);
     }
+    pthread_mutex_lock(&c->lock);
+    snprintf(c->words, sizeof c->words, "%s", words.data);
+    pthread_mutex_unlock(&c->lock);
+    atomic_store(&c->trouble, err);
+    trouble_count();
+    atomic_store(&c->told, log_limited(&c->troubles_limit, LOG_LEVEL_WARN, "%s%s", words.data,
+                                       unreachable(err) ? " Trying on" : ": trying on"));
+    buffer_free(&words);
+}
+
+void kafka_trouble_words(int err, enum kafka_use use, const char *name, const char *text, struct buffer *out)
+{
+    const char *what = use == READ_GROUP ? "group" : "topic";
+    const char *right = use == WRITE_TOPIC ? "WRITE" : "READ";
+    if (err == RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED || err == RD_KAFKA_RESP_ERR_GROUP_AUTHORIZATION_FAILED) {
+        buffer_format(out, "%s '%s' may not be %s: give the stage's Kafka user the right %s on it", what, name,
+                      use == READ_TOPIC    ? "read"
+                      : use == WRITE_TOPIC ? "written"
+                                           : "joined",
+                      right);
+    } else if (err == RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED && use == WRITE_TOPIC) {
+        buffer_format(out,
+                      "topic '%s' may not be written, nor any other: give the stage's Kafka user the right WRITE on it",
+                      name);
+    } else if (missing(err)) {
+        buffer_format(out, "topic '%s' does not exist: create it (a restart does, where create_topics is set)", name);
+    } else if (use == WRITE_TOPIC) {
+        buffer_format(out, "topic '%s': %s", name, text);
+    } else { /* of a consumer: it names what it speaks of */
+        buffer_string(out, text);
+    }
+}
+
+void kafka_client_trouble_with(struct kafka_client *c, int err, enum kafka_use use, const char *name, const char *text)
+{
+    struct buffer words = {0};
+    kafka_trouble_words(err, use, name, text, &words);
+    kafka_client_trouble(c, err, words.data);
+    buffer_free(&words);
 }
 
 void kafka_client_works(struct kafka_client *c)
 {
     atomic_store(&c->reached, true);
-    if (atomic_load(&c->trouble) && atomic_exchange(&c->trouble, 0)) {
+    if (atomic_load(&c->trouble) && atomic_exchange(&c->trouble, 0) && atomic_load(&c->told)) {
         log_info("%s: works again", c->what);
     }
 }
@@ -209,7 +277,13 @@ int kafka_client_open(struct kafka_client *c, const struct config *config, enum 
                       rd_kafka_conf_t *conf, const char *what, void *owner, struct error *e)
 {
     char text[512];
-    *c = (struct kafka_client){.what = what, .brokers = config_bootstrap_servers(config), .owner = owner};
+    c->what = what;
+    c->brokers = config_bootstrap_servers(config);
+    c->owner = owner;
+    if (!c->locked) {
+        pthread_mutex_init(&c->lock, NULL);
+        c->locked = true;
+    }
     rd_kafka_conf_set_opaque(conf, c);
     rd_kafka_conf_set_log_cb(conf, log_bridge);
     rd_kafka_conf_set_error_cb(conf, error_bridge);

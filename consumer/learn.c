@@ -378,7 +378,7 @@ static void partition_works(struct learn_consumer *c, struct learn_partition *p)
 
 static void doubted_refetch(struct learn_consumer *c)
 {
-    if (!kafka_client_told(&c->client) || c->paused) {
+    if (!atomic_load(&c->client.trouble) || c->paused) {
         return;
     }
     rd_kafka_topic_partition_list_t *list = rd_kafka_topic_partition_list_new(1);
@@ -406,7 +406,9 @@ static int poll_event(struct learn_consumer *c, const rd_kafka_message_t *m, str
                          " any more: it was cut, made anew or outlived its retention: " REPLACE_MEMORY,
                          p ? p->topic : "?", m->partition, p ? p->position : m->offset);
     }
-    kafka_client_trouble(&c->client, m->err, rd_kafka_message_errstr(m));
+    if (m->err != RD_KAFKA_RESP_ERR_GROUP_AUTHORIZATION_FAILED) { /* it joins no group, and needs no right on one */
+        kafka_client_trouble_with(&c->client, m->err, READ_TOPIC, p ? p->topic : "?", rd_kafka_message_errstr(m));
+    }
     return 0;
 }
 
@@ -500,9 +502,9 @@ int64_t learn_consumer_lag(struct learn_consumer *c, int timeout_ms)
     return lag;
 }
 
-const char *learn_consumer_trouble(struct learn_consumer *c)
+bool learn_consumer_troubled(struct learn_consumer *c, char words[TROUBLE_BYTES])
 {
-    return kafka_client_told(&c->client);
+    return kafka_client_troubled(&c->client, words);
 }
 
 /* Does each topic still have the partitions that are read? A topic that is gone is poll's to tell. */

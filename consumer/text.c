@@ -7,6 +7,7 @@
  * same name. librdkafka declares that fatal, so another client takes over here. */
 #include <librdkafka/rdkafka.h>
 #include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -36,9 +37,11 @@ struct text_consumer {
     _Atomic bool paused; /* the poll thread writes */
     _Atomic bool joined;
     _Atomic uint64_t rebalances;
-    _Atomic int uncommitted; /* the rd_kafka_resp_err_t for which offsets are not committed; 0: none */
-    uint64_t epoch;          /* the last one given; poll thread */
-    unsigned troubles;       /* the client's, as far as they led to doubt; poll thread */
+    _Atomic int
+        uncommitted; /* the rd_kafka_resp_err_t for which a commit waits; 0: none. The committing thread writes */
+    struct log_limit commit_limit;
+    uint64_t epoch;    /* the last one given; poll thread */
+    unsigned troubles; /* the client's, as far as they led to doubt; poll thread */
 
     pthread_mutex_t lock; /* covers what is below */
     struct text_partition *partitions;
@@ -69,7 +72,7 @@ size_t text_consumer_assigned(struct text_consumer *c)
 
 static void partitions_take(struct text_consumer *c, const rd_kafka_topic_partition_list_t *list)
 {
-    bool doubted = kafka_client_told(c->client) != NULL;
+    bool doubted = atomic_load(&c->client->trouble) != 0;
     pthread_mutex_lock(&c->lock);
     c->epoch++;
     for (int i = 0; i < list->cnt; i++) {
@@ -130,7 +133,7 @@ static void partition_works(struct text_consumer *c, int32_t partition)
 
 static void doubted_refetch(struct text_consumer *c)
 {
-    if (!kafka_client_told(c->client) || c->paused) {
+    if (!atomic_load(&c->client->trouble) || c->paused) {
         return;
     }
     rd_kafka_topic_partition_list_t *list = rd_kafka_topic_partition_list_new(16);
@@ -462,13 +465,10 @@ static void poll_event(struct text_consumer *c, const rd_kafka_message_t *m)
     if (m->err == RD_KAFKA_RESP_ERR__PARTITION_EOF) {
         partition_works(c, m->partition);
         position_move(c, m->partition, m->offset);
-    } else if (m->err == RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART) {
-        struct buffer line = {0};
-        buffer_format(&line, "topic '%s' is missing: create it, or set create_topics and restart", c->topic);
-        kafka_client_trouble(c->client, m->err, line.data);
-        buffer_free(&line);
+    } else if (m->err == RD_KAFKA_RESP_ERR_GROUP_AUTHORIZATION_FAILED) {
+        kafka_client_trouble_with(c->client, m->err, READ_GROUP, c->config->group, "");
     } else if (m->err != RD_KAFKA_RESP_ERR__FATAL) {
-        kafka_client_trouble(c->client, m->err, rd_kafka_message_errstr(m));
+        kafka_client_trouble_with(c->client, m->err, READ_TOPIC, c->topic, rd_kafka_message_errstr(m));
     }
 }
 
@@ -573,13 +573,26 @@ static bool not_ours(rd_kafka_resp_err_t err)
            err == RD_KAFKA_RESP_ERR_REBALANCE_IN_PROGRESS || err == RD_KAFKA_RESP_ERR__ASSIGNMENT_LOST;
 }
 
+/* Why a commit does not work, in words that go on: "texts: offsets are not committed: ...". */
+static void uncommitted_words(const struct text_consumer *c, int err, struct buffer *out)
+{
+    bool group = err == RD_KAFKA_RESP_ERR_GROUP_AUTHORIZATION_FAILED;
+    buffer_string(out, "texts: offsets are not committed: ");
+    if (group || err == RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED) {
+        kafka_trouble_words(err, group ? READ_GROUP : READ_TOPIC, group ? c->config->group : c->topic, "", out);
+    } else {
+        buffer_string(out, rd_kafka_err2str((rd_kafka_resp_err_t)err));
+    }
+}
+
 static int commit_until_taken(struct text_consumer *c, const struct partition_offset *offsets, size_t n,
                               const struct kafka_wait *wait, struct error *e)
 {
     for (bool told = false;;) {
         struct kafka_client *client = c->client;
         rd_kafka_topic_partition_list_t *list = commit_list(c, offsets, n);
-        rd_kafka_resp_err_t err = list->cnt ? commit_once(c, client, list, wait) : RD_KAFKA_RESP_ERR_NO_ERROR;
+        bool ours = list->cnt > 0;
+        rd_kafka_resp_err_t err = ours ? commit_once(c, client, list, wait) : RD_KAFKA_RESP_ERR_NO_ERROR;
         rd_kafka_topic_partition_list_destroy(list);
         if ((err == RD_KAFKA_RESP_ERR_FENCED_INSTANCE_ID || err == RD_KAFKA_RESP_ERR__FATAL) &&
             atomic_load(&client->expired)) {
@@ -591,17 +604,20 @@ static int commit_until_taken(struct text_consumer *c, const struct partition_of
         if (err == RD_KAFKA_RESP_ERR__FATAL) { /* the client says why; no later commit of it could succeed */
             return fatal_check(c, e) ? -1 : fatal(c, err, rd_kafka_err2str(err), e);
         }
-        if (told && !err) {
+        if (told && !err && ours) {
             log_info("texts: offsets are committed again");
         }
         if (!err || not_ours(err)) {
             return 0;
         }
-        if (!told) { /* apart from the client's trouble, which each text that comes ends */
-            log_warn("texts: offsets are not committed: %s: trying on", rd_kafka_err2str(err));
+        if (!atomic_exchange(&c->uncommitted, (int)err)) {
             trouble_count();
-            told = true;
-            atomic_store(&c->uncommitted, err);
+        }
+        if (!told) { /* apart from the client's trouble, which each text that comes ends */
+            struct buffer words = {0};
+            uncommitted_words(c, err, &words);
+            told = log_limited(&c->commit_limit, LOG_LEVEL_WARN, "%s: trying on", words.data);
+            buffer_free(&words);
         }
         if (!kafka_wait_go_on(wait)) {
             return error_set(e, ERROR_RETRY, E_BROKER, "offsets of %s are not committed: %s", c->topic,
@@ -615,7 +631,7 @@ int text_consumer_commit(struct text_consumer *c, const struct partition_offset 
                          const struct kafka_wait *wait, struct error *e)
 {
     int result = commit_until_taken(c, offsets, n, wait, e);
-    atomic_store(&c->uncommitted, RD_KAFKA_RESP_ERR_NO_ERROR);
+    atomic_store(&c->uncommitted, 0);
     return result;
 }
 
@@ -662,12 +678,17 @@ int64_t text_consumer_lag(struct text_consumer *c, int timeout_ms)
 
 struct consumer_status text_consumer_status(struct text_consumer *c)
 {
-    const char *trouble = kafka_client_told(c->client);
-    int uncommitted = atomic_load(&c->uncommitted);
-    return (struct consumer_status){
+    struct consumer_status status = {
         .joined = atomic_load(&c->joined),
         .paused = atomic_load(&c->paused) ? text_consumer_assigned(c) : 0,
         .rebalances = atomic_load(&c->rebalances),
-        .trouble = !trouble && uncommitted ? rd_kafka_err2str(uncommitted) : trouble,
     };
+    int uncommitted = atomic_load(&c->uncommitted);
+    if (!kafka_client_troubled(c->client, status.trouble) && uncommitted) {
+        struct buffer words = {0};
+        uncommitted_words(c, uncommitted, &words);
+        snprintf(status.trouble, sizeof status.trouble, "%s", words.data);
+        buffer_free(&words);
+    }
+    return status;
 }

@@ -31,7 +31,7 @@ int outbox_flush(struct outbox *box, struct error *e);
 /* Forgets all outputs. Those not acknowledged are not sent any more, as far as that can be had. */
 void outbox_clear(struct outbox *box);
 struct publisher_counts outbox_counts(const struct outbox *box);
-const char *outbox_trouble(const struct outbox *box);
+bool outbox_troubled(struct outbox *box, char words[TROUBLE_BYTES]);
 
 /* ---- the forms of an output (letter.c) ---- */
 

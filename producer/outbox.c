@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/clock.h"
 #include "base/log.h"
 #include "producer/internal.h"
 
@@ -43,6 +44,7 @@ struct outbox {
     size_t sent;   /* outputs in state OUTPUT_SENT */
     size_t failed; /* outputs in state OUTPUT_FAILED */
     struct publisher_counts counts;
+    struct log_limit renewals_limit;
 };
 
 /* ---- the producer ---- */
@@ -144,13 +146,19 @@ static void producer_close(struct outbox *box)
     kafka_client_close(&box->client);
 }
 
-/* An idempotent producer that lost its place in the broker's sequence is of no more use. What was not acknowledged is
- * sent again by a new one: some of it may then stand twice, none is missing. */
+/* An idempotent producer that lost its place in the broker's sequence is of no more use, nor is one that asked for a
+ * place while it had no right to write anywhere. What was not acknowledged is sent again by a new one: some of it may
+ * then stand twice, none is missing. It begins after a moment, for the new one may meet the same. */
 static int producer_renew(struct outbox *box, struct error *e)
 {
     char text[256];
-    rd_kafka_fatal_error(box->client.rk, text, sizeof text);
-    log_warn("predictions: a new producer takes over: %s", text);
+    rd_kafka_resp_err_t err = rd_kafka_fatal_error(box->client.rk, text, sizeof text);
+    if (err == RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED) {
+        kafka_client_trouble_with(&box->client, err, WRITE_TOPIC, box->config->predictions_topic, text);
+    } else {
+        log_limited(&box->renewals_limit, LOG_LEVEL_WARN, "predictions: a new producer takes over: %s", text);
+    }
+    clock_sleep_ms(PAUSE_MS);
     producer_close(box);
     for (size_t i = 0; i < box->count; i++) {
         if (box->outputs[i]->state == OUTPUT_SENT) {
@@ -212,14 +220,24 @@ static int told_to_stop(const struct outbox *box, struct error *e)
                      box->sent + box->failed);
 }
 
+static rd_kafka_topic_t *output_topic(const struct outbox *box, const struct output *o)
+{
+    return o->letter.form == LETTER_DEAD ? box->dead_letters : box->predictions;
+}
+
+static void trouble(struct outbox *box, const struct output *o, rd_kafka_resp_err_t err)
+{
+    kafka_client_trouble_with(&box->client, err, WRITE_TOPIC, rd_kafka_topic_name(output_topic(box, o)),
+                              rd_kafka_err2str(err));
+}
+
 /* Hands it to the producer, waiting for room and for what may pass. It ends as SENT, or FAILED where the producer
  * itself ended. -1: told to stop, or FATAL. */
 static int output_send(struct outbox *box, struct output *o, struct error *e)
 {
     for (;;) {
         struct letter *l = &o->letter;
-        rd_kafka_topic_t *topic = l->form == LETTER_DEAD ? box->dead_letters : box->predictions;
-        rd_kafka_resp_err_t err = letter_produce(l, box->client.rk, topic, o);
+        rd_kafka_resp_err_t err = letter_produce(l, box->client.rk, output_topic(box, o), o);
         if (!err) {
             box->failed -= o->state == OUTPUT_FAILED;
             o->state = OUTPUT_SENT;
@@ -228,7 +246,8 @@ static int output_send(struct outbox *box, struct output *o, struct error *e)
             return 0;
         }
         o->err = err;
-        if (err == RD_KAFKA_RESP_ERR__FATAL) {
+        if (producer_failed(box)) { /* which librdkafka may tell as the error that it failed with */
+            o->err = RD_KAFKA_RESP_ERR__FATAL;
             return 0;
         }
         if (record_refused(err)) { /* librdkafka's own limit: nothing was sent, and it is about this record */
@@ -238,10 +257,7 @@ static int output_send(struct outbox *box, struct output *o, struct error *e)
             continue;
         }
         if (err != RD_KAFKA_RESP_ERR__QUEUE_FULL) {
-            struct buffer line = {0};
-            buffer_format(&line, "topic '%s': %s", rd_kafka_topic_name(topic), rd_kafka_err2str(err));
-            kafka_client_trouble(&box->client, err, line.data);
-            buffer_free(&line);
+            trouble(box, o, err);
         }
         rd_kafka_poll(box->client.rk, STEP_MS);
         if (!kafka_wait_go_on(&box->wait)) {
@@ -373,7 +389,7 @@ static bool passing_trouble(struct outbox *box)
             bool ours = o->err == RD_KAFKA_RESP_ERR__FATAL || o->err == RD_KAFKA_RESP_ERR__RETRY ||
                         o->err == RD_KAFKA_RESP_ERR__PURGE_QUEUE || o->err == RD_KAFKA_RESP_ERR__PURGE_INFLIGHT;
             if (!ours) {
-                kafka_client_trouble(&box->client, o->err, rd_kafka_err2str(o->err));
+                trouble(box, o, o->err);
             }
             return !ours;
         }
@@ -440,7 +456,7 @@ struct publisher_counts outbox_counts(const struct outbox *box)
     return box->counts;
 }
 
-const char *outbox_trouble(const struct outbox *box)
+bool outbox_troubled(struct outbox *box, char words[TROUBLE_BYTES])
 {
-    return kafka_client_told(&box->client);
+    return kafka_client_troubled(&box->client, words);
 }

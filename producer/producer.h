@@ -75,8 +75,8 @@ struct publisher_counts {
     uint64_t predictions, dead_letters, nulls; /* acknowledged since open */
     uint64_t resent;                           /* refused for size or timestamp and sent again */
 };
-struct publisher_counts publisher_counts(const struct publisher *p); /* publisher's thread */
-const char *publisher_trouble(const struct publisher *p);            /* kafka_client_told of its producer; any thread */
+struct publisher_counts publisher_counts(const struct publisher *p);     /* publisher's thread */
+bool publisher_troubled(struct publisher *p, char words[TROUBLE_BYTES]); /* kafka_client_troubled; any thread */
 
 /* ---- single records, for the command line ---- */
 

@@ -130,7 +130,7 @@ struct publisher_counts publisher_counts(const struct publisher *p)
     return outbox_counts(p->box);
 }
 
-const char *publisher_trouble(const struct publisher *p)
+bool publisher_troubled(struct publisher *p, char words[TROUBLE_BYTES])
 {
-    return outbox_trouble(p->box);
+    return outbox_troubled(p->box, words);
 }

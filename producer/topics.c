@@ -19,7 +19,10 @@ enum {
     ASK_MS = 5000,
     CREATE_MS = 15000,
     PAUSE_MS = 200,
+    HIDDEN_ROUNDS = 25, /* each of a pause at least */
 };
+
+#define RIGHTS "the right READ on texts, instances and labels, WRITE on predictions and dead letters"
 
 #define COMPACTION_DELETE_RETENTION "604800000" /* 7 days: how long a replica may be away */
 
@@ -73,10 +76,11 @@ static rd_kafka_NewTopic_t *topic_plan(const struct config *config, const struct
     return plan;
 }
 
-/* What the controller says of each topic. RETRY: not decided yet, look again. */
+/* What the controller says of each topic. RETRY: not decided yet, look again; with E_TOPIC one exists already. */
 static int create_result(struct kafka_client *client, rd_kafka_event_t *event, struct error *e)
 {
     size_t count = 0;
+    int result = 0;
     rd_kafka_resp_err_t err = event ? rd_kafka_event_error(event) : RD_KAFKA_RESP_ERR__TIMED_OUT;
     if (err) {
         return error_set(e, ERROR_RETRY, E_BROKER, "topics are not created: %s", rd_kafka_err2str(err));
@@ -92,12 +96,21 @@ static int create_result(struct kafka_client *client, rd_kafka_event_t *event, s
         } else if (err == RD_KAFKA_RESP_ERR_NOT_CONTROLLER || err == RD_KAFKA_RESP_ERR_REQUEST_TIMED_OUT ||
                    err == RD_KAFKA_RESP_ERR_COORDINATOR_LOAD_IN_PROGRESS) {
             kafka_client_trouble(client, err, reason ? reason : rd_kafka_err2str(err));
-        } else if (err != RD_KAFKA_RESP_ERR_TOPIC_ALREADY_EXISTS) {
+        } else if (err == RD_KAFKA_RESP_ERR_TOPIC_ALREADY_EXISTS) {
+            result = error_set(e, ERROR_RETRY, E_TOPIC,
+                               "topic '%s' exists and may not be seen: give the stage's Kafka user " RIGHTS, name);
+        } else if (err == RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED ||
+                   err == RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED) {
+            return error_set(e, ERROR_FATAL, E_TOPIC,
+                             "topic '%s' is not there or may not be seen, and may not be created: create it, and give "
+                             "the stage's Kafka user " RIGHTS,
+                             name);
+        } else {
             return error_set(e, ERROR_FATAL, E_TOPIC, "topic '%s' cannot be created: %s", name,
                              reason ? reason : rd_kafka_err2str(err));
         }
     }
-    return 0;
+    return result;
 }
 
 static int topics_create(struct kafka_client *client, const struct config *config, const struct kafka_topic *topics,
@@ -147,37 +160,47 @@ static void warn_retention(const struct kafka_topic *topics)
 
 /* One round. 1: all is there; 0: look again; -1: FATAL. */
 static int topics_look(struct kafka_client *client, const struct config *config, struct kafka_topic *topics,
-                       struct error *e)
+                       int *hidden, struct error *e)
 {
     struct error reason;
     if (kafka_topics_describe(client, topics, TOPICS, true, ASK_MS, &reason)) {
         kafka_client_trouble(client, RD_KAFKA_RESP_ERR__TIMED_OUT, reason.text);
         return 0;
     }
-    kafka_client_works(client);
     bool missing = false, led = true;
     for (int i = 0; i < TOPICS; i++) {
         if (topics[i].partitions == 0 && !config->create_topics) {
             return error_set(e, ERROR_FATAL, E_TOPIC,
-                             "topic '%s' does not exist: create it, or set create_topics = true", topics[i].name);
+                             "topic '%s' does not exist: create it, or set create_topics = true. If it does, the "
+                             "stage's Kafka user may not see it: give it " RIGHTS,
+                             topics[i].name);
         }
         missing = missing || topics[i].partitions == 0;
         led = led && topics[i].led;
     }
     if (missing && topics_create(client, config, topics, &reason)) {
+        *hidden += reason.code == E_TOPIC; /* another replica has just made it, or it is hidden from us */
         if (reason.class != ERROR_RETRY) {
             return error_set(e, reason.class, reason.code, "%s", reason.text);
         }
-        kafka_client_trouble(client, RD_KAFKA_RESP_ERR_REQUEST_TIMED_OUT, reason.text);
+        if (reason.code != E_TOPIC) {
+            kafka_client_trouble(client, RD_KAFKA_RESP_ERR_REQUEST_TIMED_OUT, reason.text);
+        } else if (*hidden > HIDDEN_ROUNDS) {
+            kafka_client_trouble(client, RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED, reason.text);
+        }
     }
-    return !missing && led;
+    if (missing || !led) {
+        return 0;
+    }
+    kafka_client_works(client);
+    return 1;
 }
 
 int topics_ensure(const struct config *config, const struct kafka_wait *wait, struct error *e)
 {
     struct kafka_topic topics[TOPICS] = {{0}};
     struct kafka_client client = {0};
-    int result = -1, seen = 0;
+    int result = -1, seen = 0, hidden = 0;
     topics_name(config, topics);
     rd_kafka_conf_t *conf = NULL;
     if (names_differ(topics, e) || !(conf = config_kafka(config, CLIENT_PRODUCER, e)) ||
@@ -185,7 +208,7 @@ int topics_ensure(const struct config *config, const struct kafka_wait *wait, st
         kafka_client_connect(&client, wait, NULL, e)) {
         goto done;
     }
-    while ((seen = topics_look(&client, config, topics, e)) == 0) {
+    while ((seen = topics_look(&client, config, topics, &hidden, e)) == 0) {
         rd_kafka_poll(client.rk, PAUSE_MS);
         if (!kafka_wait_go_on(wait)) {
             error_set(e, ERROR_RETRY, E_BROKER, "the topics are not there yet: %s did not answer in time",

@@ -124,14 +124,14 @@ void tag_lane_close(struct tag_lane *t); /* joins; NULL is fine */
 void tag_lane_watch(struct tag_lane *t, void (*watch)(struct pulse *p, const char *lane));
 int64_t tag_lane_lag(struct tag_lane *t); /* -1: unknown */
 
-/* For what is shown; the caller's thread. Lags as text_consumer_lags; trouble: in words, NULL: none. */
+/* For what is shown; the caller's thread. Lags as text_consumer_lags; troubles in words, as kafka_client_troubled. */
 struct consumer_status tag_lane_status(struct tag_lane *t);
 size_t tag_lane_queued(struct tag_lane *t); /* tokens */
-const char *tag_lane_trouble(struct tag_lane *t);
+bool tag_lane_troubled(struct tag_lane *t, char words[TROUBLE_BYTES]);
 const char *tag_lane_hangs(struct tag_lane *t);
 ssize_t tag_lane_lags(struct tag_lane *t, struct partition_lag **out, int timeout_ms);
 bool learn_lane_opened(struct learn_lane *l); /* it has found brokers and topics */
-const char *learn_lane_trouble(struct learn_lane *l);
+bool learn_lane_troubled(struct learn_lane *l, char words[TROUBLE_BYTES]);
 ssize_t learn_lane_lags(struct learn_lane *l, struct partition_lag **out, int timeout_ms);
 
 /* ---- shown.c ---- */

@@ -30,6 +30,7 @@ struct learn_lane {
     struct fold folds[BATCH_RECORDS];
     size_t count;
     _Atomic bool opened; /* consumer and publisher are there */
+    struct log_limit moved_limit;
     bool ready;
     bool full_said;
     bool looking;        /* the ends at the last look are not reached yet */
@@ -47,13 +48,11 @@ bool learn_lane_opened(struct learn_lane *l)
     return atomic_load(&l->opened);
 }
 
-const char *learn_lane_trouble(struct learn_lane *l)
+bool learn_lane_troubled(struct learn_lane *l, char words[TROUBLE_BYTES])
 {
-    if (!atomic_load(&l->opened)) {
-        return NULL;
-    }
-    const char *reading = learn_consumer_trouble(l->consumer);
-    return !reading && atomic_load(&l->pulse.step) ? publisher_trouble(l->publisher) : reading;
+    words[0] = '\0';
+    return atomic_load(&l->opened) && (learn_consumer_troubled(l->consumer, words) ||
+                                       (atomic_load(&l->pulse.step) && publisher_troubled(l->publisher, words)));
 }
 
 ssize_t learn_lane_lags(struct learn_lane *l, struct partition_lag **out, int timeout_ms)
@@ -271,8 +270,10 @@ static void lane_applied(struct learn_lane *l, size_t from, size_t to)
             stage_live(l->stage, now - f->source.time_ms);
         }
         if (f->moved) {
-            log_warn("%.*s was last seen in another partition of %.*s: all its producers must agree on a partitioner",
-                     (int)f->name.bytes, f->name.data, (int)f->source.topic.bytes, f->source.topic.data);
+            log_limited(&l->moved_limit, LOG_LEVEL_WARN,
+                        "%.*s was last seen in another partition of %.*s: all its producers must agree on a "
+                        "partitioner",
+                        (int)f->name.bytes, f->name.data, (int)f->source.topic.bytes, f->source.topic.data);
         }
     }
 }

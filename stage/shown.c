@@ -29,10 +29,12 @@ static void why_not_ready(struct stage *s, char *why, size_t bytes)
         return;
     }
     struct consumer_status texts = tag_lane_status(s->tag);
-    const char *learn = learn_lane_trouble(s->learn);
-    const char *tag = ready && texts.trouble ? texts.trouble : tag_lane_trouble(s->tag);
-    if (learn || tag) {
-        snprintf(why, bytes, "the %s lane waits for Kafka: %s", learn ? "learn" : "tag", learn ? learn : tag);
+    char trouble[TROUBLE_BYTES];
+    bool learn = learn_lane_troubled(s->learn, trouble);
+    if (learn || tag_lane_troubled(s->tag, trouble)) {
+        snprintf(why, bytes, "the %s lane waits for Kafka: %s", learn ? "learn" : "tag", trouble);
+    } else if (ready && *texts.trouble) {
+        snprintf(why, bytes, "the tag lane waits for Kafka: %s", texts.trouble);
     } else if (!ready) {
         snprintf(why, bytes, "%s",
                  learn_lane_opened(s->learn) ? "the memory is catching up" : "waiting for the brokers and topics");
@@ -75,10 +77,12 @@ static void lags_put(struct stage *s, int lane, struct partition_lag *lags, ssiz
 static void sample_lags(struct stage *s)
 {
     struct partition_lag *lags = NULL;
-    ssize_t count = tag_lane_status(s->tag).trouble ? -1 : tag_lane_lags(s->tag, &lags, LAGS_MS);
+    struct consumer_status texts = tag_lane_status(s->tag);
+    char trouble[TROUBLE_BYTES];
+    ssize_t count = *texts.trouble ? -1 : tag_lane_lags(s->tag, &lags, LAGS_MS);
     lags_put(s, 0, lags, count);
     lags = NULL;
-    count = learn_lane_trouble(s->learn) ? -1 : learn_lane_lags(s->learn, &lags, LAGS_MS);
+    count = learn_lane_troubled(s->learn, trouble) ? -1 : learn_lane_lags(s->learn, &lags, LAGS_MS);
     lags_put(s, 1, lags, count);
 }
 

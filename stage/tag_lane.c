@@ -468,9 +468,10 @@ size_t tag_lane_queued(struct tag_lane *t)
 }
 
 /* The producer's trouble counts while something is with it: idle, it does not learn that it is over. */
-const char *tag_lane_trouble(struct tag_lane *t)
+bool tag_lane_troubled(struct tag_lane *t, char words[TROUBLE_BYTES])
 {
-    return atomic_load(&t->publish_pulse.step) ? publisher_trouble(t->publisher) : NULL;
+    words[0] = '\0';
+    return atomic_load(&t->publish_pulse.step) && publisher_troubled(t->publisher, words);
 }
 
 const char *tag_lane_hangs(struct tag_lane *t)

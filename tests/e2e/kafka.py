@@ -48,10 +48,12 @@ class Record:
 class Broker:
     """A broker of its own in `folder`: `with Broker(folder) as broker:`, gone afterwards, also on failure."""
 
-    def __init__(self, folder, **overrides):
-        """overrides: settings of server.properties with dots as underscores, as log_cleaner_backoff_ms=100."""
+    def __init__(self, folder, secured=False, **overrides):
+        """overrides: settings of server.properties with dots as underscores, as log_cleaner_backoff_ms=100.
+        secured: has a second address, where the user `stage` may do what ACLs allow."""
         self.folder = Path(folder)
-        self.address = None
+        self.address = self.secured_address = None
+        self._secured = secured
         self._overrides = [f"{name.replace('_', '.')}={value}" for name, value in overrides.items()]
         self._admin = None
         self._producers = {}
@@ -74,7 +76,8 @@ class Broker:
 
     def start(self):
         options = [part for item in self._overrides for part in ("--override", item)]
-        self.address = self._script("start", *options)
+        self.address, *more = self._script("start", *options, *(["--secured"] if self._secured else [])).split()
+        self.secured_address = more[0] if more else None
 
     def restart(self, **overrides):
         """Stop if it runs, start with the same ports and data. Clients reconnect by themselves."""

@@ -291,7 +291,7 @@ static int admin_open(struct kafka_client *client, const struct config *config)
 
 static int deny(const struct config *config, const char *topic, bool take_back)
 {
-    struct kafka_client client;
+    struct kafka_client client = {0};
     char text[256] = "";
     if (admin_open(&client, config)) {
         return 1;
@@ -316,7 +316,7 @@ static int deny(const struct config *config, const char *topic, bool take_back)
 
 static int cut(const struct config *config, const struct arguments *a)
 {
-    struct kafka_client client;
+    struct kafka_client client = {0};
     if (admin_open(&client, config)) {
         return 1;
     }

@@ -11,49 +11,9 @@ import urllib.request
 
 import oracle
 import pytest
+from console import Console, free_port
 from kafka import Record, wait_until
 from stage import TINY, engram
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-class Console:
-    def __init__(self, port):
-        self.port = port
-        self.flags = [*TINY, "--port", port]
-
-    def ask(self, path, method="GET", body=None):
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
-        try:
-            connection.request(method, path, body)
-            answer = connection.getresponse()
-            return answer.status, answer.read().decode(), dict(answer.getheaders())
-        finally:
-            connection.close()
-
-    def ready(self):
-        status, body, _ = self.ask("/ready")
-        return status, body
-
-    def metrics(self):
-        """{"name" or "name{labels}": value}"""
-        status, body, headers = self.ask("/metrics")
-        assert status == 200 and headers["Content-Type"].startswith("text/plain; version=0.0.4")
-        lines = [line for line in body.splitlines() if not line.startswith("#")]
-        return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
-
-    def lags(self, topic):
-        shown = self.metrics()
-        return {int(re.search(r'partition="(\d+)"', name)[1]): value for name, value in shown.items()
-                if name.startswith("engram_consumer_lag{") and f'topic="{topic}"' in name}
-
-    def wait_ready(self):
-        wait_until(lambda: self.ready()[0] == 200, self.ready)
-        return self
 
 
 @pytest.fixture
@@ -289,7 +249,7 @@ def test_a_port_in_use(console, folder, topics, stage):
         taken.listen()
         running = stage(*console.flags, ready=False)
         assert running.wait() == 1
-    said = [line for line in running.log().splitlines() if "engram run:" in line]
+    said = [line for line in running.log().splitlines() if " error " in line]
     assert len(said) == 1 and str(console.port) in said[0] and "Address already in use" in said[0], running.log()
     assert "--port" in said[0]
     running.restart().wait_ready()

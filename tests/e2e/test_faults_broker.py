@@ -9,6 +9,7 @@ import time
 
 import oracle
 import pytest
+from console import Console, free_port
 from kafka import Broker, wait_until
 from stage import ROOT, TINY
 
@@ -87,6 +88,18 @@ def mortal(mortal_broker, request):
     yield mortal_broker
     if getattr(request.node, "failed", False):
         mortal_broker.restart()
+
+
+@pytest.fixture
+def console():
+    return Console(free_port())
+
+
+def wait_missing(console, topic):
+    """Whoever asks is told which topic is gone, and what to do."""
+    told = (503, f"the tag lane waits for Kafka: predictions: topic '{topic}' does not exist: create it (a restart "
+                 "does, where create_topics is set)\n")
+    wait_until(lambda: console.ready() == told, console.ready)
 
 
 @pytest.fixture(scope="module")
@@ -187,21 +200,23 @@ def test_a_stop_while_the_broker_is_away(mortal, topics, stage):
     running.stop()
 
 
-def test_predictions_are_deleted_under_the_stage(broker, topics, stage):
+def test_predictions_are_deleted_under_the_stage(broker, topics, stage, console):
     """It waits, says so once, commits nothing, and goes on when the topic is back; a stop meanwhile is clean."""
-    running = stage(*TINY, "-X", "topic.metadata.refresh.interval.ms=1000")
+    running = stage(*console.flags, "-X", "topic.metadata.refresh.interval.ms=1000")
     broker.produce(topics.texts, texts(0, 100))
     oracle.check_texts(broker, topics)
     committed = broker.committed(topics.group, topics.texts)
     broker.delete_topics(topics.predictions)
     broker.produce(topics.texts, texts(100, 100))
-    running.wait_for(f"warn.*(topic '{topics.predictions}'|predictions: ).*: trying on")
+    running.wait_for(f"warn .*predictions: topic '{topics.predictions}' does not exist: create it .*: trying on")
+    wait_missing(console, topics.predictions)
     broker.produce(topics.instances, [(b"i1", oracle.written(text="one", labels=["l"]))])
     oracle.check_memory(broker, topics, running.memory)  # the other lane does not mind
     assert broker.committed(topics.group, topics.texts) == committed
 
     broker.create_topics(topics.predictions, partitions=6)
     running.wait_for("works again")
+    console.wait_ready()
     oracle.wait_committed(broker, topics)
     oracle.check_answers(broker, topics, unanswered=lambda place: place[1] < committed.get(place[0], 0))
     assert answered(broker, topics) >= 100
@@ -225,19 +240,23 @@ def test_predictions_are_deleted_under_the_stage(broker, topics, stage):
     running.stop()
 
 
-def test_dead_letters_are_deleted_under_the_stage(broker, topics, stage):
-    """Both lanes wait with their poison, and forget and commit nothing of it."""
-    running = stage(*TINY, "-X", "topic.metadata.refresh.interval.ms=1000")
+def test_dead_letters_are_deleted_under_the_stage(broker, topics, stage, console):
+    """Both lanes wait with their poison, and forget and commit nothing of it. Topics may not be made here."""
+    broker.create_topics(topics.texts, topics.predictions, topics.dead_letters, partitions=6)
+    broker.create_topics(topics.instances, topics.labels, cleanup_policy="compact")
+    running = stage(*console.flags, "--create-topics=false", "-X", "topic.metadata.refresh.interval.ms=1000")
     broker.produce(topics.instances, [(b"i1", oracle.written(text="one", labels=["l"]))])
     oracle.check_memory(broker, topics, running.memory)
     broker.delete_topics(topics.dead_letters)
     broker.produce(topics.texts, [*texts(0, 1), (b"poison", b"{"), *texts(1, 1)], partition=0)
     broker.produce(topics.instances, [(b"i1", b"{"), (b"i2", oracle.written(text="two", labels=["l"]))])
     wait_until(lambda: len(re.findall(": trying on", running.log())) == 2, "both lanes wait")
+    wait_missing(console, topics.dead_letters)
     assert running.stats()["instances"] == 1
     assert broker.committed(topics.group, topics.texts).get(0, 0) <= 1
     broker.create_topics(topics.dead_letters, partitions=6)
     oracle.check_texts(broker, topics)
+    console.wait_ready()
     told = oracle.check_memory(broker, topics, running.memory)
     assert list(told.instances) == ["i2"]
     assert sorted(letter.key for letter in broker.read_all(topics.dead_letters)) == [b"i1", b"poison"]

@@ -9,6 +9,7 @@ import subprocess
 
 import oracle
 import pytest
+from console import Console, free_port
 from kafka import wait_until
 from stage import ROOT, TINY, engram, memory_stats
 
@@ -47,6 +48,17 @@ def disk(small_disk, folder):
     return Disk(small_disk, folder)
 
 
+@pytest.fixture
+def console():
+    return Console(free_port())
+
+
+def wait_not_ready(console, line):
+    """Whoever asks is told what the log says."""
+    reason = line[line.index(WAITS) + len(WAITS):]
+    wait_until(lambda: console.ready() == (503, f"the learn lane waits: {reason}\n"), console.ready)
+
+
 def instance(number, size=600):
     return b"i%d" % number, oracle.written(text=f"tool {number} " + "x" * size, labels=["tool", f"label {number % 50}"])
 
@@ -70,15 +82,16 @@ def check_prefix(broker, topics, memory):
     return stats
 
 
-def test_a_full_map(broker, topics, stage):
+def test_a_full_map(broker, topics, stage, console):
     """1 MiB of map, about 3 MB of instances; killed and restarted while it is full."""
-    running = stage(*TINY, "--map-size", "1MiB")
+    running = stage(*console.flags, "--map-size", "1MiB")
     records = [instance(i) for i in range(3000)]
     records[2000:2000] = [(b"i%d" % i, None) for i in range(0, 400, 2)] + [instance(i, 700) for i in range(1, 400, 2)]
     broker.produce(topics.labels, [(b"label %d" % i, oracle.written(text=f"label number {i}")) for i in range(50)])
     broker.produce(topics.instances, records)
     line = running.wait_for(f"{WAITS}.*$").group(0)
     assert "the map of 1048576 bytes is full" in line and "map_size" in line
+    wait_not_ready(console, line)
     tag(broker, topics, 40)
     stuck = check_prefix(broker, topics, running.memory)
     assert 0 < stuck["instances"] < 3000
@@ -95,6 +108,7 @@ def test_a_full_map(broker, topics, stage):
     running.restart("--map-size", "64MiB").wait_ready()
     oracle.check_memory(broker, topics, running.memory)
     tag(broker, topics, 20)
+    console.wait_ready()
     assert WAITS not in running.log()
 
 
@@ -127,15 +141,16 @@ def test_keys_max(broker, topics, stage):
     assert len(broker.read_all(topics.dead_letters)) == 1  # the poison before the full record was not read again
 
 
-def test_a_full_disk(broker, topics, stage, disk):
+def test_a_full_disk(broker, topics, stage, disk, console):
     """It waits, says so once, and goes on by itself when there is room; a restart while it is full waits as well."""
-    running = stage(*TINY, env=disk.env)
+    running = stage(*console.flags, env=disk.env)
     broker.produce(topics.instances, [instance(i) for i in range(200)])
     oracle.check_memory(broker, topics, running.memory)
     disk.end_at((running.memory / "data.mdb").stat().st_size + 10_000)  # amid a page
     broker.produce(topics.instances, [instance(i) for i in range(100, 2000)])
     line = running.wait_for(f"{WAITS}.*$").group(0)
     assert "no space left on the device" in line
+    wait_not_ready(console, line)
     tag(broker, topics, 40)
     refused = disk.refused()
     wait_until(lambda: disk.refused() >= refused + 3, "three more tries")
@@ -144,6 +159,7 @@ def test_a_full_disk(broker, topics, stage, disk):
 
     disk.has_room()
     running.wait_for("the learn lane goes on")
+    console.wait_ready()
     oracle.check_memory(broker, topics, running.memory)
     tag(broker, topics, 20)
 

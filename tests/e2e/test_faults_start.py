@@ -20,7 +20,7 @@ def instance(number, text="a tool"):
 def refused(running, pattern, status=1):
     """It ends by itself with this status; its last words are one line of error, which matches."""
     assert running.wait() == status, running.log()
-    errors = [line for line in running.log().splitlines() if "engram run:" in line or " error " in line]
+    errors = [line for line in running.log().splitlines() if " error " in line]
     assert len(errors) == 1, running.log()
     running.wait_for(pattern)
     assert "ready:" not in running.log()
@@ -175,7 +175,7 @@ def test_a_model_folder_that_is_none(topics, stage, folder):
     empty.mkdir()
     for name in (empty, folder / "nothing", ROOT / "Makefile"):
         running = stage("--model", name, ready=False)
-        assert str(name) in refused(running, r"engram run: .+")
+        assert str(name) in refused(running, r"error .+")
         assert not running.memory.exists()
 
 
@@ -213,7 +213,7 @@ def test_a_damaged_memory(broker, topics, stage, learnt, folder):
         copy.mkdir()
         (copy / "data.mdb").write_bytes(contents)
         one = stage(*TINY, memory=copy, ready=False)
-        line = refused(one, "engram run: ")
+        line = refused(one, " error ")
         assert str(copy) in line and "restore a copy" in line, f"{name}: {line}"
         assert (copy / "data.mdb").read_bytes() == contents, name
         for arguments in (["memory", "stats"], ["memory", "verify"], ["tag", *TINY, "a"]):
@@ -222,7 +222,7 @@ def test_a_damaged_memory(broker, topics, stage, learnt, folder):
     foreign = folder / "foreign"
     foreign.mkdir()
     (foreign / "data.mdb").mkdir()
-    refused(stage(*TINY, memory=foreign, ready=False), "engram run: ")
+    refused(stage(*TINY, memory=foreign, ready=False), " error ")
     file = folder / "file"
     file.write_text("x")
     refused(stage(*TINY, memory=file, ready=False), "the option memory must name a folder")

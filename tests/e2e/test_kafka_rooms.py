@@ -136,8 +136,8 @@ def test_two_replicas_make_the_topics_at_once(broker, topics, rooms):
 
 
 def test_a_missing_topic_is_one_line_when_none_may_be_made(topics, rooms):
-    assert rooms("topics", "--create-topics=false").end() == (
-        f"error TOPIC topic '{topics.texts}' does not exist: create it, or set create_topics = true")
+    assert rooms("topics", "--create-topics=false").end().startswith(
+        f"error TOPIC topic '{topics.texts}' does not exist: create it, or set create_topics = true. ")
 
 
 # ---- what an output keeps ----
@@ -438,7 +438,7 @@ def test_a_topic_that_goes_and_comes_back(broker, made, rooms):
     run.wait_for("published 0 0")
     broker.delete_topics(made.predictions)
     broker.produce(made.texts, [text(str(i), None, partition=0) for i in range(1, 50)])
-    wait_until(lambda: re.search("predictions: .*[Uu]nknown (topic|partition)", run.log()), lambda: run.log())
+    wait_until(lambda: re.search(f"predictions: topic .{made.predictions}. does not exist: create it", run.log()), lambda: run.log())
     time.sleep(1)
     assert "published 0 1" not in run.words() and broker.read_all(made.dead_letters) == []
     broker.create_topics(made.predictions, partitions=2)
@@ -456,7 +456,7 @@ def test_missing_rights_are_waited_for(own_broker, topics, rooms):
     rooms("deny", topics.predictions, broker=broker).wait_for("^denied Success$")
     broker.produce(topics.texts, [text(str(i), None, partition=0) for i in range(20)])
     run = rooms("tag", broker=broker)
-    wait_until(lambda: "authorization failed" in run.log(), lambda: run.log())
+    wait_until(lambda: "may not be written" in run.log(), lambda: run.log())
     time.sleep(2)
     assert "published" not in run.words() and broker.read_all(topics.dead_letters) == []
     rooms("allow", topics.predictions, broker=broker).wait_for("^allowed Success$")
