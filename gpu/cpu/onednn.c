@@ -1,4 +1,4 @@
-/* Every call of oneDNN. Debian 12 has 2.6, Debian 13 has 3.7: what differs between them is in this file alone.
+/* Every call of oneDNN, as version 3 has them (Debian 13); onednn2.h makes them of version 2's (Debian 12).
  *
  * Weights are packed once into the layout that the matmul asks for. A stream keeps one primitive for each (weight
  * shape, epilogue, rows): oneDNN compiles one for each row count, so a linear goes over its rows in chunks of CHUNK and
@@ -7,12 +7,12 @@
  * numbers outside the thread that made it, so each stream hands in its own; and OpenMP's thread count belongs to the
  * calling thread, so each worker sets its own to 1. */
 #include <omp.h>
-#include <oneapi/dnnl/dnnl.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/buffer.h"
 #include "gpu/cpu/internal.h"
+#include "gpu/cpu/onednn2.h"
 
 #define CHUNK 128 /* rows; a multiple of BACKEND_ROWS */
 #define EPILOGUES 3
@@ -23,7 +23,7 @@ struct onednn {
 
 struct weight {
     size_t in, width;
-    dnnl_memory_desc_t layout;
+    layout_handle layout;
     dnnl_memory_t packed; /* owns its data */
     dnnl_memory_t bias;   /* the same */
 };
@@ -37,7 +37,6 @@ struct primitive {
 
 struct shape {
     size_t in, width;
-    dnnl_memory_desc_t layout;
     struct primitive by_rows[EPILOGUES][CHUNK / BACKEND_ROWS];
 };
 
@@ -94,6 +93,13 @@ done:
     return result;
 }
 
+static void layout_close(layout_handle layout)
+{
+    if (layout) {
+        dnnl_memory_desc_destroy(layout);
+    }
+}
+
 static void primitive_close(struct primitive *p)
 {
     if (p->run) {
@@ -130,30 +136,31 @@ void onednn_stream_close(struct onednn_stream *s)
 /* The descriptor of out [rows, width] = in [rows, in] W' + bias with its epilogue; *layout: the weights', which may be
  * "any" (then the primitive descriptor says what it likes best). The caller destroys *made. */
 static int matmul_describe(dnnl_primitive_desc_t *made, dnnl_engine_t engine, size_t rows, size_t in, size_t width,
-                           const dnnl_memory_desc_t *layout, enum epilogue epilogue, struct error *e)
+                           layout_view layout, enum epilogue epilogue, struct error *e)
 {
     int result = 0;
     dnnl_primitive_attr_t attributes = NULL;
     dnnl_post_ops_t post = NULL;
-    dnnl_memory_desc_t source, bias, target;
-    dnnl_matmul_desc_t matmul;
+    layout_handle source = NULL, bias = NULL, target = NULL;
     const dnnl_dims_t source_shape = {(dnnl_dim_t)rows, (dnnl_dim_t)in}, bias_shape = {1, (dnnl_dim_t)width},
                       target_shape = {(dnnl_dim_t)rows, (dnnl_dim_t)width};
     TRY(dnnl_primitive_attr_create(&attributes));
     TRY(dnnl_primitive_attr_set_scratchpad_mode(attributes, dnnl_scratchpad_mode_user));
     TRY(dnnl_post_ops_create(&post));
     if (epilogue == EPILOGUE_GELU) {
-        TRY(dnnl_post_ops_append_eltwise(post, 1, dnnl_eltwise_gelu_erf, 0, 0));
+        TRY(dnnl_post_ops_append_eltwise(post, dnnl_eltwise_gelu_erf, 0, 0));
     } else if (epilogue == EPILOGUE_ADD) {
-        TRY(dnnl_post_ops_append_sum(post, 1));
+        TRY(dnnl_post_ops_append_sum(post, 1, 0, dnnl_data_type_undef));
     }
     TRY(dnnl_primitive_attr_set_post_ops(attributes, post));
-    TRY(dnnl_memory_desc_init_by_tag(&source, 2, source_shape, dnnl_f32, dnnl_ab));
-    TRY(dnnl_memory_desc_init_by_tag(&bias, 2, bias_shape, dnnl_f32, dnnl_ab));
-    TRY(dnnl_memory_desc_init_by_tag(&target, 2, target_shape, dnnl_f32, dnnl_ab));
-    TRY(dnnl_matmul_desc_init(&matmul, &source, layout, &bias, &target));
-    TRY(dnnl_primitive_desc_create(made, &matmul, attributes, engine, NULL));
+    TRY(dnnl_memory_desc_create_with_tag(&source, 2, source_shape, dnnl_f32, dnnl_ab));
+    TRY(dnnl_memory_desc_create_with_tag(&bias, 2, bias_shape, dnnl_f32, dnnl_ab));
+    TRY(dnnl_memory_desc_create_with_tag(&target, 2, target_shape, dnnl_f32, dnnl_ab));
+    TRY(dnnl_matmul_primitive_desc_create(made, engine, source, layout, bias, target, attributes));
 done:
+    layout_close(target);
+    layout_close(bias);
+    layout_close(source);
     if (post) {
         dnnl_post_ops_destroy(post);
     }
@@ -172,16 +179,16 @@ int onednn_weight_open(struct weight **out, struct onednn *o, const float *weigh
     w->in = in;
     w->width = width;
     const dnnl_dims_t shape = {(dnnl_dim_t)in, (dnnl_dim_t)width}, bias_shape = {1, (dnnl_dim_t)width};
-    dnnl_memory_desc_t any, bias_layout;
-    TRY(dnnl_memory_desc_init_by_tag(&any, 2, shape, dnnl_f32, dnnl_format_tag_any));
-    TRY(dnnl_memory_desc_init_by_tag(&bias_layout, 2, bias_shape, dnnl_f32, dnnl_ab));
-    if (matmul_describe(&likes, o->engine, CHUNK, in, width, &any, EPILOGUE_NONE, e) != 0) {
+    layout_handle any = NULL, bias_layout = NULL;
+    TRY(dnnl_memory_desc_create_with_tag(&any, 2, shape, dnnl_f32, dnnl_format_tag_any));
+    TRY(dnnl_memory_desc_create_with_tag(&bias_layout, 2, bias_shape, dnnl_f32, dnnl_ab));
+    if (matmul_describe(&likes, o->engine, CHUNK, in, width, any, EPILOGUE_NONE, e) != 0) {
         result = -1;
         goto done;
     }
-    w->layout = *dnnl_primitive_desc_query_md(likes, dnnl_query_weights_md, 0);
-    TRY(dnnl_memory_create(&w->packed, &w->layout, o->engine, DNNL_MEMORY_ALLOCATE));
-    TRY(dnnl_memory_create(&w->bias, &bias_layout, o->engine, DNNL_MEMORY_ALLOCATE));
+    TRY(dnnl_memory_desc_clone(&w->layout, dnnl_primitive_desc_query_md(likes, dnnl_query_weights_md, 0)));
+    TRY(dnnl_memory_create(&w->packed, w->layout, o->engine, DNNL_MEMORY_ALLOCATE));
+    TRY(dnnl_memory_create(&w->bias, bias_layout, o->engine, DNNL_MEMORY_ALLOCATE));
     result = onednn_weight_fill(w, o, weight, bias, e);
     if (result == 0) {
         *out = w;
@@ -191,6 +198,8 @@ done:
     if (likes) {
         dnnl_primitive_desc_destroy(likes);
     }
+    layout_close(bias_layout);
+    layout_close(any);
     onednn_weight_close(w);
     return result;
 }
@@ -202,7 +211,7 @@ int onednn_weight_fill(struct weight *w, struct onednn *o, const float *weight, 
     dnnl_memory_t plain = NULL;
     dnnl_primitive_desc_t describes = NULL;
     dnnl_primitive_t reorder = NULL;
-    dnnl_memory_desc_t layout;
+    layout_handle layout = NULL;
     void *bias_data = NULL;
     const dnnl_dims_t shape = {(dnnl_dim_t)w->in, (dnnl_dim_t)w->width};
     union {
@@ -210,10 +219,10 @@ int onednn_weight_fill(struct weight *w, struct onednn *o, const float *weight, 
         void *handle; /* oneDNN takes no pointer to const; a reorder only reads its source */
     } values = {weight};
     omp_set_num_threads(1); /* of the calling thread: a team for one reorder would only spin beside the workers */
-    TRY(dnnl_memory_desc_init_by_tag(&layout, 2, shape, dnnl_f32, dnnl_ba));
-    TRY(dnnl_memory_create(&plain, &layout, o->engine, values.handle));
+    TRY(dnnl_memory_desc_create_with_tag(&layout, 2, shape, dnnl_f32, dnnl_ba));
+    TRY(dnnl_memory_create(&plain, layout, o->engine, values.handle));
     TRY(dnnl_stream_create(&stream, o->engine, dnnl_stream_default_flags));
-    TRY(dnnl_reorder_primitive_desc_create(&describes, &layout, o->engine, &w->layout, o->engine, NULL));
+    TRY(dnnl_reorder_primitive_desc_create(&describes, layout, o->engine, w->layout, o->engine, NULL));
     TRY(dnnl_primitive_create(&reorder, describes));
     const dnnl_exec_arg_t arguments[] = {{DNNL_ARG_FROM, plain}, {DNNL_ARG_TO, w->packed}};
     TRY(dnnl_primitive_execute(reorder, stream, 2, arguments));
@@ -233,6 +242,7 @@ done:
     if (plain) {
         dnnl_memory_destroy(plain);
     }
+    layout_close(layout);
     return result;
 }
 
@@ -247,6 +257,7 @@ void onednn_weight_close(struct weight *w)
     if (w->bias) {
         dnnl_memory_destroy(w->bias);
     }
+    layout_close(w->layout);
     free(w);
 }
 
@@ -257,20 +268,20 @@ size_t onednn_weight_width(const struct weight *w)
 
 /* ---- linear ------------------------------------------------------------------------------------------------------ */
 
-static int primitive_open(struct primitive *out, struct onednn_stream *s, const struct shape *shape, size_t rows,
+static int primitive_open(struct primitive *out, struct onednn_stream *s, const struct weight *w, size_t rows,
                           enum epilogue epilogue, struct error *e)
 {
     int result = 0;
     struct primitive p = {0};
     dnnl_primitive_desc_t describes = NULL;
     dnnl_engine_t engine = s->onednn->engine;
-    if (matmul_describe(&describes, engine, rows, shape->in, shape->width, &shape->layout, epilogue, e) != 0) {
+    if (matmul_describe(&describes, engine, rows, w->in, w->width, w->layout, epilogue, e) != 0) {
         result = -1;
         goto done;
     }
-    const dnnl_memory_desc_t *source = dnnl_primitive_desc_query_md(describes, dnnl_query_src_md, 0);
-    const dnnl_memory_desc_t *target = dnnl_primitive_desc_query_md(describes, dnnl_query_dst_md, 0);
-    const dnnl_memory_desc_t *scratch = dnnl_primitive_desc_query_md(describes, dnnl_query_scratchpad_md, 0);
+    layout_view source = dnnl_primitive_desc_query_md(describes, dnnl_query_src_md, 0);
+    layout_view target = dnnl_primitive_desc_query_md(describes, dnnl_query_dst_md, 0);
+    layout_view scratch = dnnl_primitive_desc_query_md(describes, dnnl_query_scratchpad_md, 0);
     p.scratch_bytes = dnnl_memory_desc_get_size(scratch);
     TRY(dnnl_primitive_create(&p.run, describes));
     TRY(dnnl_memory_create(&p.in, source, engine, DNNL_MEMORY_NONE));
@@ -298,7 +309,6 @@ static struct shape *shape_of(struct onednn_stream *s, const struct weight *w)
     memset(shape, 0, sizeof *shape);
     shape->in = w->in;
     shape->width = w->width;
-    shape->layout = w->layout;
     return shape;
 }
 
@@ -310,7 +320,7 @@ int onednn_linear(struct onednn_stream *s, float *out, const float *in, const st
     for (size_t first = 0; first < rows; first += CHUNK) {
         size_t count = rows - first < CHUNK ? rows - first : CHUNK, eights = (count + BACKEND_ROWS - 1) / BACKEND_ROWS;
         struct primitive *p = &shape->by_rows[epilogue][eights - 1];
-        if (!p->run && primitive_open(p, s, shape, eights * BACKEND_ROWS, epilogue, e) != 0) {
+        if (!p->run && primitive_open(p, s, w, eights * BACKEND_ROWS, epilogue, e) != 0) {
             return -1;
         }
         union {
