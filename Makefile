@@ -103,12 +103,16 @@ broker: ## fetch the broker's jars alone into build/broker
 model: ## fetch the default model into build/models
 	@tools/model.sh
 
-.PHONY: test golden e2e
+.PHONY: test test-compose golden e2e
 test: ## install what is needed, build, and run all tests
 	@tools/deps.sh
 	@tools/model.sh
 	@$(SUBMAKE) all unit unit-asan
 	@tests/run.sh
+test-compose: ## bring docker-compose.yml up and test it from outside (a Docker engine, or root on Debian)
+	@tools/deps.sh
+	@tools/model.sh
+	@tests/compose/run.sh
 golden: all model ## run the tests against references
 e2e: all model broker ## run the tests on a real broker
 golden e2e:

@@ -9,6 +9,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/log.h"
 #include "stage/stage.h"
 
@@ -83,7 +84,9 @@ int command_run(int argc, char **argv)
         goto done;
     }
     cli_versions(c.backend->ops->library, encoder_name(c.encoder), &versions);
-    log_info("%s; memory %s, brokers %s", versions.data, config.memory, config_bootstrap_servers(&config));
+    size_t threads = config.threads ? (size_t)config.threads : threads_allowed();
+    log_info("%s; memory %s, brokers %s, %zu thread%s", versions.data, config.memory, config_bootstrap_servers(&config),
+             threads, threads == 1 ? "" : "s");
     if (stage_start(&stage, &config, c.engine, c.memory, versions.data, &e)) {
         status = cli_fail("run", &e);
         goto done;

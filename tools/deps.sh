@@ -1,11 +1,12 @@
 #!/bin/bash
 # Install what is missing of deps/packages-debian-12.txt (as root, or by sudo), then fetch the broker. Silent and quick,
-# without root and network, when all of it is there. With --dev: instead, what make format, tidy and bench need.
+# without root and network, when all of it is there. Instead, with --dev what make format, tidy and bench need, and with
+# --compose what make test-compose needs where no Docker engine runs.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 log=$root/build/deps.log
 list=$root/deps/packages-debian-12.txt
-[ "${1-}" != --dev ] || list=$root/deps/packages-debian-12-dev.txt
+case ${1-} in --dev | --compose) list=$root/deps/packages-debian-12-${1#--}.txt ;; esac
 
 fail() {
     echo "deps: $*" >&2
@@ -41,4 +42,4 @@ command -v dpkg-query >/dev/null ||
 missing=$(LC_ALL=C packages_missing)
 # shellcheck disable=SC2086 # one word a package
 [ -z "$missing" ] || packages_install $missing
-[ "${1-}" = --dev ] || "$root/tests/broker/fetch"
+[ $# -gt 0 ] || "$root/tests/broker/fetch"

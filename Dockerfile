@@ -1,0 +1,42 @@
+# Engram's image, on Debian 13: built and unit-tested in one stage, run in another, as nobody in particular and on a
+# root that may be read-only. Two places hold data: /var/lib/engram the memory, /backup the copies of it.
+#   docker build -t engram .      with --build-arg BASE=... for another Debian 13
+# The model is part of the image: the one in build/models (`make model`), else it is fetched here. To run another one,
+# mount its folder and name it with ENGRAM_MODEL.
+ARG BASE=debian:trixie-slim
+
+FROM ${BASE} AS packages
+LABEL engram.stage=packages
+COPY deps/packages-debian-13*.txt /tmp/
+RUN mkdir /tmp/lists && cd /tmp && for list in packages*.txt; do sed 's/#.*//' "$list" >"lists/$list"; done
+
+FROM ${BASE} AS build
+LABEL engram.stage=build
+COPY --from=packages /tmp/lists/packages-debian-13.txt /tmp/
+RUN apt-get update -q && DEBIAN_FRONTEND=noninteractive \
+    xargs -a /tmp/packages-debian-13.txt apt-get install -q -y --no-install-recommends && \
+    rm -rf /var/lib/apt/lists/*
+WORKDIR /engram
+COPY . .
+RUN tools/model.sh
+RUN make -s -j"$(nproc)" all unit && tests/run.sh unit && make -s install DESTDIR=/install
+
+FROM ${BASE}
+COPY --from=packages /tmp/lists/packages-debian-13-run.txt /tmp/
+RUN apt-get update -q && DEBIAN_FRONTEND=noninteractive \
+    xargs -a /tmp/packages-debian-13-run.txt apt-get install -q -y --no-install-recommends && \
+    rm -rf /var/lib/apt/lists/* /tmp/*.txt && \
+    useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin engram && \
+    install -d -o engram -g engram /var/lib/engram /backup
+COPY --from=build /install/ /
+COPY examples/debtags /usr/local/share/engram/examples/debtags
+COPY deploy/ready /usr/local/bin/engram-ready
+ENV ENGRAM_MEMORY=/var/lib/engram \
+    ENGRAM_LISTEN=0.0.0.0
+USER engram
+WORKDIR /usr/local/share/engram
+VOLUME /var/lib/engram
+EXPOSE 8080
+HEALTHCHECK --interval=5s --timeout=5s --start-period=2m --retries=3 CMD ["engram-ready"]
+ENTRYPOINT ["engram"]
+CMD ["run"]

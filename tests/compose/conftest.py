@@ -1,0 +1,29 @@
+"""Fixtures of the compose tests: one project for all of them, brought up once with three replicas."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "e2e"))  # kafka.py and oracle.py: the same oracle
+
+import compose as project  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def up():
+    """The project, up: up.broker, up.port, up.said (what `up` printed)."""
+    port = project.port_free()
+    os.environ["KAFKA_PORT"] = str(port)
+    os.environ["PROMETHEUS_PORT"] = str(project.port_free())
+    done = project.compose("up", "-d", "--scale", "engram=3")
+    for replica in project.replicas():
+        replica.wait_ready()
+    broker = project.HostBroker(port)
+    yield project.SimpleNamespace(broker=broker, port=port, said=done.stdout + done.stderr)
+
+
+@pytest.fixture
+def broker(up):
+    return up.broker
