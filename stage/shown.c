@@ -227,6 +227,9 @@ void shown_metrics(void *context, struct buffer *out)
     metrics_histogram(out, "engram_text_seconds", "A text from poll until its output is acknowledged.", &m->text);
     metrics_histogram(out, "engram_label_to_live_seconds",
                       "From the timestamp of a label or instance until it counts in predictions.", &m->live);
+    struct buffer why = {0};
+    metrics_gauge(out, "engram_ready", "1 while /ready answers 200.", shown_ready(s, &why));
+    buffer_free(&why);
     show_errors(s, out);
     show_sampled(s, out);
 }
