@@ -8,8 +8,8 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 readonly logs=build/test-logs pull_limit_s=300
 work=$(mktemp -d -t engram-compose.XXXXXX)
-made=()
 engine=
+tests=
 mkdir -p "$logs"
 
 fail() {
@@ -28,10 +28,12 @@ quietly() { # LOG COMMAND...: what it prints goes to a log, whose end is shown w
 # ---- the engine ----
 
 engine_start() {
-    [ "$(id -u)" -eq 0 ] && [ -e /etc/debian_version ] ||
+    if [ "$(id -u)" -ne 0 ] || [ ! -e /etc/debian_version ]; then
         fail "no Docker engine answers: start one (\`docker info\` tells), or run this as root on Debian"
+    fi
     tools/deps.sh --compose
     iptables-save >"$work/iptables"
+    cp /proc/sys/net/ipv4/ip_forward "$work/ip_forward"
     export DOCKER_HOST=unix://$work/docker.sock
     setsid dockerd --data-root "$work/data" --exec-root "$work/exec" --pidfile "$work/dockerd.pid" --host "$DOCKER_HOST" \
         --storage-driver overlay2 >"$logs/compose-dockerd.log" 2>&1 </dev/null &
@@ -49,6 +51,7 @@ engine_stop() { # and what it leaves in the kernel
     kill "$engine" && wait "$engine"
     ip link delete docker0
     iptables-restore <"$work/iptables"
+    cat "$work/ip_forward" >/proc/sys/net/ipv4/ip_forward
 }
 
 compose_find() {
@@ -61,26 +64,23 @@ compose_find() {
     fi
 }
 
-# ---- images ----
+# ---- images: functions that `quietly` runs chain their commands, for `set -e` does not reach into them ----
 
 pulled() { # IMAGE: there, or to be had
     docker image inspect "$1" >/dev/null 2>&1 || timeout "$pull_limit_s" docker pull -q "$1" >/dev/null 2>&1
 }
 
 stand_in_debian() {
-    tools/deps.sh --compose
-    debootstrap --variant=minbase trixie "$work/debian"
-    tar -C "$work/debian" -c . | docker import - engram-test/debian
-    rm -rf "$work/debian"
+    tools/deps.sh --compose && debootstrap --variant=minbase trixie "$work/debian" &&
+        tar -C "$work/debian" -c . | docker import - engram-test/debian && rm -rf "$work/debian"
 }
 
 stand_in_kafka() {
     local plugin=org.apache.maven.plugins:maven-dependency-plugin:3.8.1
-    cp -r tests/compose/kafka "$work/kafka"
-    cp -r build/broker/jars "$work/kafka/jars"
-    cp tests/broker/log4j2.properties "$work/kafka/"
-    mvn -B -q "$plugin:copy" -Dartifact=org.apache.kafka:kafka-tools:4.3.1 -DoutputDirectory="$work/kafka/jars"
-    docker build -t engram-test/kafka --build-arg BASE="$BASE" "$work/kafka"
+    cp -r tests/compose/kafka "$work/kafka" && cp -r build/broker/jars "$work/kafka/jars" &&
+        cp tests/broker/log4j2.properties "$work/kafka/" &&
+        mvn -B -q "$plugin:copy" -Dartifact=org.apache.kafka:kafka-tools:4.3.1 -DoutputDirectory="$work/kafka/jars" &&
+        docker build -t engram-test/kafka --build-arg BASE="$BASE" "$work/kafka"
 }
 
 stand_in_prometheus() {
@@ -114,10 +114,11 @@ images() {
 # ---- all of it ----
 
 leave() {
-    trap '' INT TERM
     local status=$?
+    trap '' INT TERM
     set +e
     {
+        [ -z "$tests" ] || { kill "$tests" && wait "$tests"; }
         # shellcheck disable=SC2086
         [ -z "${COMPOSE-}" ] || for project in "$COMPOSE_PROJECT_NAME" "$COMPOSE_PROJECT_NAME-other"; do
             $COMPOSE --profile observability -p "$project" down --volumes --remove-orphans --timeout 2
@@ -127,7 +128,7 @@ leave() {
         docker images -q 'engram-test/*' | sort -u | xargs -r docker rmi -f
         docker image prune -f --filter label=engram.stage
         [ -z "$engine" ] || engine_stop
-    } >>"$logs/compose-leave.log" 2>&1
+    } >"$logs/compose-leave.log" 2>&1
     rm -rf "$work"
     exit "$status"
 }
@@ -139,4 +140,6 @@ docker info >/dev/null 2>&1 || engine_start
 COMPOSE=$(compose_find)
 export COMPOSE COMPOSE_PROJECT_NAME=engram-test-$$
 images
-tests/run.sh compose
+tests/run.sh compose &
+tests=$!
+wait "$tests"
