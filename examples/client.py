@@ -1,10 +1,9 @@
 #!/usr/bin/env python3
-"""A client of a running stage: sends texts, teaches a label, reads predictions (docs/RECORDS.md).
+"""A client of a running stage: asks for a text's labels, teaches one by an example, asks again, and takes it back.
 
     examples/client.py --bootstrap 127.0.0.1:29092
 
-Wants confluent-kafka (Debian: python3-confluent-kafka). Prints each text's best labels, before and after it taught one,
-and what the last prediction was made of.
+Wants confluent-kafka (Debian: python3-confluent-kafka). Every field and rule of the records: docs/RECORDS.md.
 """
 
 import argparse
@@ -12,24 +11,38 @@ import json
 import time
 import uuid
 
-from confluent_kafka import Consumer, KafkaException, Producer
+from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 
 TEXT = "a striped animal that looks like a horse"
+EXAMPLE = "zebra-1"
 LABELLED = {"text": "a horse with black and white stripes", "labels": ["animal::zebra"]}
 WAIT_S = 60
 
 
 def send(producer, topic, key, record):
-    """Returns once the broker has it."""
+    """Returns once the broker has it. None instead of a record is a null value: in `instances` it forgets the key."""
     failures = []
-    producer.produce(topic, key=key, value=json.dumps(record), on_delivery=lambda error, _: failures.append(error))
+    value = None if record is None else json.dumps(record)
+    producer.produce(topic, key=key, value=value, on_delivery=lambda error, _: failures.append(error))
     producer.flush(WAIT_S)
     if failures != [None]:
         raise SystemExit(f"{topic}: {failures[0] if failures else 'no answer from the broker'}")
 
 
-def answer_to(consumer, key):
-    """The prediction under this key. The topic is read from its end, so that earlier ones are not met."""
+def read_from_end(consumer, topic):
+    """From here on the consumer gets what is written to the topic from now on, of all its partitions."""
+    partitions = [TopicPartition(topic, p) for p in consumer.list_topics(topic, timeout=WAIT_S).topics[topic].partitions]
+    if not partitions:
+        raise SystemExit(f"there is no topic {topic}: a running stage makes it")
+    for partition in partitions:
+        partition.offset = consumer.get_watermark_offsets(partition, timeout=WAIT_S)[1]
+    consumer.assign(partitions)
+
+
+def ask(producer, consumer, text):
+    """The prediction for a text: it has the text's key."""
+    key = str(uuid.uuid4())
+    send(producer, "texts", key, {"text": text})
     deadline = time.monotonic() + WAIT_S
     while time.monotonic() < deadline:
         message = consumer.poll(1)
@@ -39,16 +52,24 @@ def answer_to(consumer, key):
             raise KafkaException(message.error())
         if message.key() == key.encode():
             return json.loads(message.value())
-    raise SystemExit(f"no prediction in {WAIT_S} s: is a stage running? Its /ready tells")
+    raise SystemExit(f"no prediction in {WAIT_S} s: is a stage running? Its /ready and its log tell")
 
 
-def ask(producer, consumer, text):
-    key = str(uuid.uuid4())
-    send(producer, "texts", key, {"text": text})
-    prediction = answer_to(consumer, key)
+def ask_until_live(producer, consumer):
+    """A prediction that the example led to, and its evidence. It is live in milliseconds; a text may still be faster."""
+    deadline = time.monotonic() + WAIT_S
+    while time.monotonic() < deadline:
+        prediction = ask(producer, consumer, TEXT)
+        for evidence in prediction["evidence"]:
+            if evidence.get("id") == EXAMPLE:
+                return prediction, evidence
+        time.sleep(0.1)
+    raise SystemExit(f"{EXAMPLE} led to no prediction in {WAIT_S} s: does the stage learn? Its /ready and its log tell")
+
+
+def show(prediction):
     best = ", ".join(f"{label['label']} {label['score']:.2f}" for label in prediction["labels"][:3])
-    print(f"{text!r} -> {best or 'no label'} (memory version {prediction['memory_version']})")
-    return prediction
+    print(f"{TEXT!r} -> {best or 'no label'} (memory version {prediction['memory_version']})")
 
 
 def main():
@@ -57,25 +78,21 @@ def main():
     servers = {"bootstrap.servers": parser.parse_args().bootstrap}
     # murmur2_random: the partition that Java's producers choose for a key, so that all of a key's records meet in one
     producer = Producer({**servers, "partitioner": "murmur2_random"})
-    consumer = Consumer({**servers, "group.id": f"client-{uuid.uuid4()}", "auto.offset.reset": "latest"})
-    assigned = []
-    consumer.subscribe(["predictions"], on_assign=lambda _, partitions: assigned.extend(partitions))
-    deadline = time.monotonic() + WAIT_S
-    while not assigned and time.monotonic() < deadline:
-        consumer.poll(0.1)
-    for partition in assigned:  # where it starts is settled now, not at the first fetch
-        partition.offset = consumer.get_watermark_offsets(partition, timeout=WAIT_S)[1]
-    consumer.assign(assigned)
+    consumer = Consumer({**servers, "group.id": "engram-example", "enable.auto.commit": False})
     try:
-        before = ask(producer, consumer, TEXT)["memory_version"]
-        send(producer, "instances", "zebra-1", LABELLED)
-        print(f"taught: {LABELLED['labels'][0]}")
-        prediction = ask(producer, consumer, TEXT)
-        while prediction["memory_version"] <= before:  # milliseconds: a text may still be faster than a label
-            prediction = ask(producer, consumer, TEXT)
-        evidence = prediction["evidence"][0]
-        print(f"because of {evidence['kind']} {evidence.get('id') or evidence.get('label')}, "
-              f"similarity {evidence['similarity']:.2f}")
+        read_from_end(consumer, "predictions")
+        show(ask(producer, consumer, TEXT))
+
+        send(producer, "instances", EXAMPLE, LABELLED)
+        print(f"taught: {EXAMPLE} is {LABELLED['labels'][0]}")
+        prediction, because = ask_until_live(producer, consumer)
+        show(prediction)
+        print(f"because of {because['kind']} {because['id']}, similarity {because['similarity']:.2f}")
+
+        send(producer, "instances", EXAMPLE, None)
+        print(f"forgotten: {EXAMPLE}")
+    except KafkaException as failure:
+        raise SystemExit(f"Kafka: {failure.args[0].str()}") from None
     finally:
         consumer.close()
 
