@@ -43,19 +43,91 @@ def test_config_reference_is_generated():
     assert (ROOT / "docs" / "CONFIG.md").read_text(encoding="utf-8") == generated.stdout, "run `make docs`"
 
 
+# ---- docs/OPERATIONS.md ----
+
+OPERATIONS = (ROOT / "docs" / "OPERATIONS.md").read_text(encoding="utf-8")
+ALERTS = ROOT / "deploy" / "prometheus" / "alerts.yml"
+ROOMS = ("base", "config", "record", "gpu", "store", "engine", "consumer", "producer", "stage", "cli")
+
+
+def section(title):
+    return OPERATIONS.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+
+
+def first_cells(text):
+    """What stands in backticks in the first column of every table."""
+    return [quote for cell in re.findall(r"^\| ([^|]*) \|", text, re.MULTILINE) for quote in re.findall(r"`([^`]+)`", cell)]
+
+
+def literals(source):
+    """The strings of a C source, adjacent ones joined, what is filled in as an ellipsis."""
+    strings = re.findall(r'"((?:[^"\\\n]|\\.)*"(?:\s*(?:PRI\w+\s*)?"(?:[^"\\\n]|\\.)*")*)', source)
+    joined = (re.sub(r'"\s*(PRI\w+)?\s*"|"$', lambda m: "d" if m[1] else "", text) for text in strings)
+    return [re.sub(r"%[-0-9.*+ ]*(?:ll|l|z)?[a-zA-Z]", "…", text) for text in joined]
+
+
+def said():
+    """All that the code can say."""
+    sources = [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.c"))]
+    return "\n".join(text for path in sources for text in literals(path.read_text(encoding="utf-8")))
+
+
+def pieces(line):
+    """The fixed parts of a line, but for the smallest."""
+    return [piece for piece in line.split("…") if len(piece.strip()) > 5]
+
+
 def metrics_shown():
     """Names of the metrics that the code shows."""
     return set(re.findall(r'"(engram_[a-z_]+)"', (ROOT / "stage" / "shown.c").read_text(encoding="utf-8")))
 
 
 def test_every_metric_is_explained():
-    section = (ROOT / "docs" / "OPERATIONS.md").read_text(encoding="utf-8").partition("## Metrics")[2].partition("\n## ")[0]
-    assert set(re.findall(r"`(engram_[a-z_]+)", section)) == metrics_shown()
+    assert {name.partition("{")[0] for name in first_cells(section("Metrics")) if name.startswith("engram_")} == metrics_shown()
+
+
+def test_every_kind_of_error_is_explained():
+    codes = re.findall(r"^    X\((\w+)\)", (ROOT / "base" / "error.h").read_text(encoding="utf-8"), re.MULTILINE)
+    kinds = section("Metrics").partition("| kinds of ")[2]
+    assert sorted(first_cells(kinds)) == sorted(code.lower() for code in codes if code != "OK")
+
+
+def test_the_lines_quoted_are_those_that_it_says():
+    tables = re.findall(r"^\| the line says .*\n(?:\|.*\n)+", OPERATIONS, re.MULTILINE)
+    lines = [line for table in tables for line in first_cells(table) if pieces(line)]
+    code_says = said()
+    wrong = [(line, piece) for line in lines for piece in pieces(line) if piece not in code_says]
+    assert len(tables) == 4 and len(lines) > 40 and not wrong
+
+
+def test_every_refusal_is_explained():
+    """Of the memory, of its folder, and of what the topics have become."""
+    ours = "this process has opened the memory already"  # no user can make it say that
+    files = [*(ROOT / "store").glob("*.c"), ROOT / "consumer" / "learn.c", ROOT / "consumer" / "text.c",
+             ROOT / "stage" / "console" / "console.c"]
+    code = r"E_(?:FINGERPRINT|FENCED|LOCKED|MAP_FULL|DISK_FULL|KEYS_MAX|TOPIC|FORMAT)"
+    refusals = [literals(call)[0] for path in files
+                for call in re.findall(rf"error_set\(e, ERROR_(?:FATAL|RETRY), {code},(.*?)\);",
+                                       path.read_text(encoding="utf-8"), re.DOTALL)]
+    told = [piece.strip(": ") for line in first_cells(OPERATIONS) for piece in pieces(line)]
+    missing = [refusal for refusal in refusals if ours not in refusal and not any(piece in refusal for piece in told)]
+    assert len(refusals) > 15 and not missing
 
 
 def test_alerts_are_valid_and_about_metrics_that_exist():
-    alerts = ROOT / "deploy" / "prometheus" / "alerts.yml"
-    checked = run("promtool", "check", "rules", alerts)
+    checked = run("promtool", "check", "rules", ALERTS)
     assert checked.returncode == 0 and "SUCCESS" in checked.stdout, checked.stderr
-    used = set(re.findall(r"engram_[a-z_]+", alerts.read_text(encoding="utf-8")))
+    used = set(re.findall(r"engram_[a-z_]+", ALERTS.read_text(encoding="utf-8")))
     assert used and {name.removesuffix("_bucket") for name in used} <= metrics_shown()
+
+
+def test_alerts_fire_when_they_should():
+    tested = run("promtool", "test", "rules", ROOT / "tests" / "docs" / "alerts-test.yml")
+    assert tested.returncode == 0, tested.stdout + tested.stderr
+
+
+def test_every_alert_is_explained_and_tested():
+    alerts = set(re.findall(r"- alert: (\w+)", ALERTS.read_text(encoding="utf-8")))
+    assert set(first_cells(section("Alerts"))) == alerts
+    cases = (ROOT / "tests" / "docs" / "alerts-test.yml").read_text(encoding="utf-8")
+    assert {name for name, _, wanted in re.findall(r"alertname: (\w+)\n(.*\n)*?( *exp_alerts: *\S*)", cases)} == alerts
