@@ -403,6 +403,7 @@ int outbox_flush(struct outbox *box, struct error *e)
     for (size_t i = 0; i < box->count; i++) {
         struct output *o = box->outputs[i];
         o->outcome->dead_lettered = o->letter.form == LETTER_DEAD;
+        o->outcome->refusal = o->refusal.code;
         box->counts.dead_letters += o->letter.form == LETTER_DEAD;
         box->counts.nulls += o->letter.form != LETTER_DEAD && o->outcome->kind == OUTCOME_NULL;
         box->counts.predictions += o->letter.form != LETTER_DEAD && o->outcome->kind == OUTCOME_PREDICTION;

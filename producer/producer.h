@@ -40,7 +40,8 @@ struct outcome {
      * false where that would not be smaller. Called once at the most, inside the publisher's functions. May be NULL. */
     bool (*smaller)(void *context, struct buffer *out);
     void *context;
-    bool dead_lettered; /* out, after publisher_commit: it ended among the dead letters */
+    bool dead_lettered;      /* out, after publisher_commit: it ended among the dead letters */
+    enum error_code refusal; /* out, likewise: why a prediction did; E_OK: it did not */
 };
 
 struct publisher;

@@ -342,7 +342,7 @@ static void lane_published(struct stage *s, const struct outcomes *o, uint64_t b
             stage_error(s, outcome->input->poison->code);
             dead_letters++;
         } else if (outcome->dead_lettered) {
-            stage_error(s, E_REFUSED);
+            stage_error(s, outcome->refusal);
             dead_letters++;
         }
     }

@@ -3,7 +3,9 @@ every input has exactly one output or dead letter, nothing is tried for ever and
 """
 
 import json
+import socket
 import time
+import urllib.request
 
 from kafka import Record, wait_until
 from stage import ROOT
@@ -29,6 +31,19 @@ def learn(broker, topics, running):
     wait_until(lambda: running.stats()["instances"] == 2, "both instances")
 
 
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def errors(port):
+    """{kind: count} of those that the console counts."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
+        counted = dict(line.rsplit(" ", 1) for line in answer.read().decode().splitlines() if "errors_total{" in line)
+    return {name.split('"')[1]: float(count) for name, count in counted.items() if float(count)}
+
+
 def evidence(record):
     return json.loads(record.value)["evidence"][0]
 
@@ -39,7 +54,8 @@ def test_outputs_too_large(broker, topics, stage):
     broker.create_topics((topics.texts, 2), message_timestamp_after_max_ms=1 << 60, max_message_bytes=4 << 20)
     broker.create_topics(topics.predictions, max_message_bytes=PREDICTION_MAX)
     broker.create_topics(topics.dead_letters, max_message_bytes=LETTER_MAX)
-    running = stage("--model", MODEL, "--evidence-text", "--evidence-max", 1)
+    port = free_port()
+    running = stage("--model", MODEL, "--evidence-text", "--evidence-max", 1, "--port", port)
     learn(broker, topics, running)
 
     headers = [("h", b"1"), ("h", None)]
@@ -68,6 +84,7 @@ def test_outputs_too_large(broker, topics, stage):
     dead_keys = {b"still too large", b"metadata", b"megabyte", b"poison", b"header", b"later and dead"}
     wait_until(lambda: broker.committed(topics.group, topics.texts).get(1) == len(records), "all texts committed")
     wait_until(lambda: running.stats()["version"] == 4, "the learn lane behind its poison")
+    assert errors(port) == {"format": 2, "too_large": len(dead_keys)}  # its poison aside, and the one with the large key
     running.stop()
     running.restart()  # what was committed is not done again
     running.wait_ready()
