@@ -123,10 +123,13 @@ SHARE = $(DESTDIR)$(PREFIX)/share
 MODEL := all-MiniLM-L6-v2
 .PHONY: install uninstall
 install: all ## install binary, model (where `make model` fetched it) and documents; DESTDIR, PREFIX=/usr/local
-	$(Q)install -d '$(DESTDIR)$(PREFIX)/bin' '$(SHARE)/doc/engram/docs'
+	$(Q)install -d '$(DESTDIR)$(PREFIX)/bin' $(foreach folder,docs deploy/prometheus examples,'$(SHARE)/doc/engram/$(folder)')
 	$(Q)install -m 755 $(BUILD)/engram '$(DESTDIR)$(PREFIX)/bin/engram'
 	$(Q)install -m 644 README.md CHANGELOG.md LICENSE '$(SHARE)/doc/engram'
 	$(Q)install -m 644 docs/*.md '$(SHARE)/doc/engram/docs'
+	$(Q)install -m 644 deploy/engram.service '$(SHARE)/doc/engram/deploy'
+	$(Q)install -m 644 deploy/prometheus/*.yml '$(SHARE)/doc/engram/deploy/prometheus'
+	$(Q)install -m 755 examples/client.py '$(SHARE)/doc/engram/examples'
 	$(Q)if [ -d $(BUILD)/models/$(MODEL) ]; then \
 		rm -rf '$(SHARE)/engram/models/$(MODEL)' && install -d '$(SHARE)/engram/models' && \
 		cp -R --preserve=mode $(BUILD)/models/$(MODEL) '$(SHARE)/engram/models/'; \

@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -220,7 +221,9 @@ def test_install_and_uninstall(tmp_path):
         make("install", *where)
     share = root / "opt/e/share"
     assert (share / "doc/engram/LICENSE").read_text() == (ROOT / "LICENSE").read_text()
-    assert (share / "doc/engram/docs/CONFIG.md").exists()
+    operations = share / "doc/engram/docs/OPERATIONS.md"
+    targets = [target for target in re.findall(r"\]\(([^)#\s]+)", operations.read_text()) if ":" not in target]
+    assert len(targets) > 5 and all((operations.parent / target).exists() for target in targets)
     installed = root / "opt/e/bin/engram"
     done = subprocess.run([installed, "--version"], capture_output=True, text=True, check=True, env=ENVIRONMENT)
     assert done.stdout.startswith("engram ")
