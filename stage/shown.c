@@ -197,7 +197,7 @@ static void show_sampled(struct stage *s, struct buffer *out)
                     s->shown.texts.rebalances);
     metrics_gauge(out, "engram_paused_partitions", "Partitions of texts that are paused while the queue is full.",
                   (double)s->shown.texts.paused);
-    metrics_gauge(out, "engram_memory_keys", "Instances and labels that are searched.", (double)s->shown.keys);
+    metrics_gauge(out, "engram_memory_keys", "Instances and label definitions in the memory.", (double)s->shown.keys);
     metrics_gauge(out, "engram_memory_bytes", "Bytes of the memory's file that are in use.", (double)s->shown.bytes);
     metrics_gauge(out, "engram_memory_version", "Records applied from the topics, as next offsets summed.",
                   (double)s->shown.version);
