@@ -5,16 +5,11 @@
 # mount its folder and name it with ENGRAM_MODEL.
 ARG BASE=debian:trixie-slim
 
-FROM ${BASE} AS packages
-LABEL engram.stage=packages
-COPY deps/packages-debian-13*.txt /tmp/
-RUN mkdir /tmp/lists && cd /tmp && for list in packages*.txt; do sed 's/#.*//' "$list" >"lists/$list"; done
-
 FROM ${BASE} AS build
 LABEL engram.stage=build
-COPY --from=packages /tmp/lists/packages-debian-13.txt /tmp/
-RUN apt-get update -q && DEBIAN_FRONTEND=noninteractive \
-    xargs -a /tmp/packages-debian-13.txt apt-get install -q -y --no-install-recommends && \
+COPY deps/packages-debian-13.txt /tmp/
+RUN apt-get update -q && sed 's/#.*//' /tmp/packages-debian-13.txt | \
+    DEBIAN_FRONTEND=noninteractive xargs apt-get install -q -y --no-install-recommends && \
     rm -rf /var/lib/apt/lists/*
 WORKDIR /engram
 COPY . .
@@ -22,10 +17,10 @@ RUN tools/model.sh
 RUN make -s -j"$(nproc)" all unit && tests/run.sh unit && make -s install DESTDIR=/install
 
 FROM ${BASE}
-COPY --from=packages /tmp/lists/packages-debian-13-run.txt /tmp/
-RUN apt-get update -q && DEBIAN_FRONTEND=noninteractive \
-    xargs -a /tmp/packages-debian-13-run.txt apt-get install -q -y --no-install-recommends && \
-    rm -rf /var/lib/apt/lists/* /tmp/*.txt && \
+COPY deps/packages-debian-13-run.txt /tmp/
+RUN apt-get update -q && sed 's/#.*//' /tmp/packages-debian-13-run.txt | \
+    DEBIAN_FRONTEND=noninteractive xargs apt-get install -q -y --no-install-recommends && \
+    rm -rf /var/lib/apt/lists/* /tmp/packages-debian-13-run.txt && \
     useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin engram && \
     install -d -o engram -g engram /var/lib/engram /backup
 COPY --from=build /install/ /
@@ -37,6 +32,6 @@ USER engram
 WORKDIR /usr/local/share/engram
 VOLUME /var/lib/engram
 EXPOSE 8080
-HEALTHCHECK --interval=5s --timeout=5s --start-period=2m --retries=3 CMD ["engram-ready"]
+HEALTHCHECK --interval=5s --timeout=5s --start-period=10m --retries=3 CMD ["engram-ready"]
 ENTRYPOINT ["engram"]
 CMD ["run"]

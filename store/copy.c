@@ -19,20 +19,6 @@ enum { COMMIT_BYTES = 8 << 20, FILE_MODE = 0664 };
 #define COPY_MARGIN ((uint64_t)1 << 20)
 #define MIB(bytes) ((double)(bytes) / (1 << 20))
 
-static char *path_in(const char *folder, const char *name)
-{
-    char *path = mem_alloc(strlen(folder) + strlen(name) + 2);
-    sprintf(path, "%s/%s", folder, name);
-    return path;
-}
-
-void copy_leftover_drop(const char *folder)
-{
-    char *path = path_in(folder, COPY_NAME);
-    unlink(path);
-    free(path);
-}
-
 /* ---- writing one ---- */
 
 struct copy {
@@ -133,7 +119,7 @@ static int copy_write(struct memory *m, const char *folder, struct memory_stats 
     struct copy c = {.m = m, .folder = folder};
     struct snapshot *s = NULL;
     uint64_t bytes_in_use;
-    char *path = path_in(folder, COPY_NAME);
+    char *path = folder_path(folder, COPY_NAME);
     int result = -1;
     copy_leftover_drop(folder);
     if (memory_look(m, &s, e) || snapshot_stats(s, stats, e)) {
@@ -164,7 +150,7 @@ done:
 /* The copy takes its place: the folder has the whole of it, or what it had before. */
 static int copy_rename(const char *folder, struct error *e)
 {
-    char *from = path_in(folder, COPY_NAME), *to = path_in(folder, "data.mdb");
+    char *from = folder_path(folder, COPY_NAME), *to = folder_path(folder, "data.mdb");
     int result =
         rename(from, to) ? error_set(e, ERROR_FATAL, E_IO, "%s: %s", to, strerror(errno)) : folder_sync(folder, e);
     free(to);
@@ -176,7 +162,7 @@ static int copy_rename(const char *folder, struct error *e)
 
 static int memory_refuse(const char *folder, struct error *e)
 {
-    char *data = path_in(folder, "data.mdb");
+    char *data = folder_path(folder, "data.mdb");
     bool there = access(data, F_OK) == 0;
     free(data);
     return there ? error_set(e, ERROR_FATAL, E_IO, "%s: there is a memory here already: name another folder", folder)
@@ -186,7 +172,7 @@ static int memory_refuse(const char *folder, struct error *e)
 int memory_backup(struct memory *m, const char *folder, struct memory_stats *copied, struct error *e)
 {
     struct memory target = {.path = (char *)(uintptr_t)folder, .lock_fd = -1}; /* for its writer.lock alone */
-    char *lock = path_in(folder, "writer.lock");
+    char *lock = folder_path(folder, "writer.lock");
     bool absent = access(folder, F_OK) && errno == ENOENT;
     int result = -1;
     *copied = (struct memory_stats){0};
@@ -230,7 +216,7 @@ static int readers_refuse(const struct memory *m, int fd, struct error *e)
 /* The copy gets the owner and the rights of the file that it replaces: root may compact another user's memory. */
 static int owner_keep(const char *folder, const struct stat *old, struct error *e)
 {
-    char *path = path_in(folder, COPY_NAME);
+    char *path = folder_path(folder, COPY_NAME);
     int result = 0;
     if (chown(path, old->st_uid, old->st_gid) || chmod(path, old->st_mode & 07777)) {
         result = error_set(e, ERROR_FATAL, E_IO,
@@ -260,7 +246,7 @@ int memory_compact(const struct memory_options *options, uint64_t *bytes_before,
     struct memory *m = NULL;
     struct stat old, new;
     struct memory_stats stats = {0};
-    char *data = path_in(options->path, "data.mdb"), *lock = path_in(options->path, "lock.mdb");
+    char *data = folder_path(options->path, "data.mdb"), *lock = folder_path(options->path, "lock.mdb");
     int result = -1, lock_fd = -1;
     if (memory_open(&m, MEMORY_WRITE, options, e)) {
         goto done;

@@ -2,10 +2,13 @@
  * not ask, and a missing page is a SIGBUS later. Reads the file only, with pread(2). What surprises: a sound file may
  * lack pages at its end, for LMDB never writes pages that one transaction both took and gave back; then all of them
  * must stand in the free list, which is a B-tree in the same file. Beside a running writer all this can change under
- * our hands, so what does not fit is read again before it is believed. */
+ * our hands, so what does not fit is read again before it is believed. And the file that lies beside it while a copy is
+ * made. */
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -230,4 +233,18 @@ int data_file_check(const char *path, uint64_t *bytes_in_use, struct error *e)
     }
     close(fd);
     return result;
+}
+
+char *folder_path(const char *folder, const char *name)
+{
+    char *path = mem_alloc(strlen(folder) + strlen(name) + 2);
+    sprintf(path, "%s/%s", folder, name);
+    return path;
+}
+
+void copy_leftover_drop(const char *folder)
+{
+    char *path = folder_path(folder, COPY_NAME);
+    unlink(path);
+    free(path);
 }

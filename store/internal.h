@@ -188,13 +188,13 @@ int folder_sync(const char *path, struct error *e);
 int folder_lock(const char *path, int operation);
 void environment_close(struct memory *m); /* readers, views and the environment; locks stay */
 
-/* copy.c: the file that a copy is written to before it becomes data.mdb; one that was cut short is deleted by the next
- * writer. The caller holds writer.lock. */
-#define COPY_NAME "data.mdb.copy"
-void copy_leftover_drop(const char *folder);
-
 /* file.c: data.mdb before it is mapped. *bytes_in_use 0: absent or empty, a new memory. */
 int data_file_check(const char *path, uint64_t *bytes_in_use, struct error *e);
+char *folder_path(const char *folder, const char *name); /* the caller frees it */
+/* The file that a copy is written to before it becomes data.mdb; one that was cut short is deleted by the next writer.
+ * The caller holds writer.lock. */
+#define COPY_NAME "data.mdb.copy"
+void copy_leftover_drop(const char *folder);
 
 /* ---- entries (entries.c) ---- */
 

@@ -10,9 +10,10 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "store/internal.h"
 
-enum { FILE_MODE = 0664 };
+enum { FILE_MODE = 0664, OPEN_TRIES = 200 };
 
 #define MAP_SIZE_DEFAULT ((uint64_t)1 << 40)
 
@@ -138,27 +139,45 @@ static int memory_accept(struct memory *m, MDB_txn *txn, const struct memory_opt
 
 /* ---- opening ---- */
 
-static int environment_open(struct memory *m, uint64_t map_size, uint64_t bytes_in_use, struct error *e)
+/* One try, whose environment stays in m->env, also after an error. A read transaction is begun too: LMDB's mutexes
+ * lie in the file, and are met with the first one. */
+static int environment_try(struct memory *m)
 {
-    size_t os_page = (size_t)sysconf(_SC_PAGESIZE);
-    m->map_size = ((map_size ? map_size : MAP_SIZE_DEFAULT) + os_page - 1) / os_page * os_page;
+    MDB_txn *txn = NULL;
+    int dead;
     int rc = mdb_env_create(&m->env);
     rc = rc ? rc : mdb_env_set_maxdbs(m->env, DB_COUNT);
     rc = rc ? rc : mdb_env_set_maxreaders(m->env, READERS_MAX);
     rc = rc ? rc : mdb_env_set_mapsize(m->env, (size_t)m->map_size);
-    if (rc) {
-        return memory_error(m, rc, "opening", e);
+    rc = rc ? rc : mdb_env_open(m->env, m->path, MDB_NOTLS | (m->mode == MEMORY_READ ? MDB_RDONLY : 0u), FILE_MODE);
+    rc = rc ? rc : mdb_reader_check(m->env, &dead);
+    rc = rc ? rc : mdb_txn_begin(m->env, NULL, MDB_RDONLY, &txn);
+    if (txn) {
+        mdb_txn_abort(txn);
     }
-    rc = mdb_env_open(m->env, m->path, MDB_NOTLS | (m->mode == MEMORY_READ ? MDB_RDONLY : 0u), FILE_MODE);
+    return rc;
+}
+
+static int environment_open(struct memory *m, uint64_t map_size, uint64_t bytes_in_use, struct error *e)
+{
+    size_t os_page = (size_t)sysconf(_SC_PAGESIZE);
+    m->map_size = ((map_size ? map_size : MAP_SIZE_DEFAULT) + os_page - 1) / os_page * os_page;
+    int rc = environment_try(m);
+    /* Who leaves last destroys the mutexes (LMDB 0.9.27 and later), and who waits to enter meanwhile finds them so; the
+     * next one to enter alone makes them anew. */
+    for (int tries = 0; rc == EINVAL && tries < OPEN_TRIES; tries++) {
+        mdb_env_close(m->env);
+        m->env = NULL;
+        clock_sleep_ms(1 + (unsigned)(getpid() + tries) % 8); /* not all who wait at once */
+        rc = environment_try(m);
+    }
     if (rc == ENOMEM || rc == EOVERFLOW) {
         return error_set(e, ERROR_FATAL, E_IO,
                          "%s: %llu bytes cannot be mapped (%s): lower the option map_size (%llu bytes are in use)",
                          m->path, (unsigned long long)m->map_size, strerror(rc), (unsigned long long)bytes_in_use);
     }
     MDB_stat stat;
-    int dead;
     rc = rc ? rc : mdb_env_stat(m->env, &stat);
-    rc = rc ? rc : mdb_reader_check(m->env, &dead);
     if (rc) {
         return memory_error(m, rc, "opening", e);
     }
