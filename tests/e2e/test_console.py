@@ -1,7 +1,6 @@
 """The console of a running stage, from outside: what it shows is what happened, and who asks slowly, wrongly or without
 end changes nothing for the lanes."""
 
-import http.client
 import re
 import socket
 import subprocess
