@@ -102,6 +102,10 @@ static int check_stage(const struct config *config, struct error *e)
     if (!*config->memory) {
         return refuse(config, "memory", e, "is empty, but it takes a folder");
     }
+    if (!*config_bootstrap_servers(config)) {
+        return error_set(e, ERROR_FATAL, E_USAGE,
+                         "bootstrap.servers is empty: name a broker, as in -X bootstrap.servers=localhost:9092");
+    }
     if (!*config->listen) {
         return refuse(config, "listen", e, "is empty, but it takes an address (0.0.0.0: all)");
     }

@@ -139,6 +139,7 @@ class Broker:
             for future in self.admin.delete_topics(present, operation_timeout=WAIT_S).values():
                 future.result(WAIT_S)
             wait_until(lambda: not self.topic_names() & set(present), f"end of {present}")
+            self._met = {(producer, topic) for producer, topic in self._met if topic not in present}
 
     def topic_config(self, topic):
         resource = ConfigResource(ConfigResource.Type.TOPIC, topic)
@@ -193,7 +194,7 @@ class Broker:
     def _meet(self, producer, topic):
         """Let a producer know the topic before its first record to it: librdkafka would look for it in 1 s."""
         if (producer, topic) not in self._met:
-            producer.list_topics(topic, timeout=WAIT_S)
+            wait_until(lambda: producer.list_topics(topic, timeout=WAIT_S).topics[topic].error is None, f"topic {topic}")
             self._met.add((producer, topic))
 
     def produce_transaction(self, topic, records, commit=True, transactional_id="test", partition=None):

@@ -380,6 +380,7 @@ static void test_ranges(void **context)
         {"--texts-topic", "labels", "labels_topic"},
         {"--dead-letters-topic", "texts", "texts_topic"},
         {"--instance-id", "a/b", "'a/b'"},
+        {"-X", "bootstrap.servers=", "bootstrap.servers is empty"},
         {"--group", "", "1 to 200"},
         {"--memory", "", "folder"},
         {"--text-prefix", "\xff", "UTF-8"},
