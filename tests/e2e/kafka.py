@@ -139,6 +139,7 @@ class Broker:
             for future in self.admin.delete_topics(present, operation_timeout=WAIT_S).values():
                 future.result(WAIT_S)
             wait_until(lambda: not self.topic_names() & set(present), f"end of {present}")
+            self._met = {(producer, topic) for producer, topic in self._met if topic not in present}
 
     def topic_config(self, topic):
         resource = ConfigResource(ConfigResource.Type.TOPIC, topic)
