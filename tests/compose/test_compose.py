@@ -268,7 +268,7 @@ def test_another_models_memory_ends_in_one_line(up):
     here = ("--no-deps", "-v", f"{PROJECT}-tiny:/var/lib/engram", "-v", f"{ROOT}/tests/golden/tiny-bert:/tiny:ro")
     engram("load", "--model", "/tiny", "--labels", "-", flags=here, stdin='{"label": "a", "text": "a"}\n')
     done = engram("run", flags=here, check=False)
-    said = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("engram run:")]
+    said = [line for line in (done.stdout + done.stderr).splitlines() if " error " in line]
     assert done.returncode == 1 and len(said) == 1 and "encoder" in said[0] and "/var/lib/engram" in said[0], done
 
 
