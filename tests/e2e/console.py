@@ -47,3 +47,8 @@ class Console:
     def wait_ready(self):
         wait_until(lambda: self.ready()[0] == 200, self.ready)
         return self
+
+    def wait_waits(self, words):
+        """Until a lane waits for Kafka, for this reason in these words: either, where both have dead letters to write."""
+        told = [(503, f"the {lane} lane waits for Kafka: {words}\n") for lane in ("tag", "learn")]
+        wait_until(lambda: self.ready() in told, self.ready)

@@ -97,9 +97,8 @@ def console():
 
 def wait_missing(console, topic):
     """Whoever asks is told which topic is gone, and what to do."""
-    told = (503, f"the tag lane waits for Kafka: predictions: topic '{topic}' does not exist: create it (a restart "
-                 "does, where create_topics is set)\n")
-    wait_until(lambda: console.ready() == told, console.ready)
+    console.wait_waits(f"predictions: topic '{topic}' does not exist: create it (a restart does, where create_topics is "
+                       "set)")
 
 
 @pytest.fixture(scope="module")

@@ -130,9 +130,7 @@ def messages(running, pattern):
 def wait_told(running, console, words, client):
     """The line and /ready say the same."""
     running.wait_for(re.escape(f"{client}: {words}: trying on"))
-    lane = "learn" if client == "learn" else "tag"
-    told = (503, f"the {lane} lane waits for Kafka: {client}: {words}\n")
-    wait_until(lambda: console.ready() == told, console.ready)
+    console.wait_waits(f"{client}: {words}")
 
 
 def wait_over(broker, topics, running, console, repeats=None):

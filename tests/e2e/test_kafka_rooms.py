@@ -146,6 +146,8 @@ def test_a_missing_topic_is_one_line_when_none_may_be_made(topics, rooms):
 def test_key_headers_time_and_partition_are_kept(broker, made, rooms):
     now = int(time.time() * 1000) - 10000
     headers = [("a", b"1"), ("a", None), ("b", b""), ("a", b"2"), ("c", bytes(range(256)))]
+    for topic in (made.texts, made.predictions):
+        broker.set_topic_config(topic, retention_ms=-1)  # one record is of 1970
     broker.produce(made.texts, [
         text("one", b"k", headers=headers, partition=1, timestamp=now),
         text("two", None, partition=5, timestamp=now + 1),
