@@ -89,6 +89,7 @@ def test_a_prediction_keeps_what_its_text_came_with(broker, topics, stage):
 
 
 def test_the_time_of_writing_instead(broker, topics, stage):
+    broker.create_topics((topics.texts, 5), retention_ms=-1)  # the text is of 2009
     stage(*TINY, "--timestamp", "now")
     before = int(time.time() * 1000)
     broker.produce(topics.texts, [Record(b"k", written(text="old"), timestamp=1234567890123), Record(b"k", None)])
