@@ -9,7 +9,7 @@ HEADERS = [("a", b"1"), ("a", b"2"), ("none", None), ("empty", b""), ("bytes", b
 
 
 def test_record_comes_back_whole(broker, topics):
-    broker.create_topics((topics.texts, 3))
+    broker.create_topics((topics.texts, 3), retention_ms=-1)  # one record is of 2009
     sent = [Record(b"key", b"value", HEADERS, timestamp=1234567890123, partition=2), Record(b"key", None, partition=2),
             Record(None, b"", partition=0)]
     places = broker.produce(topics.texts, sent)
