@@ -20,6 +20,9 @@ int offsets_query(struct kafka_client *c, rd_kafka_topic_partition_list_t *list,
  * polls; what it polls next comes from there. */
 void refetch(struct kafka_client *c, rd_kafka_topic_partition_list_t *list);
 
+/* All lags together; -1 where count is. Frees lags. */
+int64_t lags_sum(struct partition_lag *lags, ssize_t count);
+
 /* Counts trouble that is no client's own: see kafka_troubles. */
 void trouble_count(void);
 

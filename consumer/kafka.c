@@ -497,6 +497,16 @@ int offsets_query(struct kafka_client *c, rd_kafka_topic_partition_list_t *list,
     return 0;
 }
 
+int64_t lags_sum(struct partition_lag *lags, ssize_t count)
+{
+    int64_t sum = count < 0 ? -1 : 0;
+    for (ssize_t i = 0; i < count; i++) {
+        sum += lags[i].lag;
+    }
+    free(lags);
+    return sum;
+}
+
 void refetch(struct kafka_client *c, rd_kafka_topic_partition_list_t *list)
 {
     uint64_t now = clock_us();

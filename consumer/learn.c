@@ -494,12 +494,7 @@ int64_t learn_consumer_lag(struct learn_consumer *c, int timeout_ms)
 {
     struct partition_lag *lags = NULL;
     ssize_t count = learn_consumer_lags(c, &lags, timeout_ms);
-    int64_t lag = count < 0 ? -1 : 0;
-    for (ssize_t i = 0; i < count; i++) {
-        lag += lags[i].lag;
-    }
-    free(lags);
-    return lag;
+    return lags_sum(lags, count);
 }
 
 bool learn_consumer_troubled(struct learn_consumer *c, char words[TROUBLE_BYTES])

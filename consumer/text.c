@@ -37,8 +37,7 @@ struct text_consumer {
     _Atomic bool paused; /* the poll thread writes */
     _Atomic bool joined;
     _Atomic uint64_t rebalances;
-    _Atomic int
-        uncommitted; /* the rd_kafka_resp_err_t for which a commit waits; 0: none. The committing thread writes */
+    _Atomic int uncommitted; /* why a commit waits, an rd_kafka_resp_err_t; 0: none. The committing thread writes */
     struct log_limit commit_limit;
     uint64_t epoch;    /* the last one given; poll thread */
     unsigned troubles; /* the client's, as far as they led to doubt; poll thread */
@@ -668,12 +667,7 @@ int64_t text_consumer_lag(struct text_consumer *c, int timeout_ms)
 {
     struct partition_lag *lags = NULL;
     ssize_t count = text_consumer_lags(c, &lags, timeout_ms);
-    int64_t lag = count < 0 ? -1 : 0;
-    for (ssize_t i = 0; i < count; i++) {
-        lag += lags[i].lag;
-    }
-    free(lags);
-    return lag;
+    return lags_sum(lags, count);
 }
 
 struct consumer_status text_consumer_status(struct text_consumer *c)
