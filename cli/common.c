@@ -50,6 +50,11 @@ static void complain_format(const char *name, const char *format, va_list argume
 int cli_fail(const char *name, const struct error *e)
 {
     complain(name, e->text);
+    return cli_status(e);
+}
+
+int cli_status(const struct error *e)
+{
     return e->code == E_USAGE ? STATUS_USAGE : STATUS_FAILED;
 }
 

@@ -40,6 +40,7 @@ bool cli_read(const struct config_command *command, int argc, char **argv, struc
 
 /* "engram NAME: text" on standard error; returns the exit status: 2 for E_USAGE, else 1. */
 int cli_fail(const char *name, const struct error *e);
+int cli_status(const struct error *e); /* that exit status alone */
 /* The same line for what is no error of a call, e.g. a bad line of a file. Control characters come out as '?'. */
 void cli_complain(const char *name, const char *format, ...) __attribute__((format(printf, 2, 3)));
 /* A usage error that the command finds itself: the line, then where the help is. Returns 2. */

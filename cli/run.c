@@ -26,7 +26,7 @@ static const struct config_command run_command = {
 static int run_fail(const struct error *e)
 {
     log_error("%s", e->text);
-    return e->code == E_USAGE ? STATUS_USAGE : STATUS_FAILED;
+    return cli_status(e);
 }
 
 static void stop_at_once(int number)
