@@ -4,13 +4,13 @@ its port on this host, the replicas' consoles at theirs. tests/compose/run.sh se
 
 import json
 import os
-import socket
 import subprocess
 import urllib.error
 import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
 
+from console import metrics_read
 from kafka import Broker, wait_until
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -19,12 +19,6 @@ PROJECT = os.environ["COMPOSE_PROJECT_NAME"]
 TOPICS = SimpleNamespace(texts="texts", predictions="predictions", instances="instances", labels="labels",
                          dead_letters="dead-letters", group="engram")
 UP_S = 180
-
-
-def port_free():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def run(*command, stdin=None, check=True, **variables):
@@ -84,11 +78,9 @@ class Replica:
             return 0, str(failure)
 
     def metrics(self):
-        """{name with its labels: value}"""
         status, text = self.get("/metrics")
         assert status == 200, text
-        lines = (line.rsplit(" ", 1) for line in text.splitlines() if line and line[0] != "#")
-        return {name: float(value) for name, value in lines}
+        return metrics_read(text)
 
     def wait_ready(self):
         wait_until(lambda: self.get("/ready")[0] == 200, lambda: f"ready: {self.get('/ready')}\n{self.log()[-3000:]}",

@@ -9,14 +9,15 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "e2e"))  # kafka.py and oracle.py: the same oracle
 
 import compose as project  # noqa: E402
+from console import free_port  # noqa: E402
 
 
 @pytest.fixture(scope="session")
 def up():
     """The project, up: up.broker, up.port, up.said (what `up` printed)."""
-    port = project.port_free()
+    port = free_port()
     os.environ["KAFKA_PORT"] = str(port)
-    os.environ["PROMETHEUS_PORT"] = str(project.port_free())
+    os.environ["PROMETHEUS_PORT"] = str(free_port())
     done = project.compose("up", "-d", "--scale", "engram=3")
     for replica in project.replicas():
         replica.wait_ready()

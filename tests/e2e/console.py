@@ -14,6 +14,12 @@ def free_port():
         return s.getsockname()[1]
 
 
+def metrics_read(text):
+    """{"name" or "name{labels}": value} of the Prometheus text format."""
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
+
+
 class Console:
     def __init__(self, port):
         self.port = port
@@ -33,11 +39,9 @@ class Console:
         return status, body
 
     def metrics(self):
-        """{"name" or "name{labels}": value}"""
         status, body, headers = self.ask("/metrics")
         assert status == 200 and headers["Content-Type"].startswith("text/plain; version=0.0.4")
-        lines = [line for line in body.splitlines() if not line.startswith("#")]
-        return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
+        return metrics_read(body)
 
     def lags(self, topic):
         shown = self.metrics()
