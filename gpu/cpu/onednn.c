@@ -133,7 +133,7 @@ void onednn_stream_close(struct onednn_stream *s)
 
 /* ---- weights ----------------------------------------------------------------------------------------------------- */
 
-/* The descriptor of out [rows, width] = in [rows, in] W' + bias with its epilogue; *layout: the weights', which may be
+/* The descriptor of out [rows, width] = in [rows, in] W' + bias with its epilogue; layout: the weights', which may be
  * "any" (then the primitive descriptor says what it likes best). The caller destroys *made. */
 static int matmul_describe(dnnl_primitive_desc_t *made, dnnl_engine_t engine, size_t rows, size_t in, size_t width,
                            layout_view layout, enum epilogue epilogue, struct error *e)
