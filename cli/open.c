@@ -98,6 +98,7 @@ static int memory_open_from(struct cli_engine *c, const struct config *config, e
 int cli_open(struct cli_engine *c, const struct config *config, enum cli_open_mode mode, struct error *e)
 {
     struct predict_options predict = {
+        .apart = config->pool == CONFIG_APART,
         .lambda = config->lambda,
         .tau = config->tau,
         .b = (size_t)config->b,

@@ -14,6 +14,7 @@ enum config_start { START_EARLIEST, START_LATEST };
 enum config_guarantee { GUARANTEE_AT_LEAST_ONCE, GUARANTEE_EXACTLY_ONCE };
 enum config_timestamp { TIMESTAMP_INPUT, TIMESTAMP_NOW };
 enum config_key_dtype { CONFIG_BF16, CONFIG_F32 };
+enum config_pool { CONFIG_JOINT, CONFIG_APART };
 enum config_log_format { LOG_TEXT, LOG_JSON };
 
 /* The values in force. Strings are owned by the config. Read-only after config_read: any thread may read. */
@@ -44,6 +45,7 @@ struct config {
     bool store_text;
     int64_t keys_max;
     /* [predict] */
+    int pool; /* enum config_pool */
     double lambda, tau;
     int64_t b;
     int64_t labels_max;

@@ -26,7 +26,7 @@ struct option {
     size_t offset; /* in struct config; the member's type follows from `type` */
 };
 
-enum { OPTIONS = 37 };
+enum { OPTIONS = 38 };
 extern const struct option config_options[OPTIONS];
 
 extern const char *const config_sections[]; /* [kafka] and its two scopes, then the table's; ends with NULL */

@@ -24,6 +24,7 @@ static const char *const start_names[] = {"earliest", "latest", NULL};
 static const char *const guarantee_names[] = {"at-least-once", "exactly-once", NULL};
 static const char *const timestamp_names[] = {"input", "now", NULL};
 static const char *const dtype_names[] = {"bf16", "f32", NULL};
+static const char *const pool_names[] = {"joint", "apart", NULL};
 static const char *const level_names[] = {"error", "warn", "info", "debug", NULL};
 static const char *const format_names[] = {"text", "json", NULL};
 
@@ -85,6 +86,7 @@ const struct option config_options[OPTIONS] = {
     BOOL("memory", store_text, "true", "keep the texts of instances and labels, for evidence"),
     INT("memory", keys_max, "0", 0, 1099511627776.0, "most instances and labels that are remembered; 0: no limit"),
 
+    ENUM("predict", pool, "joint", pool_names, "joint: the b best keys, one softmax; apart: the b / 2 best instances and the b / 2 best labels, a softmax for each"),
     DOUBLE("predict", lambda, "0.5", 0, 1, "share of instances against label texts; 0: label texts alone, 1: instances alone"),
     DOUBLE("predict", tau, "0.1", 0.0001, 1000, "temperature of the softmax over similarities"),
     INT("predict", b, "200", 1, 10000, "keys retrieved for a text"),

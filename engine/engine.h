@@ -18,6 +18,8 @@
 #include "store/memory.h"
 
 struct predict_options {
+    bool apart; /* the b / 2 best of each kind, a softmax for each (arXiv 2511.13189); else the b best of both, one
+                   softmax */
     double lambda, tau;
     size_t b;
     size_t labels_max; /* 0: no limit */

@@ -40,10 +40,13 @@ struct prediction_run {
     struct engine *g;
     const struct predict_options *options;
     struct snapshot *snapshot;
+    size_t hits_max;       /* of a text: b, or apart twice b / 2 */
     float *queries;        /* [texts of a slice, dim] */
-    struct keys_hit *hits; /* [texts of a slice, b] */
+    struct keys_hit *hits; /* [texts of a slice, hits_max]; apart: instances before labels */
+    struct keys_hit *part; /* apart: [texts of a slice, hits_max / 2], of one kind */
     uint32_t *counts;      /* [texts of a slice] */
-    double *weights;       /* [b], of one text */
+    uint32_t *part_counts; /* apart: the same, of one kind */
+    double *weights;       /* [hits_max], of one text */
     struct tally tally;
     struct candidate *candidates;
     size_t candidates_capacity;
@@ -121,6 +124,20 @@ static uint32_t hits_weigh(struct keys_hit *hits, uint32_t count, double tau, do
         weights[i] /= sum;
     }
     return kept;
+}
+
+/* The same by pool: where the kinds are searched apart, each has a softmax of its own. */
+static uint32_t text_weigh(const struct prediction_run *r, struct keys_hit *hits, uint32_t count)
+{
+    uint32_t split = 0;
+    while (r->options->apart && split < count && hits[split].kind == KEY_INSTANCE) {
+        split++;
+    }
+    uint32_t instances = hits_weigh(hits, split, r->options->tau, r->weights);
+    uint32_t others = hits_weigh(hits + split, count - split, r->options->tau, r->weights + split);
+    memmove(hits + instances, hits + split, others * sizeof *hits);
+    memmove(r->weights + instances, r->weights + split, others * sizeof *r->weights);
+    return instances + others;
 }
 
 static int hits_tally(struct prediction_run *r, const struct keys_hit *hits, uint32_t count, struct error *e)
@@ -309,7 +326,7 @@ static int text_predict(struct prediction_run *r, const struct tokens *input, st
     out->truncated = input->truncated;
     out->memory_version = snapshot_version(r->snapshot);
     memcpy(out->model_version, r->g->model_version, sizeof out->model_version);
-    count = hits_weigh(hits, count, r->options->tau, r->weights);
+    count = text_weigh(r, hits, count);
     if (hits_tally(r, hits, count, e) || labels_select(r, out, e) || evidence_select(r, hits, count, out, e)) {
         return -1;
     }
@@ -324,10 +341,31 @@ static enum key_kind kinds_for(double lambda)
     return lambda <= 0 ? KEY_LABEL : lambda >= 1 ? KEY_INSTANCE : KEY_BOTH;
 }
 
+/* The b / 2 best of each kind, instances before labels. */
+static int scan_apart(struct prediction_run *r, size_t n, struct error *e)
+{
+    const struct backend_operations *ops = r->g->backend->ops;
+    static const enum key_kind kinds[2] = {KEY_INSTANCE, KEY_LABEL};
+    size_t half = r->hits_max / 2;
+    memset(r->counts, 0, n * sizeof *r->counts);
+    for (int k = 0; k < 2; k++) {
+        if (!(kinds_for(r->options->lambda) & kinds[k])) {
+            continue;
+        }
+        if (ops->keys_scan(r->g->keys, r->queries, n, half, kinds[k], r->part, r->part_counts, e)) {
+            return -1;
+        }
+        for (size_t i = 0; i < n; i++) {
+            memcpy(r->hits + i * r->hits_max + r->counts[i], r->part + i * half, r->part_counts[i] * sizeof *r->part);
+            r->counts[i] += r->part_counts[i];
+        }
+    }
+    return 0;
+}
+
 /* Within a turn: queries, hits and counts of one slice. The snapshot is taken in the first turn, not before it, so that
  * a label folded while this batch waited is already seen. */
-static int slice_retrieve(struct prediction_run *r, const struct tokens *const *inputs, size_t n, size_t b,
-                          struct error *e)
+static int slice_retrieve(struct prediction_run *r, const struct tokens *const *inputs, size_t n, struct error *e)
 {
     const struct backend_operations *ops = r->g->backend->ops;
     uint64_t start = clock_us();
@@ -340,7 +378,9 @@ static int slice_retrieve(struct prediction_run *r, const struct tokens *const *
     uint64_t encoded = clock_us();
     r->encode_us += encoded - start;
     int failed = ops->keys_sync(r->g->keys, snapshot_keys(r->snapshot), e) ||
-                 ops->keys_scan(r->g->keys, r->queries, n, b, kinds_for(r->options->lambda), r->hits, r->counts, e);
+                 (r->options->apart ? scan_apart(r, n, e)
+                                    : ops->keys_scan(r->g->keys, r->queries, n, r->options->b,
+                                                     kinds_for(r->options->lambda), r->hits, r->counts, e));
     r->retrieve_us += clock_us() - encoded;
     return failed ? -1 : 0;
 }
@@ -353,9 +393,13 @@ static void run_allocate(struct prediction_run *r, const struct tokens *const *i
         most = count > most ? count : most;
     }
     r->queries = mem_alloc(most * r->g->dim * sizeof *r->queries);
-    r->hits = mem_alloc(most * r->options->b * sizeof *r->hits);
+    r->hits = mem_alloc(most * r->hits_max * sizeof *r->hits);
     r->counts = mem_zero(most, sizeof *r->counts);
-    r->weights = mem_alloc(r->options->b * sizeof *r->weights);
+    r->weights = mem_alloc(r->hits_max * sizeof *r->weights);
+    if (r->options->apart) {
+        r->part = mem_alloc(most * r->hits_max / 2 * sizeof *r->part);
+        r->part_counts = mem_alloc(most * sizeof *r->part_counts);
+    }
 }
 
 static void run_free(struct prediction_run *r)
@@ -364,7 +408,9 @@ static void run_free(struct prediction_run *r)
     free(r->tally.places);
     free(r->tally.entries);
     free(r->weights);
+    free(r->part_counts);
     free(r->counts);
+    free(r->part);
     free(r->hits);
     free(r->queries);
     if (r->snapshot) {
@@ -375,8 +421,9 @@ static void run_free(struct prediction_run *r)
 int engine_predict_with(struct engine *g, const struct predict_options *options, const struct tokens *const *inputs,
                         size_t n, struct prediction *out, struct predict_times *times, struct error *e)
 {
-    struct prediction_run r = {.g = g, .options = options};
-    size_t b = options->b, texts_fit = HITS_BYTES_MAX / sizeof(struct keys_hit) / b;
+    size_t half = options->b > 1 ? options->b / 2 : 1;
+    struct prediction_run r = {.g = g, .options = options, .hits_max = options->apart ? 2 * half : options->b};
+    size_t texts_fit = HITS_BYTES_MAX / sizeof(struct keys_hit) / r.hits_max;
     size_t texts_max = texts_fit ? texts_fit : 1;
     int result = -1;
     memset(out, 0, n * sizeof *out);
@@ -387,14 +434,14 @@ int engine_predict_with(struct engine *g, const struct predict_options *options,
     for (size_t first = 0, count; first < n; first += count) {
         count = engine_slice(g, inputs + first, n - first, texts_max);
         turns_take(&g->turns, TURN_TEXT);
-        int failed = slice_retrieve(&r, inputs + first, count, b, e);
+        int failed = slice_retrieve(&r, inputs + first, count, e);
         turns_give(&g->turns);
         if (failed) {
             goto done;
         }
         uint64_t start = clock_us();
         for (size_t i = 0; i < count; i++) {
-            if (text_predict(&r, inputs[first + i], r.hits + i * b, r.counts[i], &out[first + i], e)) {
+            if (text_predict(&r, inputs[first + i], r.hits + i * r.hits_max, r.counts[i], &out[first + i], e)) {
                 goto done;
             }
         }

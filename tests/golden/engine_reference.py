@@ -12,34 +12,43 @@ def bf16(x):
     return rounded.astype(np.uint32).view(np.float32)
 
 
-def predict(q, keys, values, lam, tau, b):
+def searches(values, lam, b, pool):
+    """[(candidates, how many to retrieve)]: one search over all kinds (joint), or one for each (apart, arXiv
+    2511.13189)."""
+    factor = {"instance": lam, "label": 1 - lam}
+    kinds = [{"instance", "label"}] if pool == "joint" else [{"instance"}, {"label"}]
+    found = [[i for i, (kind, labels) in enumerate(values) if kind in wanted and labels and factor[kind] > 0]
+             for wanted in kinds]
+    return [(candidates, b if pool == "joint" else max(1, b // 2)) for candidates in found if candidates]
+
+
+def predict(q, keys, values, lam, tau, b, pool="joint"):
     """p [labels], and of each retrieved key (index, similarity, weight, what it gave).
 
     q [d]; keys [n, d]; values: of each key ("instance" | "label", [label numbers]).
     """
     factor = {"instance": lam, "label": 1 - lam}
-    candidates = [i for i, (kind, labels) in enumerate(values) if labels and factor[kind] > 0]
-    if not candidates:
-        return {}, []
-    scores = keys[candidates].astype(np.float64) @ q.astype(np.float64)
-    top = np.argsort(-scores, kind="stable")[:b]
-    weights = np.exp((scores[top] - scores[top[0]]) / tau)
-    weights /= weights.sum()
     p, hits = {}, []
-    for at, weight in zip(top, weights):
-        kind, labels = values[candidates[at]]
-        hits.append((candidates[at], scores[at], weight, weight * factor[kind]))
-        for label in labels:
-            p[label] = p.get(label, 0.0) + weight * factor[kind]
+    for candidates, count in searches(values, lam, b, pool):
+        scores = keys[candidates].astype(np.float64) @ q.astype(np.float64)
+        top = np.argsort(-scores, kind="stable")[:count]
+        weights = np.exp((scores[top] - scores[top[0]]) / tau)
+        weights /= weights.sum()
+        for at, weight in zip(top, weights):
+            kind, labels = values[candidates[at]]
+            hits.append((candidates[at], scores[at], weight, weight * factor[kind]))
+            for label in labels:
+                p[label] = p.get(label, 0.0) + weight * factor[kind]
     return p, hits
 
 
-def gap_at(q, keys, values, lam, b):
-    """How far the b-th best candidate stands from the next one: below float's precision the choice is anybody's."""
-    factor = {"instance": lam, "label": 1 - lam}
-    scores = sorted((float(keys[i].astype(np.float64) @ q.astype(np.float64))
-                     for i, (kind, labels) in enumerate(values) if labels and factor[kind] > 0), reverse=True)
-    return scores[b - 1] - scores[b] if len(scores) > b else 1.0
+def gap_at(q, keys, values, lam, b, pool="joint"):
+    """How far the last retrieved candidate stands from the next one: below float's precision the choice is anybody's."""
+    gaps = [1.0]
+    for candidates, count in searches(values, lam, b, pool):
+        scores = np.sort(keys[candidates].astype(np.float64) @ q.astype(np.float64))[::-1]
+        gaps += [scores[count - 1] - scores[count]] if len(scores) > count else []
+    return min(gaps)
 
 
 def in_top(scored, k):

@@ -21,6 +21,7 @@ TABLE = {  # (lambda, tau), b = 200
     (0.75, 0.1): (73.59, 57.42, 44.24, 46.25, 57.18, 60.64, 86.93, 98.62, 76.98),
     (0, 0.1): (39.37, 28.74, 21.84, 37.26, 38.27, 38.12, 46.69, 76.93, 36.46),
 }
+APART = {"P@1": 77.07, "P@5": 44.71, "PSP@5": 62.22, "nDCG@5": 78.95}  # lambda 0.5, tau 0.15, b 200
 
 
 def engram(*arguments):
@@ -46,6 +47,12 @@ def test_metrics(memory, lam, tau):
                             "--tau", tau, "--b", 200))
     assert got["n"] == 5976
     assert [got[name] for name in METRICS] == pytest.approx(TABLE[lam, tau], abs=0.3)
+
+
+def test_metrics_of_two_searches(memory):
+    got = json.loads(engram("eval", "--memory", memory, "--test", DATA / "test.jsonl.gz", "--json", "--pool", "apart",
+                            "--lambda", 0.5, "--tau", 0.15, "--b", 200))
+    assert {name: got[name] for name in APART} == pytest.approx(APART, abs=0.3)
 
 
 def test_memory(memory):

@@ -82,15 +82,16 @@ class World:
         return [json.loads(line) for line in lines]
 
 
-def compare(world, texts, lam, tau, b, bound=1e-4):
+def compare(world, texts, lam, tau, b, bound=1e-4, pool="joint"):
     names, keys, values = world.keys()
     queries = world.encode(texts)
-    got = world.tag(texts, "--lambda", lam, "--tau", tau, "--b", b, "--labels-max", 0, "--evidence-max", 8)
+    got = world.tag(texts, "--lambda", lam, "--tau", tau, "--b", b, "--labels-max", 0, "--evidence-max", 8,
+                    "--pool", pool)
     assert len(got) == len(texts)
     for text, q, prediction in zip(texts, queries, got):
-        if reference.gap_at(q, keys, values, lam, b) < 1e-6:
+        if reference.gap_at(q, keys, values, lam, b, pool) < 1e-6:
             continue
-        p, hits = reference.predict(q, keys, values, lam, tau, b)
+        p, hits = reference.predict(q, keys, values, lam, tau, b, pool)
         scores = {label["label"]: label["score"] for label in prediction["labels"]}
         assert scores.keys() == p.keys(), text
         for label, score in scores.items():
@@ -122,7 +123,8 @@ def test_predictions(folder, key_dtype, seed):
     texts = [world.text() for _ in range(20)]
     for lam, tau, b in [(0.5, 0.1, 200), (0, 0.1, 200), (1, 0.04, 7), (world.rng.random(), 0.01, 30),
                         (world.rng.random(), 1.0, 1)]:
-        compare(world, texts, lam, tau, b)
+        for pool in ("joint", "apart"):
+            compare(world, texts, lam, tau, b, pool=pool)
 
 
 def test_changes_are_folded(folder):
