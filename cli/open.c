@@ -92,6 +92,7 @@ static int memory_open_from(struct cli_engine *c, const struct config *config, e
     options.dim = encoder_dim(c->encoder);
     options.fingerprint = encoder_fingerprint(c->encoder);
     options.model_name = encoder_name(c->encoder);
+    options.vocabulary = encoder_vocabulary(c->encoder);
     return memory_open(&c->memory, mode == CLI_MEMORY_WRITE ? MEMORY_WRITE : MEMORY_READ, &options, e);
 }
 

@@ -6,18 +6,36 @@
 
 #include "engine/internal.h"
 
-static bool needs_vector(const struct fold *f)
+static bool needs_key(const struct fold *f)
 {
     return f->kind == FOLD_INSTANCE || f->kind == FOLD_LABEL;
 }
 
-/* vectors [needs_vector of folds, dim], in their order; the caller frees. */
-static int folds_encode(struct engine *g, const struct fold *folds, size_t n, float **vectors, struct error *e)
+/* What the folds that need a key are encoded to, in their order. */
+struct encoded {
+    size_t count;
+    struct tokens *tokens;   /* [count] */
+    float *vectors;          /* [count, dim] */
+    struct memory_key *keys; /* [count], on those two */
+};
+
+static void encoded_free(struct encoded *x)
 {
-    *vectors = NULL;
+    for (size_t i = 0; i < x->count; i++) {
+        tokens_free(&x->tokens[i]);
+    }
+    free(x->tokens);
+    free(x->vectors);
+    free(x->keys);
+}
+
+/* encoded_free ends it, also after an error. */
+static int folds_encode(struct engine *g, const struct fold *folds, size_t n, struct encoded *x, struct error *e)
+{
     size_t count = 0;
+    *x = (struct encoded){0};
     for (size_t i = 0; i < n; i++) {
-        count += needs_vector(&folds[i]);
+        count += needs_key(&folds[i]);
     }
     if (count == 0) {
         return 0;
@@ -25,23 +43,25 @@ static int folds_encode(struct engine *g, const struct fold *folds, size_t n, fl
     if (!g->encoder) {
         return error_set(e, ERROR_FATAL, E_INTERNAL, "an engine without an encoder was asked to fold a text");
     }
-    struct tokens *tokens = mem_zero(count, sizeof *tokens);
+    x->count = count;
+    x->tokens = mem_zero(count, sizeof *x->tokens);
+    x->vectors = mem_alloc(count * g->dim * sizeof *x->vectors);
+    x->keys = mem_alloc(count * sizeof *x->keys);
     const struct tokens **inputs = mem_alloc(count * sizeof *inputs);
-    *vectors = mem_alloc(count * g->dim * sizeof **vectors);
     for (size_t i = 0, k = 0; i < n; i++) {
-        if (needs_vector(&folds[i])) {
+        if (needs_key(&folds[i])) {
+            struct tokens *tokens = &x->tokens[k];
             encoder_tokenize(g->encoder, folds[i].kind == FOLD_LABEL ? ENCODER_LABEL : ENCODER_TEXT, folds[i].text,
-                             &tokens[k]);
-            inputs[k] = &tokens[k];
+                             tokens);
+            inputs[k] = tokens;
+            x->keys[k] = (struct memory_key){.vector = x->vectors + k * g->dim,
+                                             .pieces = tokens->ids + 1, /* without [CLS] and [SEP] */
+                                             .pieces_count = tokens->count - 2};
             k++;
         }
     }
-    int result = engine_encode_turns(g, TURN_LEARN, inputs, count, *vectors, e);
-    for (size_t k = 0; k < count; k++) {
-        tokens_free(&tokens[k]);
-    }
+    int result = engine_encode_turns(g, TURN_LEARN, inputs, count, x->vectors, e);
     free(inputs);
-    free(tokens);
     return result;
 }
 
@@ -56,13 +76,13 @@ static int forget_apply(struct transaction *t, struct fold *f, struct error *e)
     return f->found && f->source.topic.bytes == 0 ? transaction_local_change(t, e) : 0;
 }
 
-static int fold_apply(struct transaction *t, struct fold *f, const float *vector, struct error *e)
+static int fold_apply(struct transaction *t, struct fold *f, const struct memory_key *key, struct error *e)
 {
     switch (f->kind) {
     case FOLD_INSTANCE:
-        return transaction_fold(t, f->name, f->text, f->labels, f->labels_count, vector, &f->source, &f->moved, e);
+        return transaction_fold(t, f->name, f->text, f->labels, f->labels_count, key, &f->source, &f->moved, e);
     case FOLD_LABEL:
-        return transaction_define(t, f->name, f->text, vector, &f->source, &f->moved, e);
+        return transaction_define(t, f->name, f->text, key, &f->source, &f->moved, e);
     case FOLD_FORGET:
     case FOLD_UNDEFINE:
         return forget_apply(t, f, e);
@@ -93,7 +113,7 @@ static int offsets_apply(struct transaction *t, const struct fold *folds, size_t
 
 /* Applies and commits folds[0..n). *applied: n, or fewer on E_KEYS_MAX (then -1); on any other error 0, and *reached is
  * the record at which it came (n: at the commit). */
-static int prefix_commit(struct engine *g, struct fold *folds, size_t n, const float *vectors, size_t *applied,
+static int prefix_commit(struct engine *g, struct fold *folds, size_t n, const struct memory_key *keys, size_t *applied,
                          size_t *reached, struct error *e)
 {
     struct transaction *t = NULL;
@@ -104,12 +124,14 @@ static int prefix_commit(struct engine *g, struct fold *folds, size_t n, const f
     if (memory_begin(g->memory, &t, e)) {
         return -1;
     }
-    for (const float *vector = vectors; i < n; i++) {
+    for (const struct memory_key *key = keys; i < n; i++) {
         folds[i].found = folds[i].moved = false;
-        if (fold_apply(t, &folds[i], vector, &refused)) {
+        if (fold_apply(t, &folds[i], key, &refused)) {
             break;
         }
-        vector += needs_vector(&folds[i]) ? g->dim : 0;
+        if (needs_key(&folds[i])) {
+            key++;
+        }
     }
     *reached = i;
     if (i < n && refused.code != E_KEYS_MAX) {
@@ -135,15 +157,15 @@ static int prefix_commit(struct engine *g, struct fold *folds, size_t n, const f
 
 int engine_fold(struct engine *g, struct fold *folds, size_t n, size_t *applied, struct error *e)
 {
-    float *vectors;
+    struct encoded encoded;
     struct error why = {0}, full = {0};
     int result = -1;
     *applied = 0;
-    if (folds_encode(g, folds, n, &vectors, &why)) {
+    if (folds_encode(g, folds, n, &encoded, &why)) {
         goto done;
     }
     size_t limit = n, reached;
-    while (prefix_commit(g, folds, limit, vectors, applied, &reached, &why)) {
+    while (prefix_commit(g, folds, limit, encoded.keys, applied, &reached, &why)) {
         if (why.code != E_MAP_FULL || limit <= 1) {
             goto done;
         }
@@ -153,7 +175,7 @@ int engine_fold(struct engine *g, struct fold *folds, size_t n, size_t *applied,
     result = limit == n ? 0 : -1;
     why = full;
 done:
-    free(vectors);
+    encoded_free(&encoded);
     if (result && e) {
         *e = why;
     }

@@ -1,7 +1,7 @@
-/* Rows of keys and values inside a write transaction: slots, vectors, label lists. Each block that changes is decoded
- * once, edited in memory, and flushed at the commit (or earlier, when the copies grow large), so that a batch writes it
- * once. What surprises: a block of either kind that is not full yet has no entry in `keys`; its rows stand one by one
- * in `tail` until the last one is handed out, and then move. */
+/* Rows of keys and values inside a write transaction: slots, vectors, label lists, word pieces. Each block that changes
+ * is decoded once, edited in memory, and flushed at the commit (or earlier, when the copies grow large), so that a
+ * batch writes it once. What surprises: a block of either kind that is not full yet has no entry in `keys`; its rows
+ * stand one by one in `tail` until the last one is handed out, and then move. */
 #include <stdlib.h>
 
 #include "store/internal.h"
@@ -60,13 +60,25 @@ static struct block_edit *edit_add(struct transaction *t, uint64_t block)
     return b;
 }
 
+/* Bytes of a row's lists, which end with the edits. */
+static void *rows_copy(struct transaction *t, const void *data, size_t bytes)
+{
+    void *kept = arena_alloc(&t->rows, bytes);
+    if (bytes) {
+        memcpy(kept, data, bytes);
+    }
+    t->edit_bytes += bytes;
+    return kept;
+}
+
 static void edit_decode(struct transaction *t, struct block_edit *b, struct slice value,
                         const struct block_header *header)
 {
     const struct memory *m = t->m;
     const unsigned char *at = (const unsigned char *)value.data;
-    uint32_t *ids = arena_alloc(&t->arena, sizeof *ids * header->labels);
-    memcpy(ids, at + values_ids_at(m->rows), sizeof *ids * header->labels);
+    struct pieces_block pieces = values_pieces(m, value);
+    const uint32_t *ids = rows_copy(t, at + values_ids_at(m->rows), sizeof *ids * header->labels);
+    const char *piece_ids = rows_copy(t, pieces.ids, m->piece_bytes * pieces.starts[m->rows]);
     memcpy(b->ties, at + sizeof *header, sizeof *b->ties * m->rows);
     memcpy(b->used, at + values_used_at(m->rows), m->rows);
     memcpy(b->candidate, at + values_used_at(m->rows) + m->rows, m->rows);
@@ -74,6 +86,8 @@ static void edit_decode(struct transaction *t, struct block_edit *b, struct slic
     for (size_t row = 0; row < m->rows; row++) {
         b->labels[row].ids = ids + starts[row];
         b->labels[row].count = starts[row + 1] - starts[row];
+        b->pieces[row].ids = piece_ids + m->piece_bytes * pieces.starts[row];
+        b->pieces[row].count = pieces.starts[row + 1] - pieces.starts[row];
     }
 }
 
@@ -90,15 +104,8 @@ static int edit_get(struct transaction *t, uint64_t block, struct block_edit **o
     if (found <= 0) {
         return found ? -1 : corrupt(m, e, "block %llu of 'values' is missing", (unsigned long long)block);
     }
-    if (block_header_check(m, DB_VALUES, block, value, &header, e)) {
+    if (block_header_check(m, DB_VALUES, block, value, &header, e) || values_lists_check(m, value, e)) {
         return -1;
-    }
-    for (size_t row = 0; row < m->rows; row++) { /* before anything believes the lists */
-        const uint32_t *ids;
-        size_t count;
-        if (values_row(m, value, row, &ids, &count, e)) {
-            return -1;
-        }
     }
     struct block_edit *b = edit_add(t, block);
     b->version_before = header.version;
@@ -127,6 +134,7 @@ void blocks_free(struct transaction *t)
         free(b);
     }
     table_free(&t->blocks);
+    arena_free(&t->rows);
     t->edit_bytes = 0;
 }
 
@@ -220,7 +228,41 @@ static int edits_bound(struct transaction *t, struct error *e)
     return 0;
 }
 
-int row_write(struct transaction *t, uint64_t slot, const float *vector, uint64_t tie, bool candidate,
+int key_check(const struct transaction *t, const struct memory_key *key, struct error *e)
+{
+    const int32_t most = t->m->piece_bytes == 2 ? UINT16_MAX : INT32_MAX;
+    if (key->pieces_count > ROW_PIECES_MAX) {
+        return error_set(e, ERROR_FATAL, E_INTERNAL, "%s: a key of %zu word pieces: %d are allowed", t->m->path,
+                         key->pieces_count, ROW_PIECES_MAX);
+    }
+    for (size_t i = 0; i < key->pieces_count; i++) {
+        if (key->pieces[i] < 0 || key->pieces[i] > most) {
+            return error_set(e, ERROR_FATAL, E_INTERNAL, "%s: word piece %d does not fit the memory's %zu bytes",
+                             t->m->path, key->pieces[i], t->m->piece_bytes);
+        }
+    }
+    return 0;
+}
+
+/* key (NULL: none) was checked. */
+static void row_pieces_set(struct transaction *t, struct block_edit *b, size_t row, const struct memory_key *key)
+{
+    size_t count = key ? key->pieces_count : 0;
+    b->pieces[row].ids = NULL;
+    if (count && t->m->piece_bytes == 2) {
+        uint16_t *narrow = arena_alloc(&t->rows, count * sizeof *narrow);
+        for (size_t i = 0; i < count; i++) {
+            narrow[i] = (uint16_t)key->pieces[i];
+        }
+        t->edit_bytes += count * sizeof *narrow;
+        b->pieces[row].ids = narrow;
+    } else if (count) {
+        b->pieces[row].ids = rows_copy(t, key->pieces, count * sizeof *key->pieces);
+    }
+    b->pieces[row].count = count;
+}
+
+int row_write(struct transaction *t, uint64_t slot, const struct memory_key *key, uint64_t tie, bool candidate,
               const uint32_t *ids, size_t count, struct error *e)
 {
     struct block_edit *b;
@@ -228,19 +270,16 @@ int row_write(struct transaction *t, uint64_t slot, const float *vector, uint64_
     buffer_clear(&t->scratch);
     buffer_reserve(&t->scratch, t->m->vector_bytes);
     unsigned char *bytes = (unsigned char *)t->scratch.data;
-    vector_store(t->m, vector, bytes);
+    vector_store(t->m, key ? key->vector : NULL, bytes);
     if (edit_get(t, slot / t->m->rows, &b, e) || vector_write(t, b, row, bytes, e)) {
         return -1;
     }
     b->ties[row] = tie;
-    b->used[row] = vector ? 1 : 0;
+    b->used[row] = key ? 1 : 0;
     b->candidate[row] = candidate ? 1 : 0;
-    uint32_t *kept = count ? arena_alloc(&t->arena, count * sizeof *kept) : NULL;
-    if (count) {
-        memcpy(kept, ids, count * sizeof *kept);
-    }
-    b->labels[row].ids = kept;
+    b->labels[row].ids = rows_copy(t, ids, count * sizeof *ids);
     b->labels[row].count = count;
+    row_pieces_set(t, b, row, key);
     return edits_bound(t, e);
 }
 
@@ -286,9 +325,10 @@ static struct block_header header_of(const struct transaction *t, const struct b
 static int values_flush(struct transaction *t, struct block_edit *b, struct error *e)
 {
     const struct memory *m = t->m;
-    uint32_t starts[BLOCK_ROWS_MAX + 1] = {0};
+    uint32_t starts[BLOCK_ROWS_MAX + 1] = {0}, piece_starts[BLOCK_ROWS_MAX + 1] = {0};
     for (size_t row = 0; row < m->rows; row++) {
         starts[row + 1] = starts[row] + (uint32_t)b->labels[row].count;
+        piece_starts[row + 1] = piece_starts[row] + (uint32_t)b->pieces[row].count;
     }
     struct block_header header = header_of(t, b, starts[m->rows]);
     struct buffer *out = &t->scratch;
@@ -296,10 +336,14 @@ static int values_flush(struct transaction *t, struct block_edit *b, struct erro
     buffer_append(out, &header, sizeof header);
     buffer_append(out, b->ties, sizeof *b->ties * m->rows);
     buffer_append(out, starts, sizeof *starts * (m->rows + 1));
+    buffer_append(out, piece_starts, sizeof *piece_starts * (m->rows + 1));
     buffer_append(out, b->used, m->rows);
     buffer_append(out, b->candidate, m->rows);
     for (size_t row = 0; row < m->rows; row++) {
         buffer_append(out, b->labels[row].ids, sizeof(uint32_t) * b->labels[row].count);
+    }
+    for (size_t row = 0; row < m->rows; row++) {
+        buffer_append(out, b->pieces[row].ids, m->piece_bytes * b->pieces[row].count);
     }
     if (out->bytes < m->values_bytes_min) {
         size_t padding = m->values_bytes_min - out->bytes;

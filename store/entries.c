@@ -162,10 +162,13 @@ int meta_read(const struct memory *m, MDB_txn *txn, struct meta *out, struct sli
                          "%s: this is not a memory of Engram: name another folder with the option memory", m->path);
     }
     if (out->format != MEMORY_FORMAT) {
-        return error_set(e, ERROR_FATAL, E_FORMAT,
-                         "%s: the memory has format %u, this version of Engram reads format %d: use the version that "
-                         "made it, or start an empty memory",
-                         m->path, out->format, MEMORY_FORMAT);
+        return error_set(
+            e, ERROR_FATAL, E_FORMAT, "%s: the memory has format %u, this version of Engram reads format %d: %s",
+            m->path, out->format, MEMORY_FORMAT,
+            out->format < MEMORY_FORMAT
+                ? "name an empty folder with the option memory, and let `engram run` read its topics again "
+                  "or `engram load` the files (or an export by the version that made it)"
+                : "use the version that made it, or start an empty memory");
     }
     if (v.mv_size < sizeof *out || v.mv_size - sizeof *out != out->model_bytes ||
         !checksum_holds(v.mv_data, v.mv_size)) {
@@ -249,8 +252,14 @@ int block_header_check(const struct memory *m, enum db db, uint64_t block, struc
     if (whole && db == DB_KEYS) {
         whole = value.bytes == m->block_bytes && header->count == m->rows;
     } else if (whole) {
-        size_t bytes = values_ids_at(m->rows) + sizeof(uint32_t) * (size_t)header->labels;
-        whole = value.bytes == (bytes < m->values_bytes_min ? m->values_bytes_min : bytes);
+        size_t bytes = values_ids_at(m->rows);
+        uint32_t pieces;
+        whole = value.bytes >= bytes;
+        if (whole) {
+            memcpy(&pieces, value.data + values_piece_starts_at(m->rows) + sizeof pieces * m->rows, sizeof pieces);
+            bytes += sizeof(uint32_t) * (size_t)header->labels + m->piece_bytes * pieces;
+            whole = value.bytes == (bytes < m->values_bytes_min ? m->values_bytes_min : bytes);
+        }
     }
     /* Values of their own pages stand 16 bytes into one. A page that this very transaction wrote is LMDB's own
      * allocation, aligned to 16 bytes, not to a page. */
@@ -275,6 +284,33 @@ int values_row(const struct memory *m, struct slice value, size_t row, const uin
     *ids = (const uint32_t *)(const void *)(value.data + values_ids_at(m->rows)) + starts[row];
     *count = starts[row + 1] - starts[row];
     return 0;
+}
+
+struct pieces_block values_pieces(const struct memory *m, struct slice value)
+{
+    struct block_header header;
+    memcpy(&header, value.data, sizeof header);
+    return (struct pieces_block){
+        .ids = value.data + values_ids_at(m->rows) + sizeof(uint32_t) * (size_t)header.labels,
+        .starts = (const uint32_t *)(const void *)(value.data + values_piece_starts_at(m->rows)),
+        .used = (const uint8_t *)value.data + values_used_at(m->rows),
+    };
+}
+
+int values_lists_check(const struct memory *m, struct slice value, struct error *e)
+{
+    struct block_header header;
+    memcpy(&header, value.data, sizeof header);
+    const uint32_t *labels = (const uint32_t *)(const void *)(value.data + values_starts_at(m->rows));
+    const uint32_t *pieces =
+        labels + m->rows + 1; /* its last one is bound to the value's length by the header's check */
+    bool whole = labels[0] == 0 && pieces[0] == 0 && labels[m->rows] == header.labels;
+    for (size_t row = 0; row < m->rows; row++) {
+        whole = whole && labels[row] <= labels[row + 1] && pieces[row] <= pieces[row + 1];
+    }
+    return whole ? 0
+                 : corrupt(m, e, "the label lists or word pieces of block %llu do not fit",
+                           (unsigned long long)header.block);
 }
 
 int offset_key(struct slice cluster, struct slice topic, int32_t partition, struct buffer *out, struct error *e)

@@ -15,9 +15,10 @@
 _Static_assert(sizeof(size_t) == 8 && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "64-bit little-endian machines only");
 
 enum {
-    MEMORY_FORMAT = 1,
+    MEMORY_FORMAT = 2,
     BLOCK_ROWS_DEFAULT = 128,
     BLOCK_ROWS_MAX = 256,
+    ROW_PIECES_MAX = 65535, /* so that a block's starts fit their 32 bits */
     NAME_BYTES_MAX = 255,
     CLUSTER_BYTES_MAX = 200,
     TOPIC_BYTES_MAX = 249,
@@ -61,9 +62,10 @@ struct meta {
     uint64_t local_changes;
     int64_t caught_up_ms;
     uint64_t digest_high, digest_low;
+    uint64_t piece_bytes; /* of a word piece's id in `values`: 2 or 4 */
     uint64_t model_bytes; /* the model's name follows */
 };
-_Static_assert(sizeof(struct meta) == 200, "meta has no padding");
+_Static_assert(sizeof(struct meta) == 208, "meta has no padding");
 
 /* In front of a block of `keys` and of its `values`. */
 struct block_header {
@@ -122,14 +124,19 @@ struct number_value { /* label_names: the id; offsets: the next offset */
     uint64_t number;
 };
 
-/* `values` behind its header: ties [rows] u64, starts [rows + 1] u32, used [rows] u8, candidate [rows] u8, ids u32. */
+/* `values` behind its header: ties [rows] u64, starts [rows + 1] u32, piece_starts [rows + 1] u32, used [rows] u8,
+ * candidate [rows] u8, label ids u32, pieces u16 or u32. rows is a multiple of 64, so each is aligned to its size. */
 static inline size_t values_starts_at(size_t rows)
 {
     return sizeof(struct block_header) + 8 * rows;
 }
-static inline size_t values_used_at(size_t rows)
+static inline size_t values_piece_starts_at(size_t rows)
 {
     return values_starts_at(rows) + 4 * (rows + 1);
+}
+static inline size_t values_used_at(size_t rows)
+{
+    return values_piece_starts_at(rows) + 4 * (rows + 1);
 }
 static inline size_t values_ids_at(size_t rows)
 {
@@ -152,6 +159,7 @@ struct memory {
     bool registered;
     uint64_t registered_device, registered_inode;
     size_t rows, dim;
+    size_t piece_bytes; /* of a word piece's id */
     enum key_dtype dtype;
     size_t vector_bytes;     /* of one row */
     size_t block_bytes;      /* of a value of `keys` */
@@ -240,6 +248,10 @@ int block_header_check(const struct memory *m, enum db db, uint64_t block, struc
 /* The label ids of one row of a value of `values`. */
 int values_row(const struct memory *m, struct slice value, size_t row, const uint32_t **ids, size_t *count,
                struct error *e);
+/* The word pieces of all rows, whose header was checked. */
+struct pieces_block values_pieces(const struct memory *m, struct slice value);
+/* That both kinds of lists ascend and end where their ids do: once, before anything believes them. */
+int values_lists_check(const struct memory *m, struct slice value, struct error *e);
 
 int offset_key(struct slice cluster, struct slice topic, int32_t partition, struct buffer *out, struct error *e);
 int offset_key_decode(const struct memory *m, struct slice key, struct slice *cluster, struct slice *topic,
@@ -300,9 +312,13 @@ struct block_edit {
     uint8_t used[BLOCK_ROWS_MAX];
     uint8_t candidate[BLOCK_ROWS_MAX];
     struct {
-        const uint32_t *ids; /* in the transaction's arena */
+        const uint32_t *ids; /* in transaction.rows */
         size_t count;
     } labels[BLOCK_ROWS_MAX];
+    struct {
+        const void *ids; /* as stored, in transaction.rows */
+        size_t count;
+    } pieces[BLOCK_ROWS_MAX];
 };
 
 struct label_edit {
@@ -325,7 +341,8 @@ struct transaction {
     bool touched; /* there is something to commit */
     struct table blocks;
     struct block_edit *block_list;
-    size_t edit_bytes;
+    struct arena rows; /* the edited rows' labels and pieces */
+    size_t edit_bytes; /* of the edits and of rows */
     struct table labels, label_ids;
     struct label_edit *label_list;
     struct arena arena;
@@ -339,9 +356,12 @@ static inline bool label_defined(const struct label_edit *l)
 
 /* blocks.c: rows of keys and values. A slot is block * rows + row. */
 int slot_take(struct transaction *t, enum key_kind kind, uint64_t *slot, struct error *e);
-int slot_release(struct transaction *t, uint64_t slot, struct error *e); /* zeroes the row */
-int row_write(struct transaction *t, uint64_t slot, const float *vector, uint64_t tie, bool candidate,
+int slot_release(struct transaction *t, uint64_t slot, struct error *e);                   /* zeroes the row */
+int key_check(const struct transaction *t, const struct memory_key *key, struct error *e); /* touches nothing */
+/* key NULL: the row becomes free. */
+int row_write(struct transaction *t, uint64_t slot, const struct memory_key *key, uint64_t tie, bool candidate,
               const uint32_t *ids, size_t count, struct error *e);
+/* Valid until the next row_write or slot_release. */
 int row_labels(struct transaction *t, uint64_t slot, const uint32_t **ids, size_t *count, struct error *e);
 int number_take(struct transaction *t, unsigned kind, uint64_t *number, struct error *e); /* from `free`: 1, 0, -1 */
 int number_release(struct transaction *t, unsigned kind, uint64_t number, struct error *e);

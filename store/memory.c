@@ -92,10 +92,14 @@ static int memory_make(struct memory *m, MDB_txn *txn, const struct memory_optio
     m->rows = rows;
     m->dim = o->dim;
     m->dtype = o->dtype;
+    m->piece_bytes = o->vocabulary && o->vocabulary <= UINT16_MAX + 1 ? 2 : 4;
     m->model_name = mem_string(o->model_name, o->model_name ? strlen(o->model_name) : 0);
     memcpy(m->fingerprint, o->fingerprint, sizeof m->fingerprint);
-    struct meta meta = {
-        .rows = (uint32_t)rows, .dtype = (uint32_t)o->dtype, .dim = (uint32_t)o->dim, .open = {NO_BLOCK, NO_BLOCK}};
+    struct meta meta = {.rows = (uint32_t)rows,
+                        .dtype = (uint32_t)o->dtype,
+                        .dim = (uint32_t)o->dim,
+                        .open = {NO_BLOCK, NO_BLOCK},
+                        .piece_bytes = m->piece_bytes};
     memcpy(meta.fingerprint, o->fingerprint, sizeof meta.fingerprint);
     return meta_write(m, txn, &meta, e);
 }
@@ -116,12 +120,15 @@ static int memory_accept(struct memory *m, MDB_txn *txn, const struct memory_opt
     if (meta_read(m, txn, &meta, &model, e)) {
         return -1;
     }
-    if (meta.rows % 64 || meta.rows < 64 || meta.rows > BLOCK_ROWS_MAX || meta.dim < 1 || meta.dtype > KEY_F32) {
-        return corrupt(m, e, "'meta' names %u rows, dimension %u, dtype %u", meta.rows, meta.dim, meta.dtype);
+    if (meta.rows % 64 || meta.rows < 64 || meta.rows > BLOCK_ROWS_MAX || meta.dim < 1 || meta.dtype > KEY_F32 ||
+        (meta.piece_bytes != 2 && meta.piece_bytes != 4)) {
+        return corrupt(m, e, "'meta' names %u rows, dimension %u, dtype %u, %llu bytes a word piece", meta.rows,
+                       meta.dim, meta.dtype, (unsigned long long)meta.piece_bytes);
     }
     m->rows = meta.rows;
     m->dim = meta.dim;
     m->dtype = (enum key_dtype)meta.dtype;
+    m->piece_bytes = (size_t)meta.piece_bytes;
     memcpy(m->fingerprint, meta.fingerprint, sizeof meta.fingerprint);
     m->model_name = mem_string(model.data, model.bytes);
     if ((o->fingerprint && strcmp(o->fingerprint, m->fingerprint) != 0) || (o->dim && o->dim != m->dim)) {

@@ -1,5 +1,6 @@
-/* The knowledge memory in LMDB: keys (vectors) and values (labels) in blocks of one kind, a tail for rows that no block
- * holds yet, instances, labels, offsets, and a digest over what was folded. Layout: docs/MEMORY.md.
+/* The knowledge memory in LMDB: keys (vectors, and the word pieces that they were encoded from) and values (labels) in
+ * blocks of one kind, a tail for rows that no block holds yet, instances, labels, offsets, and a digest over what was
+ * folded. Layout: docs/MEMORY.md.
  * One writer (flock on writer.lock), any number of readers in other processes of the same PID namespace.
  * A memory is opened once a process; snapshots may be taken from any thread, a transaction belongs to one thread. */
 #ifndef ENGRAM_STORE_MEMORY_H
@@ -32,6 +33,8 @@ struct memory_options {
     bool store_text;         /* applies to what is folded from now on */
     uint64_t keys_max;       /* rows of both kinds together; 0: no limit */
     uint32_t block_rows;     /* of a new memory: 64, 128, 192 or 256; 0: 128 (see docs/MEMORY.md for why) */
+    size_t vocabulary; /* the encoder's word pieces: a new memory keeps 2 bytes of each id up to 65,536 of them, else 4;
+                          0: 4. An existing memory keeps its width, which its fingerprint makes the right one. */
 };
 
 /* Errors: FATAL E_LOCKED (another writer, with its pid), E_FINGERPRINT, E_CORRUPT, E_FORMAT, E_IO, E_NOT_FOUND. */
@@ -79,6 +82,20 @@ struct memory_instance {
     int32_t partition;
     int64_t offset;
 };
+
+/* The word pieces of a block's rows, in its order; pointers into the map, valid while the snapshot lives. They are
+ * those of the block's version: snapshot_keys(s)->blocks[block].version. */
+struct pieces_block {
+    const void
+        *ids; /* u16 or u32, as snapshot_piece_bytes says, aligned to that; row r has starts[r] to starts[r + 1] */
+    const uint32_t *starts; /* [rows + 1], ascending */
+    const uint8_t *used;    /* [rows]: 1 where the row holds a key; a free row has no pieces */
+};
+
+size_t snapshot_piece_bytes(const struct snapshot *s); /* 2 or 4 */
+/* block: below snapshot_keys(s)->count; rows: the block's. Not for a memory_look. Proved when the block was first seen.
+ */
+void snapshot_pieces(const struct snapshot *s, size_t block, struct pieces_block *out);
 
 /* 1 found, 0 not, -1 error. */
 int snapshot_label(const struct snapshot *s, uint32_t id, struct memory_label *out, struct error *e);
@@ -159,12 +176,19 @@ struct memory_source {
     int64_t time_ms;
 };
 
-/* Same id or label again: replaces. labels sorted by bytes, without repeats. vector [dim] f32.
- * moved (may be NULL): set when the key was last seen in another partition. */
+/* A key as it was encoded; all of it is copied. */
+struct memory_key {
+    const float *vector;   /* [dim] f32 */
+    const int32_t *pieces; /* word-piece ids of the text, without [CLS] and [SEP] */
+    size_t pieces_count;   /* at most 65,535 */
+};
+
+/* Same id or label again: replaces. labels sorted by bytes, without repeats. A piece that the memory's width cannot
+ * hold is E_INTERNAL. moved (may be NULL): set when the key was last seen in another partition. */
 int transaction_fold(struct transaction *t, struct slice id, struct slice text, const struct slice *labels,
-                     size_t labels_count, const float *vector, const struct memory_source *source, bool *moved,
+                     size_t labels_count, const struct memory_key *key, const struct memory_source *source, bool *moved,
                      struct error *e);
-int transaction_define(struct transaction *t, struct slice label, struct slice text, const float *vector,
+int transaction_define(struct transaction *t, struct slice label, struct slice text, const struct memory_key *key,
                        const struct memory_source *source, bool *moved, struct error *e);
 /* found (may be NULL): whether there was something to forget. */
 int transaction_forget(struct transaction *t, struct slice id, bool *found, struct error *e);

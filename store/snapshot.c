@@ -2,6 +2,7 @@
  * Read transactions are kept and renewed, for a snapshot is taken for every batch. What surprises: LMDB lets one thread
  * at a time use a read transaction, so each lookup holds the reader's lock; label lists and keys need none, they are
  * plain memory. */
+#include <assert.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -154,6 +155,17 @@ int snapshot_values(const struct snapshot *s, uint64_t slot, const uint32_t **la
         }
     }
     return values_row(s->m, value, slot % s->m->rows, labels, count, e);
+}
+
+size_t snapshot_piece_bytes(const struct snapshot *s)
+{
+    return s->m->piece_bytes;
+}
+
+void snapshot_pieces(const struct snapshot *s, size_t block, struct pieces_block *out)
+{
+    assert(s->view && block < s->view->keys.count);
+    *out = values_pieces(s->m, s->view->values[block]);
 }
 
 int snapshot_label(const struct snapshot *s, uint32_t id, struct memory_label *out, struct error *e)

@@ -200,8 +200,8 @@ static int instance_write(struct transaction *t, struct slice id, struct slice t
 }
 
 static int instance_fold(struct transaction *t, struct slice id, struct slice text, const struct slice *labels,
-                         size_t labels_count, const float *vector, const struct memory_source *source, bool exists,
-                         struct instance_head *head, struct error *e)
+                         size_t labels_count, const struct memory_key *key, const struct memory_source *source,
+                         bool exists, struct instance_head *head, struct error *e)
 {
     const uint32_t *old_ids = NULL;
     size_t old_count = 0;
@@ -212,7 +212,7 @@ static int instance_fold(struct transaction *t, struct slice id, struct slice te
         return -1;
     }
     if (labels_exchange(t, old_ids, old_count, labels, labels_count, &ids, e) ||
-        row_write(t, head->slot, vector, hash64(id.data, id.bytes), labels_count > 0, ids, labels_count, e) ||
+        row_write(t, head->slot, key, hash64(id.data, id.bytes), labels_count > 0, ids, labels_count, e) ||
         (!exists && slot_name_write(t, head->slot, KEY_INSTANCE, id, e))) {
         return -1;
     }
@@ -228,12 +228,12 @@ static int instance_fold(struct transaction *t, struct slice id, struct slice te
 }
 
 int transaction_fold(struct transaction *t, struct slice id, struct slice text, const struct slice *labels,
-                     size_t labels_count, const float *vector, const struct memory_source *source, bool *moved,
+                     size_t labels_count, const struct memory_key *key, const struct memory_source *source, bool *moved,
                      struct error *e)
 {
     struct instance_head head = {0};
     struct slice topic = {0};
-    if (change_begin(t, id, "an id", e)) {
+    if (change_begin(t, id, "an id", e) || key_check(t, key, e)) {
         return -1;
     }
     for (size_t i = 0; i < labels_count; i++) {
@@ -254,7 +254,7 @@ int transaction_fold(struct transaction *t, struct slice id, struct slice text, 
     if (moved) {
         *moved = exists && source_moved((uint32_t)topic.bytes, topic.data, head.partition, source);
     }
-    return change_end(t, instance_fold(t, id, text, labels, labels_count, vector, source, exists > 0, &head, e));
+    return change_end(t, instance_fold(t, id, text, labels, labels_count, key, source, exists > 0, &head, e));
 }
 
 static int instance_forget(struct transaction *t, struct slice id, const struct instance_head *head, struct error *e)
@@ -291,7 +291,7 @@ int transaction_forget(struct transaction *t, struct slice id, bool *found, stru
 
 /* ---- label definitions ---- */
 
-static int label_define(struct transaction *t, struct label_edit *l, struct slice text, const float *vector,
+static int label_define(struct transaction *t, struct label_edit *l, struct slice text, const struct memory_key *key,
                         const struct memory_source *source, struct error *e)
 {
     bool defined = label_defined(l);
@@ -303,7 +303,7 @@ static int label_define(struct transaction *t, struct label_edit *l, struct slic
         }
         t->meta.label_keys++;
     }
-    if (row_write(t, l->head.slot, vector, hash64(l->name.data, l->name.bytes), true, &l->head.id, 1, e)) {
+    if (row_write(t, l->head.slot, key, hash64(l->name.data, l->name.bytes), true, &l->head.id, 1, e)) {
         return -1;
     }
     l->head.digest_high = new.high;
@@ -319,11 +319,11 @@ static int label_define(struct transaction *t, struct label_edit *l, struct slic
     return 0;
 }
 
-int transaction_define(struct transaction *t, struct slice label, struct slice text, const float *vector,
+int transaction_define(struct transaction *t, struct slice label, struct slice text, const struct memory_key *key,
                        const struct memory_source *source, bool *moved, struct error *e)
 {
     struct label_edit *l;
-    if (change_begin(t, label, "a label's name", e)) {
+    if (change_begin(t, label, "a label's name", e) || key_check(t, key, e)) {
         return -1;
     }
     int found = label_find(t, label, &l, e);
@@ -340,7 +340,7 @@ int transaction_define(struct transaction *t, struct slice label, struct slice t
     if (label_find_or_add(t, label, &l, e)) {
         return change_end(t, -1);
     }
-    return change_end(t, label_define(t, l, text, vector, source, e));
+    return change_end(t, label_define(t, l, text, key, source, e));
 }
 
 static int label_undefine(struct transaction *t, struct label_edit *l, struct error *e)

@@ -70,6 +70,7 @@ struct row {
     uint64_t tie;
     const uint32_t *ids;
     size_t count;
+    size_t pieces;
     const unsigned char *vector; /* NULL: broken, reported already */
 };
 
@@ -118,7 +119,7 @@ static int row_check(struct verify *v, const struct row *r, struct error *e)
         v->slots++;
         return row_name_check(v, r, e);
     }
-    bool zero = !r->candidate && r->count == 0 && r->tie == 0;
+    bool zero = !r->candidate && r->count == 0 && r->pieces == 0 && r->tie == 0;
     for (size_t i = 0; r->vector && zero && i < v->m->vector_bytes; i++) {
         zero = r->vector[i] == 0;
     }
@@ -178,6 +179,18 @@ static int tail_row_check(struct verify *v, uint64_t slot, const unsigned char *
     return found < 0 ? -1 : 0;
 }
 
+/* Ids that there can be, in rows that were handed out. Nothing more is known without the tokenizer. */
+static bool pieces_possible(const struct memory *m, const struct pieces_block *pieces, uint32_t rows)
+{
+    const uint32_t *ids = pieces->ids;
+    for (size_t i = 0; m->piece_bytes == 4 && i < pieces->starts[m->rows]; i++) {
+        if (ids[i] > INT32_MAX) {
+            return false;
+        }
+    }
+    return pieces->starts[rows] == pieces->starts[m->rows];
+}
+
 static int rows_check(struct verify *v, struct slice values, const struct block_header *header,
                       const unsigned char *vectors, bool open, struct error *e)
 {
@@ -185,6 +198,14 @@ static int rows_check(struct verify *v, struct slice values, const struct block_
     const unsigned char *at = (const unsigned char *)values.data;
     const uint64_t *ties = (const uint64_t *)(const void *)(at + sizeof *header);
     const uint8_t *used = at + values_used_at(m->rows);
+    struct pieces_block pieces = values_pieces(m, values);
+    struct error lists = {0};
+    bool sound = values_lists_check(m, values, &lists) == 0;
+    if (!sound) {
+        problem(v, "%s", lists.text);
+    } else if (!pieces_possible(m, &pieces, header->count)) {
+        problem(v, "block %llu: word pieces that there cannot be", (unsigned long long)header->block);
+    }
     for (size_t i = 0; i < header->count; i++) {
         struct error fault = {0};
         struct row r = {.slot = header->block * m->rows + i,
@@ -192,6 +213,7 @@ static int rows_check(struct verify *v, struct slice values, const struct block_
                         .used = used[i] != 0,
                         .candidate = used[m->rows + i] != 0,
                         .tie = ties[i],
+                        .pieces = sound ? pieces.starts[i + 1] - pieces.starts[i] : 0,
                         .vector = vectors ? vectors + i * m->vector_bytes : NULL};
         if (open && tail_row_check(v, r.slot, &r.vector, e)) {
             return -1;

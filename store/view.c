@@ -127,7 +127,7 @@ static int block_load(const struct memory *m, MDB_txn *txn, const struct meta *m
     if (found <= 0) {
         return found ? -1 : corrupt(m, e, "block %llu of 'values' is missing", (unsigned long long)block);
     }
-    if (block_header_check(m, DB_VALUES, block, value, &header, e)) {
+    if (block_header_check(m, DB_VALUES, block, value, &header, e) || values_lists_check(m, value, e)) {
         return -1;
     }
     const void *vectors = NULL;

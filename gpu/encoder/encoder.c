@@ -77,6 +77,11 @@ size_t encoder_dim(const struct encoder *enc)
     return enc->config.dim;
 }
 
+size_t encoder_vocabulary(const struct encoder *enc)
+{
+    return tokenizer_vocab_size(enc->tokenizer);
+}
+
 size_t encoder_max_seq_length(const struct encoder *enc)
 {
     return enc->config.max_seq_length;

@@ -1,7 +1,8 @@
 /* What the memory costs: folds, replaces, snapshots, and what they write. The figures in docs/MEMORY.md are its output.
- * memory_bench FOLDER [KEYS] [DIM] [ROWS]: makes and removes FOLDER/rows-64 and so on, one for each size of a block;
- * bf16 keys. On a disk the time of a commit is that of two flushes; name a folder in /dev/shm to see the work alone.
- * Bytes written are those handed to write(2), from /proc/self/io. */
+ * memory_bench FOLDER [KEYS] [DIM] [ROWS] [PIECES]: makes and removes FOLDER/rows-64 and so on, one for each size of a
+ * block (ROWS 0: all); bf16 keys, PIECES word pieces of two bytes a text. On a disk the time of a commit is that of two
+ * flushes; name a folder in /dev/shm to see the work alone. Bytes written are those handed to write(2), from
+ * /proc/self/io. */
 #define _GNU_SOURCE
 #include <inttypes.h>
 #include <pthread.h>
@@ -15,7 +16,7 @@
 #include "base/clock.h"
 #include "store/memory.h"
 
-enum { LABELS = 600, LABELS_EACH = 4, BATCH = 256, SINGLE = 500, GROWTH = 3000 };
+enum { LABELS = 600, LABELS_EACH = 4, BATCH = 256, SINGLE = 500, GROWTH = 3000, PIECES = 20, VOCABULARY = 30522 };
 
 struct bench {
     struct memory_options options;
@@ -23,6 +24,8 @@ struct bench {
     char path[512], file[600];
     size_t dim, keys;
     float *vector;
+    int32_t *pieces;
+    size_t pieces_count;
     uint64_t random;
 };
 
@@ -77,9 +80,13 @@ static void fold(struct bench *b, struct transaction *t, size_t key)
     for (size_t i = 0; i < b->dim; i++) {
         b->vector[i] = (float)(random_next(&b->random) >> 40) / (float)(1 << 24) - 0.5f;
     }
+    for (size_t i = 0; i < b->pieces_count; i++) {
+        b->pieces[i] = (int32_t)(random_next(&b->random) % VOCABULARY);
+    }
+    struct memory_key encoded = {b->vector, b->pieces, b->pieces_count};
     snprintf(id, sizeof id, "package-%zu", key);
     check(transaction_fold(t, slice_of(id), slice_of("a title of some twenty word pieces, as short texts have"), labels,
-                           LABELS_EACH, b->vector, &source, NULL, &e),
+                           LABELS_EACH, &encoded, &source, NULL, &e),
           &e);
 }
 
@@ -199,6 +206,7 @@ static void run(struct bench *b, const char *folder, uint32_t rows)
                                          .fingerprint = "00000000000000000000000000000000",
                                          .model_name = "bench",
                                          .store_text = true,
+                                         .vocabulary = VOCABULARY,
                                          .block_rows = rows};
     printf("%u rows a block\n", rows);
     reopen(b, MEMORY_WRITE);
@@ -228,18 +236,23 @@ static void run(struct bench *b, const char *folder, uint32_t rows)
 int main(int argc, char **argv)
 {
     if (argc < 2) {
-        fprintf(stderr, "usage: memory_bench FOLDER [KEYS] [DIM] [ROWS]\n");
+        fprintf(stderr, "usage: memory_bench FOLDER [KEYS] [DIM] [ROWS] [PIECES]\n");
         return 2;
     }
     struct bench b = {.keys = argc > 2 ? strtoul(argv[2], NULL, 10) : 100000,
-                      .dim = argc > 3 ? strtoul(argv[3], NULL, 10) : 384};
+                      .dim = argc > 3 ? strtoul(argv[3], NULL, 10) : 384,
+                      .pieces_count = argc > 5 ? strtoul(argv[5], NULL, 10) : PIECES};
+    uint32_t only = argc > 4 ? (uint32_t)strtoul(argv[4], NULL, 10) : 0;
+    b.pieces = mem_zero(b.pieces_count, sizeof *b.pieces);
     b.vector = mem_zero(b.dim, sizeof *b.vector);
-    printf("%zu keys of %zu bf16, %d labels, %d a key\n", b.keys, b.dim, LABELS, LABELS_EACH);
+    printf("%zu keys of %zu bf16 and %zu word pieces, %d labels, %d a key\n", b.keys, b.dim, b.pieces_count, LABELS,
+           LABELS_EACH);
     for (uint32_t rows = 64; rows <= 256; rows *= 2) {
-        if (argc <= 4 || strtoul(argv[4], NULL, 10) == rows) {
+        if (only == 0 || only == rows) {
             run(&b, argv[1], rows);
         }
     }
+    free(b.pieces);
     free(b.vector);
     return 0;
 }

@@ -1,6 +1,6 @@
 /* What the memory should hold, kept in plain arrays and computed without store/: an oracle for the tests of the memory.
  * Changes are drawn from (seed, number), so a replay needs no log. Everything visible is compared: rows, candidates,
- * labels, counts, texts, order, offsets and the digest, which is encoded and summed here a second time. */
+ * labels, word pieces, counts, texts, order, offsets and the digest, which is encoded and summed here a second time. */
 #ifndef ENGRAM_TESTS_MEMORY_MODEL_H
 #define ENGRAM_TESTS_MEMORY_MODEL_H
 
@@ -18,9 +18,14 @@
 
 #include "store/memory.h"
 
-enum { IDS = 400, NAMES = 48, DIM = 12, LABELS_MAX = 6, TEXT_MAX = 48 };
+enum { IDS = 400, NAMES = 48, DIM = 12, LABELS_MAX = 6, TEXT_MAX = 48, PIECES_MAX = 24 };
 
 #define FINGERPRINT "00112233445566778899aabbccddeeff"
+
+struct model_pieces {
+    size_t count;
+    int32_t ids[PIECES_MAX];
+};
 
 struct model_instance {
     bool exists;
@@ -28,6 +33,7 @@ struct model_instance {
     unsigned labels[LABELS_MAX]; /* ascending */
     char text[TEXT_MAX];
     float vector[DIM];
+    struct model_pieces pieces;
     int64_t offset;
 };
 
@@ -35,6 +41,7 @@ struct model_label {
     bool defined;
     char text[TEXT_MAX];
     float vector[DIM];
+    struct model_pieces pieces;
 };
 
 struct model {
@@ -96,6 +103,16 @@ static inline void random_vector(uint64_t *r, float out[DIM])
     }
 }
 
+/* None, some, many; the first and the last that two bytes hold among them. */
+static inline void random_pieces(uint64_t *r, struct model_pieces *out)
+{
+    out->count = random_next(r) % 4 ? random_next(r) % (PIECES_MAX + 1) : 0;
+    for (size_t i = 0; i < out->count; i++) {
+        uint64_t dice = random_next(r);
+        out->ids[i] = dice % 16 == 0 ? 0 : dice % 16 == 1 ? UINT16_MAX : (int32_t)(dice >> 48);
+    }
+}
+
 static inline struct change change_draw(uint64_t seed, uint64_t number)
 {
     uint64_t r = seed * 1000003 + number * 7;
@@ -113,10 +130,12 @@ static inline struct change change_draw(uint64_t seed, uint64_t number)
         c.instance.exists = true;
         random_text(&r, c.instance.text);
         random_vector(&r, c.instance.vector);
+        random_pieces(&r, &c.instance.pieces);
     } else if (c.kind == CHANGE_DEFINE) {
         c.label.defined = true;
         random_text(&r, c.label.text);
         random_vector(&r, c.label.vector);
+        random_pieces(&r, &c.label.pieces);
     }
     return c;
 }
@@ -158,12 +177,19 @@ static inline void model_label_names(const struct model_instance *i, char room[]
     }
 }
 
+static inline struct memory_key model_key(const float vector[DIM], const struct model_pieces *pieces)
+{
+    return (struct memory_key){.vector = vector, .pieces = pieces->ids, .pieces_count = pieces->count};
+}
+
 static inline int memory_apply(struct transaction *t, const struct change *c, int64_t offset, bool *moved,
                                struct error *e)
 {
     char name[32], room[LABELS_MAX][32];
     struct slice labels[LABELS_MAX];
     struct memory_source source = {names_slice("cluster"), names_slice("instances"), 0, offset, offset * 10};
+    struct memory_key key = c->kind == CHANGE_FOLD ? model_key(c->instance.vector, &c->instance.pieces)
+                                                   : model_key(c->label.vector, &c->label.pieces);
     if (c->kind <= CHANGE_FORGET) {
         id_name(c->which, name);
     } else {
@@ -173,11 +199,11 @@ static inline int memory_apply(struct transaction *t, const struct change *c, in
     case CHANGE_FOLD:
         model_label_names(&c->instance, room, labels);
         return transaction_fold(t, names_slice(name), names_slice(c->instance.text), labels, c->instance.labels_count,
-                                c->instance.vector, &source, moved, e);
+                                &key, &source, moved, e);
     case CHANGE_FORGET:
         return transaction_forget(t, names_slice(name), NULL, e);
     case CHANGE_DEFINE:
-        return transaction_define(t, names_slice(name), names_slice(c->label.text), c->label.vector, &source, moved, e);
+        return transaction_define(t, names_slice(name), names_slice(c->label.text), &key, &source, moved, e);
     case CHANGE_UNDEFINE:
         return transaction_undefine(t, names_slice(name), NULL, e);
     }
@@ -281,6 +307,27 @@ static inline void row_equals(const struct keys_view *view, const struct keys_bl
     }
 }
 
+/* The pieces of a row in use. */
+static inline void pieces_equal(const struct snapshot *s, uint64_t slot, const struct model_pieces *want)
+{
+    const struct keys_view *view = snapshot_keys(s);
+    size_t block = 0;
+    while (slot >= view->blocks[block].first_slot + view->blocks[block].rows) {
+        block++;
+    }
+    size_t row = slot - view->blocks[block].first_slot;
+    struct pieces_block got;
+    snapshot_pieces(s, block, &got);
+    assert_int_equal(got.used[row], 1);
+    assert_int_equal(got.starts[row + 1] - got.starts[row], want->count);
+    for (size_t i = 0; i < want->count; i++) {
+        size_t at = got.starts[row] + i;
+        assert_int_equal(snapshot_piece_bytes(s) == 2 ? ((const uint16_t *)got.ids)[at]
+                                                      : ((const uint32_t *)got.ids)[at],
+                         want->ids[i]);
+    }
+}
+
 static inline size_t model_label_count(const struct model *model, unsigned label)
 {
     size_t count = 0;
@@ -311,6 +358,9 @@ static inline void instance_equals(const struct model *model, const struct snaps
     assert_int_equal(got->time_ms, want->offset * 10);
     assert_int_equal(got->partition, 0);
     assert_true(slice_equal(got->topic, names_slice("instances")));
+    if (snapshot_keys(s)) {
+        pieces_equal(s, got->slot, &want->pieces);
+    }
     assert_int_equal(got->labels_count, want->labels_count);
     model_label_names(want, room, labels);
     bool seen[LABELS_MAX] = {0};
@@ -363,6 +413,7 @@ static inline void candidate_equals(const struct model *model, const struct snap
         seen_label[which] = true;
         assert_true(model->labels[which].defined);
         row_equals(view, block, row, model->labels[which].vector);
+        pieces_equal(s, slot, &model->labels[which].pieces);
         assert_true(block->ties[row] == XXH3_64bits(label.name.data, label.name.bytes));
     } else {
         struct memory_instance instance;
@@ -382,13 +433,21 @@ static inline void keys_equal(const struct model *model, const struct snapshot *
 {
     const struct keys_view *view = snapshot_keys(s);
     bool seen_instance[IDS] = {0}, seen_label[NAMES] = {0};
+    size_t used = 0;
     assert_int_equal(view->dim, DIM);
     for (size_t b = 0; b < view->count; b++) {
         const struct keys_block *block = &view->blocks[b];
         assert_int_equal((uintptr_t)block->vectors % 64, 0);
         assert_int_equal((uintptr_t)block->ties % 8, 0);
+        struct pieces_block pieces;
+        snapshot_pieces(s, b, &pieces);
+        assert_int_equal((uintptr_t)pieces.ids % snapshot_piece_bytes(s), 0);
+        assert_int_equal((uintptr_t)pieces.starts % 4, 0);
+        assert_int_equal(pieces.starts[0], 0);
         for (size_t row = 0; row < block->rows; row++) {
-            assert_true(block->candidate[row] <= 1);
+            used += pieces.used[row];
+            assert_true(pieces.used[row] || pieces.starts[row] == pieces.starts[row + 1]);
+            assert_true(block->candidate[row] <= 1 && block->candidate[row] <= pieces.used[row]);
             if (block->candidate[row]) {
                 candidate_equals(model, s, block, row, seen_instance, seen_label);
             }
@@ -396,10 +455,13 @@ static inline void keys_equal(const struct model *model, const struct snapshot *
     }
     for (unsigned i = 0; i < IDS; i++) {
         assert_int_equal(seen_instance[i], model->instances[i].exists && model->instances[i].labels_count > 0);
+        used -= model->instances[i].exists;
     }
     for (unsigned i = 0; i < NAMES; i++) {
         assert_int_equal(seen_label[i], model->labels[i].defined);
+        used -= model->labels[i].defined;
     }
+    assert_int_equal(used, 0);
 }
 
 struct order_check {
@@ -560,8 +622,12 @@ static int folder_teardown(void **state)
     return result;
 }
 
+/* A key without word pieces. */
+#define KEY(v) (&(struct memory_key){.vector = (v)})
+
 #define memory_test(f) cmocka_unit_test_setup_teardown(f, folder_setup, folder_teardown)
 
+/* Word pieces of four bytes beside f32, of two beside bf16. */
 static inline struct memory_options options_for(const char *path, enum key_dtype dtype)
 {
     return (struct memory_options){.path = path,
@@ -571,6 +637,7 @@ static inline struct memory_options options_for(const char *path, enum key_dtype
                                    .model_name = "tiny",
                                    .store_text = true,
                                    .map_size = 1 << 30,
+                                   .vocabulary = dtype == KEY_F32 ? UINT16_MAX + 2 : UINT16_MAX + 1,
                                    .block_rows = 64};
 }
 

@@ -53,6 +53,7 @@ static struct world *world_open(const struct predict_options *options, uint64_t 
                                     .fingerprint = encoder_fingerprint(w->encoder),
                                     .model_name = encoder_name(w->encoder),
                                     .store_text = true,
+                                    .vocabulary = encoder_vocabulary(w->encoder),
                                     .keys_max = keys_max};
     must(memory_open(&w->memory, MEMORY_WRITE, &memory, &e), &e);
     must(engine_open(&w->engine, w->backend, w->encoder, w->memory, options, &e), &e);
@@ -102,8 +103,9 @@ static void put_instance(struct world *w, const char *id, const struct slice *la
     struct error e = {0};
     struct transaction *t;
     struct memory_source source = {0};
+    struct memory_key key = {.vector = vector};
     must(memory_begin(w->memory, &t, &e), &e);
-    must(transaction_fold(t, slice_of(id), slice_of("text"), labels, labels_count, vector, &source, NULL, &e), &e);
+    must(transaction_fold(t, slice_of(id), slice_of("text"), labels, labels_count, &key, &source, NULL, &e), &e);
     must(transaction_commit(t, &e), &e);
 }
 
@@ -112,8 +114,9 @@ static void put_label(struct world *w, const char *name, const float *vector)
     struct error e = {0};
     struct transaction *t;
     struct memory_source source = {0};
+    struct memory_key key = {.vector = vector};
     must(memory_begin(w->memory, &t, &e), &e);
-    must(transaction_define(t, slice_of(name), slice_of("text"), vector, &source, NULL, &e), &e);
+    must(transaction_define(t, slice_of(name), slice_of("text"), &key, &source, NULL, &e), &e);
     must(transaction_commit(t, &e), &e);
 }
 

@@ -165,8 +165,8 @@ static void test_digest_known(void **state)
     struct memory_source by_hand = {0};
     struct transaction *t = begin_ok(m);
     assert_int_equal(
-        transaction_fold(t, names_slice("k"), names_slice(long_text), labels, 2, vector, &by_hand, NULL, &e), 0);
-    assert_int_equal(transaction_define(t, names_slice("a"), names_slice(""), vector, &by_hand, NULL, &e), 0);
+        transaction_fold(t, names_slice("k"), names_slice(long_text), labels, 2, KEY(vector), &by_hand, NULL, &e), 0);
+    assert_int_equal(transaction_define(t, names_slice("a"), names_slice(""), KEY(vector), &by_hand, NULL, &e), 0);
     commit_ok(t);
     char instance[400] = "\x94\xa1i\xa1k\x92\xa1"
                          "a\xa1"
@@ -217,8 +217,8 @@ static void test_slots_and_ids_are_reused(void **state)
         label = names_slice(name);
         char id[32];
         snprintf(id, sizeof id, "id-%d", i % 70);
-        assert_int_equal(transaction_fold(t, names_slice(id), names_slice("t"), &label, 1, vector, &source, NULL, &e),
-                         0);
+        assert_int_equal(
+            transaction_fold(t, names_slice(id), names_slice("t"), &label, 1, KEY(vector), &source, NULL, &e), 0);
         commit_ok(t);
     }
     uint64_t slot = slot_of(m, "id-40");
@@ -241,9 +241,10 @@ static void test_slots_and_ids_are_reused(void **state)
     assert_true(snapshot_label_bound(s) <= 72); /* 70 instances name at most 71 labels at a time */
     snapshot_release(s);
     t = begin_ok(m);
-    assert_int_equal(transaction_define(t, names_slice("a label"), names_slice("t"), vector, &source, NULL, &e), 0);
-    assert_int_equal(transaction_fold(t, names_slice("other"), names_slice("t"), NULL, 0, vector, &source, NULL, &e),
+    assert_int_equal(transaction_define(t, names_slice("a label"), names_slice("t"), KEY(vector), &source, NULL, &e),
                      0);
+    assert_int_equal(
+        transaction_fold(t, names_slice("other"), names_slice("t"), NULL, 0, KEY(vector), &source, NULL, &e), 0);
     commit_ok(t);
     assert_int_equal(slot_of(m, "other"), slot);
     memory_close(m);
@@ -260,17 +261,17 @@ static void test_sources_and_offsets(void **state)
     struct memory_source first = {c, topic, 0, 1, 1}, second = {c, topic, 1, 1, 1}, by_hand = {0};
     bool moved = true, found;
     struct transaction *t = begin_ok(m);
-    assert_int_equal(transaction_fold(t, id, text, NULL, 0, vector, &first, &moved, &e), 0);
+    assert_int_equal(transaction_fold(t, id, text, NULL, 0, KEY(vector), &first, &moved, &e), 0);
     assert_false(moved);
-    assert_int_equal(transaction_fold(t, id, text, NULL, 0, vector, &second, &moved, &e), 0);
+    assert_int_equal(transaction_fold(t, id, text, NULL, 0, KEY(vector), &second, &moved, &e), 0);
     assert_true(moved);
-    assert_int_equal(transaction_fold(t, id, text, NULL, 0, vector, &second, &moved, &e), 0);
+    assert_int_equal(transaction_fold(t, id, text, NULL, 0, KEY(vector), &second, &moved, &e), 0);
     assert_false(moved);
-    assert_int_equal(transaction_fold(t, id, text, NULL, 0, vector, &by_hand, &moved, &e), 0);
+    assert_int_equal(transaction_fold(t, id, text, NULL, 0, KEY(vector), &by_hand, &moved, &e), 0);
     assert_false(moved);
-    assert_int_equal(transaction_define(t, id, text, vector, &first, &moved, &e), 0);
+    assert_int_equal(transaction_define(t, id, text, KEY(vector), &first, &moved, &e), 0);
     assert_false(moved);
-    assert_int_equal(transaction_define(t, id, text, vector, &second, &moved, &e), 0);
+    assert_int_equal(transaction_define(t, id, text, KEY(vector), &second, &moved, &e), 0);
     assert_true(moved);
     assert_int_equal(transaction_local_change(t, &e), 0);
     assert_int_equal(transaction_caught_up(t, 1234567, &e), 0);
@@ -353,13 +354,13 @@ static void test_bad_names_are_refused(void **state)
     struct slice unsorted[] = {names_slice("b"), names_slice("a")};
     struct memory_source by_hand = {0};
     struct transaction *t = begin_ok(m);
-    assert_int_equal(transaction_fold(t, too_long, longest, NULL, 0, vector, &by_hand, NULL, &e), -1);
+    assert_int_equal(transaction_fold(t, too_long, longest, NULL, 0, KEY(vector), &by_hand, NULL, &e), -1);
     assert_int_equal(e.code, E_LIMIT);
-    assert_int_equal(transaction_fold(t, longest, longest, &too_long, 1, vector, &by_hand, NULL, &e), -1);
-    assert_int_equal(transaction_fold(t, longest, longest, unsorted, 2, vector, &by_hand, NULL, &e), -1);
+    assert_int_equal(transaction_fold(t, longest, longest, &too_long, 1, KEY(vector), &by_hand, NULL, &e), -1);
+    assert_int_equal(transaction_fold(t, longest, longest, unsorted, 2, KEY(vector), &by_hand, NULL, &e), -1);
     assert_int_equal(transaction_forget(t, (struct slice){0}, NULL, &e), -1);
-    assert_int_equal(transaction_fold(t, longest, longest, &longest, 1, vector, &by_hand, NULL, &e), 0);
-    assert_int_equal(transaction_define(t, longest, longest, vector, &by_hand, NULL, &e), 0);
+    assert_int_equal(transaction_fold(t, longest, longest, &longest, 1, KEY(vector), &by_hand, NULL, &e), 0);
+    assert_int_equal(transaction_define(t, longest, longest, KEY(vector), &by_hand, NULL, &e), 0);
     commit_ok(t);
     struct snapshot *s;
     struct memory_label label;
@@ -444,7 +445,7 @@ static void test_threads_see_whole_versions(void **state)
         for (int i = 0; i < 96; i++) {
             snprintf(id, sizeof id, "%d", i);
             assert_int_equal(
-                transaction_fold(t, names_slice(id), names_slice("t"), &label, 1, vector, &source, NULL, &e), 0);
+                transaction_fold(t, names_slice(id), names_slice("t"), &label, 1, KEY(vector), &source, NULL, &e), 0);
         }
         assert_int_equal(transaction_offset(t, c, topic, 0, batch, &e), 0);
         commit_ok(t);

@@ -201,7 +201,8 @@ static void test_damage_is_not_copied(void **state)
     struct memory *m = open_ok(MEMORY_WRITE, &options);
     struct transaction *t = begin_ok(m);
     assert_int_equal(
-        transaction_fold(t, names_slice("id"), names_slice("MARKED TEXT"), &label, 1, vector, &source, NULL, &e), 0);
+        transaction_fold(t, names_slice("id"), names_slice("MARKED TEXT"), &label, 1, KEY(vector), &source, NULL, &e),
+        0);
     assert_int_equal(transaction_commit(t, &e), 0);
     memory_close(m);
     path_in(path, "data.mdb", data);
@@ -329,12 +330,13 @@ static void test_forgotten_bytes_leave_the_file(void **state)
             struct slice label = names_slice(k % 2 ? "odd" : word);
             text_of(k, &text);
             struct slice secret = {text.data, text.bytes};
-            assert_int_equal(transaction_fold(t, names_slice(word), secret, &label, 1, vector, &source, NULL, &e), 0);
+            assert_int_equal(transaction_fold(t, names_slice(word), secret, &label, 1, KEY(vector), &source, NULL, &e),
+                             0);
             if (k % 5 == 0) {
-                assert_int_equal(transaction_define(t, label, secret, vector, &source, NULL, &e), 0);
+                assert_int_equal(transaction_define(t, label, secret, KEY(vector), &source, NULL, &e), 0);
             }
             if (k % 11 == 0) { /* replaced by a shorter one in the same transaction */
-                assert_int_equal(transaction_fold(t, names_slice(word), names_slice("harmless"), &label, 1, vector,
+                assert_int_equal(transaction_fold(t, names_slice(word), names_slice("harmless"), &label, 1, KEY(vector),
                                                   &source, NULL, &e),
                                  0);
             }
@@ -350,7 +352,7 @@ static void test_forgotten_bytes_leave_the_file(void **state)
         struct slice label = names_slice("plain");
         if (i % 3 == 0) { /* pages that the forgotten ones share */
             assert_int_equal(
-                transaction_fold(t, names_slice(word), names_slice("t"), &label, 1, vector, &source, NULL, &e), 0);
+                transaction_fold(t, names_slice(word), names_slice("t"), &label, 1, KEY(vector), &source, NULL, &e), 0);
         }
     }
     assert_int_equal(transaction_undefine(t, names_slice("odd"), NULL, &e), 0);

@@ -501,7 +501,7 @@ static void test_flipped_bytes(void **state)
             bool mark = i == (where == 0 ? 30 : 80);
             random_vector(&r, vector);
             assert_int_equal(transaction_fold(t, names_slice(id), names_slice(mark ? text : "t"), &label, 1,
-                                              mark ? marked : vector, &by_hand, NULL, &e),
+                                              KEY(mark ? marked : vector), &by_hand, NULL, &e),
                              0);
         }
         commit_ok(t);
@@ -703,20 +703,20 @@ static void test_keys_max(void **state)
     options.keys_max = 3;
     struct memory *m = open_ok(MEMORY_WRITE, &options);
     struct transaction *t = begin_ok(m);
-    assert_int_equal(transaction_fold(t, names_slice("a"), text, &label, 1, vector, &source, NULL, &e), 0);
-    assert_int_equal(transaction_fold(t, names_slice("b"), text, &label, 1, vector, &source, NULL, &e), 0);
-    assert_int_equal(transaction_define(t, label, text, vector, &source, NULL, &e), 0);
+    assert_int_equal(transaction_fold(t, names_slice("a"), text, &label, 1, KEY(vector), &source, NULL, &e), 0);
+    assert_int_equal(transaction_fold(t, names_slice("b"), text, &label, 1, KEY(vector), &source, NULL, &e), 0);
+    assert_int_equal(transaction_define(t, label, text, KEY(vector), &source, NULL, &e), 0);
     for (int i = 0; i < 2; i++) { /* the second time after a commit */
         e = (struct error){0};
         struct slice new = names_slice("new");
-        assert_int_equal(transaction_fold(t, names_slice("c"), text, &new, 1, vector, &source, NULL, &e), -1);
+        assert_int_equal(transaction_fold(t, names_slice("c"), text, &new, 1, KEY(vector), &source, NULL, &e), -1);
         assert_int_equal(e.code, E_KEYS_MAX);
         assert_int_equal(e.class, ERROR_RETRY);
         assert_non_null(strstr(e.text, "keys_max"));
-        assert_int_equal(transaction_define(t, names_slice("m"), text, vector, &source, NULL, &e), -1);
+        assert_int_equal(transaction_define(t, names_slice("m"), text, KEY(vector), &source, NULL, &e), -1);
         assert_int_equal(e.code, E_KEYS_MAX);
-        assert_int_equal(transaction_fold(t, names_slice("a"), text, &label, 1, other, &source, NULL, &e), 0);
-        assert_int_equal(transaction_define(t, label, text, other, &source, NULL, &e), 0);
+        assert_int_equal(transaction_fold(t, names_slice("a"), text, &label, 1, KEY(other), &source, NULL, &e), 0);
+        assert_int_equal(transaction_define(t, label, text, KEY(other), &source, NULL, &e), 0);
         commit_ok(t);
         struct snapshot *s;
         struct memory_label got;
@@ -726,7 +726,7 @@ static void test_keys_max(void **state)
         t = begin_ok(m);
     }
     assert_int_equal(transaction_forget(t, names_slice("b"), NULL, &e), 0);
-    assert_int_equal(transaction_fold(t, names_slice("c"), text, NULL, 0, vector, &source, NULL, &e), 0);
+    assert_int_equal(transaction_fold(t, names_slice("c"), text, NULL, 0, KEY(vector), &source, NULL, &e), 0);
     commit_ok(t);
     uint64_t problems;
     assert_int_equal(memory_verify(m, print_problem, NULL, &problems, &e), 0);
@@ -753,7 +753,7 @@ static void test_large_transaction(void **state)
         for (int i = 0; i < ROWS; i++) {
             snprintf(id, sizeof id, "%d", i * 7 % ROWS);
             vector[i % WIDE] = (float)(i + run);
-            if (transaction_fold(t, names_slice(id), names_slice("t"), &label, 1, vector, &source, NULL, &e)) {
+            if (transaction_fold(t, names_slice(id), names_slice("t"), &label, 1, KEY(vector), &source, NULL, &e)) {
                 fail_msg("%s", e.text);
             }
         }
