@@ -141,6 +141,34 @@ static struct memory_stats stats_of(struct world *w)
     return stats;
 }
 
+/* The memory holds these pieces at the row of the one key of this kind. */
+static void assert_pieces(struct world *w, enum key_kind kind, enum encoder_input input, const char *text)
+{
+    struct error e = {0};
+    struct snapshot *s;
+    struct tokens tokens;
+    size_t seen = 0;
+    encoder_tokenize(w->encoder, input, slice_of(text), &tokens);
+    must(memory_snapshot(w->memory, &s, &e), &e);
+    assert_int_equal(snapshot_piece_bytes(s), 2);
+    for (size_t b = 0; b < snapshot_keys(s)->count; b++) {
+        struct pieces_block pieces;
+        snapshot_pieces(s, b, &pieces);
+        if (snapshot_keys(s)->blocks[b].kind != kind) {
+            continue;
+        }
+        assert_int_equal(pieces.used[0], 1);
+        assert_int_equal(pieces.starts[1] + 2, tokens.count);
+        for (size_t i = 0; i < pieces.starts[1]; i++) {
+            assert_int_equal(((const uint16_t *)pieces.ids)[i], tokens.ids[i + 1]);
+            seen++;
+        }
+    }
+    assert_true(seen > 2); /* else the test compares nothing */
+    snapshot_release(s);
+    tokens_free(&tokens);
+}
+
 static void assert_stats(struct world *w, uint64_t instances, uint64_t label_keys, uint64_t version)
 {
     struct memory_stats stats = stats_of(w);
@@ -366,6 +394,23 @@ static void test_fold_reports_and_moves_offsets(void **state)
     world_close(w);
 }
 
+/* Each key keeps the word pieces that it was encoded from, [CLS] and [SEP] aside, whatever stands between. */
+static void test_fold_keeps_word_pieces(void **state)
+{
+    (void)state;
+    struct world *w = world_open(&defaults, 64 << 20, 0);
+    struct error e = {0};
+    size_t applied;
+    struct fold folds[] = {fold_of(FOLD_FORGET, "never there", NULL, 0), fold_of(FOLD_INSTANCE, "a", NULL, 1),
+                           fold_of(FOLD_SKIP, "", NULL, 2), fold_of(FOLD_LABEL, "x", NULL, 3)};
+    folds[1].text = slice_of("a tool for the library");
+    folds[3].text = slice_of("files of the library");
+    must(engine_fold(w->engine, folds, 4, &applied, &e), &e);
+    assert_pieces(w, KEY_INSTANCE, ENCODER_TEXT, "a tool for the library");
+    assert_pieces(w, KEY_LABEL, ENCODER_LABEL, "files of the library");
+    world_close(w);
+}
+
 static void test_folds_by_hand_are_counted(void **state)
 {
     (void)state;
@@ -519,6 +564,7 @@ int main(void)
         cmocka_unit_test(test_many_labels_on_one_text),
         cmocka_unit_test(test_a_batch_of_many_slices),
         cmocka_unit_test(test_fold_reports_and_moves_offsets),
+        cmocka_unit_test(test_fold_keeps_word_pieces),
         cmocka_unit_test(test_folds_by_hand_are_counted),
         cmocka_unit_test(test_keys_max_commits_what_stands_before),
         cmocka_unit_test(test_a_full_map_commits_what_fits),

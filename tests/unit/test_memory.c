@@ -307,6 +307,87 @@ static void test_sources_and_offsets(void **state)
     memory_close(m);
 }
 
+static void fold_refused(struct transaction *t, const int32_t *pieces, size_t count)
+{
+    struct error e = {0};
+    float vector[DIM] = {0.5f};
+    struct memory_source by_hand = {0};
+    struct memory_key key = {vector, pieces, count};
+    assert_int_equal(transaction_fold(t, names_slice("x"), names_slice("t"), NULL, 0, &key, &by_hand, NULL, &e), -1);
+    assert_int_equal(e.code, E_INTERNAL);
+    e = (struct error){0};
+    assert_int_equal(transaction_define(t, names_slice("x"), names_slice("t"), &key, &by_hand, NULL, &e), -1);
+    assert_int_equal(e.code, E_INTERNAL);
+}
+
+static void pieces_of_first_row(struct memory *m, size_t piece_bytes, const int32_t *want, size_t count)
+{
+    struct error e = {0};
+    struct snapshot *s;
+    struct pieces_block got;
+    assert_int_equal(memory_snapshot(m, &s, &e), 0);
+    assert_int_equal(snapshot_piece_bytes(s), piece_bytes);
+    snapshot_pieces(s, 0, &got);
+    assert_int_equal(got.used[0], 1);
+    assert_int_equal(got.starts[1] - got.starts[0], count);
+    for (size_t i = 0; i < count; i++) {
+        uint32_t id = piece_bytes == 2 ? ((const uint16_t *)got.ids)[i] : ((const uint32_t *)got.ids)[i];
+        assert_int_equal(id, want[i]);
+    }
+    snapshot_release(s);
+}
+
+/* The vocabulary decides the width once; what does not fit is refused before anything is touched; a text may be long.
+ */
+static void test_widths_of_word_pieces(void **state)
+{
+    enum { LONG = 65535 };
+    const size_t vocabularies[] = {1, 65536, 65537, 0}, widths[] = {2, 2, 4, 4};
+    int32_t *pieces = mem_alloc((LONG + 1) * sizeof *pieces);
+    for (int i = 0; i < 4; i++) {
+        char path[300];
+        snprintf(path, sizeof path, "%s/%d", (const char *)*state, i);
+        struct memory_options options = options_for(path, KEY_BF16);
+        options.vocabulary = vocabularies[i];
+        int32_t most = widths[i] == 2 ? UINT16_MAX : INT32_MAX, least = -1;
+        struct memory *m = open_ok(MEMORY_WRITE, &options);
+        struct error e = {0};
+        struct transaction *t = begin_ok(m);
+        for (int k = 0; k < LONG + 1; k++) {
+            pieces[k] = k % 5 ? k * 7919 % most : most - k % 2;
+        }
+        fold_refused(t, pieces, LONG + 1);
+        fold_refused(t, &least, 1);
+        if (widths[i] == 2) {
+            fold_refused(t, &(int32_t){UINT16_MAX + 1}, 1);
+        }
+        float vector[DIM] = {0.5f};
+        struct memory_source by_hand = {0};
+        struct memory_key key = {vector, pieces, LONG};
+        assert_int_equal(transaction_fold(t, names_slice("y"), names_slice("t"), NULL, 0, &key, &by_hand, NULL, &e), 0);
+        memset(pieces, 0, LONG * sizeof *pieces); /* it was copied */
+        commit_ok(t);
+        memory_close(m);
+        for (int k = 0; k < LONG; k++) {
+            pieces[k] = k % 5 ? k * 7919 % most : most - k % 2;
+        }
+        options.vocabulary = widths[i] == 2 ? 0 : 100; /* an existing memory keeps its own */
+        m = open_ok(MEMORY_WRITE, &options);
+        pieces_of_first_row(m, widths[i], pieces, LONG);
+        t = begin_ok(m); /* the block is decoded and written anew around another row */
+        key.pieces_count = 3;
+        assert_int_equal(transaction_fold(t, names_slice("z"), names_slice("t"), NULL, 0, &key, &by_hand, NULL, &e), 0);
+        commit_ok(t);
+        pieces_of_first_row(m, widths[i], pieces, LONG);
+        t = begin_ok(m);
+        assert_int_equal(transaction_fold(t, names_slice("y"), names_slice("t"), NULL, 0, &key, &by_hand, NULL, &e), 0);
+        commit_ok(t);
+        pieces_of_first_row(m, widths[i], pieces, 3);
+        memory_close(m);
+    }
+    free(pieces);
+}
+
 static void meta_pages_read(const char *folder, char pages[2 * 4096])
 {
     char path[512];
@@ -473,6 +554,7 @@ int main(void)
         memory_test(test_digest_known),
         memory_test(test_slots_and_ids_are_reused),
         memory_test(test_sources_and_offsets),
+        memory_test(test_widths_of_word_pieces),
         memory_test(test_the_same_offset_writes_nothing),
         memory_test(test_bad_names_are_refused),
         memory_test(test_threads_see_whole_versions),

@@ -311,7 +311,19 @@ static void text_of(unsigned i, struct buffer *out)
     }
 }
 
-/* What was forgotten, replaced or undefined: no byte of its id, name or text stays in the file. */
+/* Six word pieces whose two bytes each spell a word in the file. */
+static void pieces_spell(unsigned i, int32_t pieces[6])
+{
+    char word[16];
+    snprintf(word, sizeof word, "pieces-%04u ", i);
+    for (int k = 0; k < 6; k++) {
+        uint16_t piece;
+        memcpy(&piece, word + 2 * k, sizeof piece);
+        pieces[k] = piece;
+    }
+}
+
+/* What was forgotten, replaced or undefined: no byte of its id, name, text or word pieces stays in the file. */
 static void test_forgotten_bytes_leave_the_file(void **state)
 {
     enum { SECRETS = 600 };
@@ -320,20 +332,22 @@ static void test_forgotten_bytes_leave_the_file(void **state)
     struct error e = {0};
     struct buffer text = {0};
     float vector[DIM] = {1};
+    int32_t pieces[6];
+    struct memory_key key = {vector, pieces, 6};
     struct memory_source source = {names_slice("c"), names_slice("instances"), 0, 1, 1};
-    unsigned held = 0;
+    unsigned held = 0, pieces_held = 0;
     struct memory *m = open_ok(MEMORY_WRITE, &options);
     for (unsigned i = 0; i < SECRETS; i += 50) {
         struct transaction *t = begin_ok(m);
         for (unsigned k = i; k < i + 50; k++) {
             snprintf(word, sizeof word, "ID-OF-%04u", k);
             struct slice label = names_slice(k % 2 ? "odd" : word);
+            pieces_spell(k, pieces);
             text_of(k, &text);
             struct slice secret = {text.data, text.bytes};
-            assert_int_equal(transaction_fold(t, names_slice(word), secret, &label, 1, KEY(vector), &source, NULL, &e),
-                             0);
+            assert_int_equal(transaction_fold(t, names_slice(word), secret, &label, 1, &key, &source, NULL, &e), 0);
             if (k % 5 == 0) {
-                assert_int_equal(transaction_define(t, label, secret, KEY(vector), &source, NULL, &e), 0);
+                assert_int_equal(transaction_define(t, label, secret, &key, &source, NULL, &e), 0);
             }
             if (k % 11 == 0) { /* replaced by a shorter one in the same transaction */
                 assert_int_equal(transaction_fold(t, names_slice(word), names_slice("harmless"), &label, 1, KEY(vector),
@@ -365,8 +379,10 @@ static void test_forgotten_bytes_leave_the_file(void **state)
     for (unsigned i = 0; i < SECRETS; i++) {
         snprintf(word, sizeof word, "ecret-%04u", i);
         held += file_holds(path, word);
+        snprintf(word, sizeof word, "pieces-%04u", i);
+        pieces_held += file_holds(path, word);
     }
-    assert_true(held > 100 && file_holds(path, "ID-OF-")); /* else the test proves nothing */
+    assert_true(held > 100 && pieces_held > 100 && file_holds(path, "ID-OF-")); /* else the test proves nothing */
     uint64_t before, after;
     compact_ok(&options, &before, &after);
     const char *const folders[] = {path, copy};
@@ -374,6 +390,7 @@ static void test_forgotten_bytes_leave_the_file(void **state)
         assert_false(file_holds(folders[f], "SECRET"));
         assert_false(file_holds(folders[f], "ecret-"));
         assert_false(file_holds(folders[f], "ID-OF-"));
+        assert_false(file_holds(folders[f], "pieces-"));
         assert_true(file_holds(folders[f], "plain-0000"));
     }
     buffer_free(&text);

@@ -438,6 +438,56 @@ static void test_other_format(void **state)
     refused(MEMORY_WRITE, &options, E_FORMAT, "format 9");
 }
 
+/* A memory as Engram 0.1 wrote it before it kept word pieces: the line says what to do about it. */
+static void test_format_1(void **state)
+{
+    static const char *const names[] = {"meta", "keys",   "tail",        "values",  "instances", "slots",
+                                        "free", "labels", "label_names", "offsets", "changes"};
+    struct memory_options options = options_for(*state, KEY_F32);
+    struct error e = {0};
+    struct memory *m;
+    struct {
+        uint64_t checksum;
+        char magic[8];
+        uint32_t format, rows, dtype, dim;
+        char fingerprint[32];
+        uint64_t counts[17];
+        char model[4];
+    } __attribute__((packed)) meta = {.format = 1, .rows = 128, .dtype = 1, .dim = DIM, .counts = {1, [16] = 4}};
+    memcpy(meta.magic, "EngramKV", 8);
+    memcpy(meta.fingerprint, FINGERPRINT, 32);
+    memcpy(meta.model, "tiny", 4);
+    meta.counts[5] = meta.counts[6] = UINT64_MAX;
+    meta.checksum = XXH3_64bits((char *)&meta + 8, sizeof meta - 8);
+    assert_int_equal(sizeof meta, 204);
+    MDB_env *env;
+    MDB_txn *txn;
+    MDB_dbi db[11];
+    assert_int_equal(mdb_env_create(&env), 0);
+    assert_int_equal(mdb_env_set_maxdbs(env, 11), 0);
+    assert_int_equal(mdb_env_open(env, *state, 0, 0600), 0);
+    assert_int_equal(mdb_txn_begin(env, NULL, 0, &txn), 0);
+    for (int i = 0; i < 11; i++) {
+        assert_int_equal(mdb_dbi_open(txn, names[i], MDB_CREATE | db_flags((enum db)i), &db[i]), 0);
+    }
+    MDB_val key = {6, "memory"}, value = {sizeof meta, &meta};
+    assert_int_equal(mdb_put(txn, db[0], &key, &value, 0), 0);
+    assert_int_equal(mdb_txn_commit(txn), 0);
+    mdb_env_close(env);
+    for (int mode = MEMORY_READ; mode <= MEMORY_WRITE; mode++) {
+        refused((enum memory_mode)mode, &options, E_FORMAT,
+                "the memory has format 1, this version of Engram reads format 2");
+        refused((enum memory_mode)mode, &options, E_FORMAT, "empty folder");
+        refused((enum memory_mode)mode, &options, E_FORMAT, "`engram run` read its topics again");
+        refused((enum memory_mode)mode, &options, E_FORMAT, "`engram load`");
+    }
+    options.fingerprint = NULL; /* and before the encoder is asked about */
+    options.dim = 0;
+    assert_int_equal(memory_open(&m, MEMORY_READ, &options, &e), -1);
+    assert_int_equal(e.code, E_FORMAT);
+    assert_true(strlen(e.text) < 360);
+}
+
 /* Flips a byte in every copy of `needle` that the file holds. */
 static int flip_all(const char *folder, const void *needle, size_t bytes)
 {
@@ -574,6 +624,84 @@ static void test_verify_compares(void **state)
         memory_close(m);
     }
     free(model);
+}
+
+/* Puts another number into block 0 of `values`; the checksum holds. */
+static void values_change(const struct memory_options *options, size_t at, uint32_t number)
+{
+    struct memory *m = open_ok(MEMORY_WRITE, options);
+    uint64_t block = 0;
+    MDB_txn *txn;
+    MDB_val key = {8, &block}, value;
+    static char changed[65536];
+    assert_int_equal(mdb_txn_begin(m->env, NULL, 0, &txn), 0);
+    assert_int_equal(mdb_get(txn, m->db[DB_VALUES], &key, &value), 0);
+    memcpy(changed, value.mv_data, value.mv_size);
+    memcpy(changed + at, &number, sizeof number);
+    checksum_set(changed, value.mv_size);
+    value.mv_data = changed;
+    assert_int_equal(mdb_put(txn, m->db[DB_VALUES], &key, &value, 0), 0);
+    assert_int_equal(mdb_txn_commit(txn), 0);
+    memory_close(m);
+}
+
+/* Word pieces whose lists do not fit are believed by nobody; those that a free row has or that cannot be are found. */
+static void test_word_pieces_are_proved(void **state)
+{
+    enum { ROWS = 64, STARTS = 48 + 12 * ROWS + 4 }; /* block_rows; where docs/MEMORY.md puts them */
+    struct error e = {0};
+    struct memory_source by_hand = {0};
+    float vector[DIM] = {1};
+    const int32_t pieces[] = {7, 8, 9};
+    struct memory_key key = {vector, pieces, 3};
+    char id[2] = "a";
+    struct memory_options options = options_for(*state, KEY_F32);
+    struct memory *m = open_ok(MEMORY_WRITE, &options);
+    struct transaction *t = begin_ok(m);
+    for (; id[0] < 'e'; id[0]++) {
+        assert_int_equal(transaction_fold(t, names_slice(id), names_slice("t"), NULL, 0, &key, &by_hand, NULL, &e), 0);
+    }
+    assert_int_equal(transaction_forget(t, names_slice("b"), NULL, &e), 0);
+    commit_ok(t);
+    memory_close(m);
+    const struct {
+        size_t row;
+        uint32_t right, wrong;
+        bool believed;
+    } starts[] = {
+        {0, 0, 1, false},     /* pieces of no row */
+        {1, 3, 0, true},      /* the free row's */
+        {1, 3, 4, false},     /* descending */
+        {3, 6, 90000, false}, /* outside */
+        {4, 9, 8, true},      /* of a row never handed out */
+        {ROWS, 9, 8, false},  /* more than there are */
+        {ROWS, 9, 90000, false},
+    };
+    for (size_t i = 0; i < sizeof starts / sizeof *starts; i++) {
+        struct snapshot *s = NULL;
+        values_change(&options, STARTS + 4 * starts[i].row, starts[i].wrong);
+        verify_finds(&options);
+        m = open_ok(MEMORY_WRITE, &options);
+        t = begin_ok(m);
+        int read = memory_snapshot(m, &s, &e);
+        int written = transaction_fold(t, names_slice("c"), names_slice("t"), NULL, 0, &key, &by_hand, NULL, &e);
+        assert_int_equal(read, starts[i].believed ? 0 : -1);
+        assert_int_equal(written, starts[i].believed ? 0 : -1);
+        assert_true(starts[i].believed || e.code == E_CORRUPT);
+        snapshot_release(s);
+        transaction_abort(t);
+        memory_close(m);
+        values_change(&options, STARTS + 4 * starts[i].row, starts[i].right);
+    }
+    const size_t first_piece = 48 + 18 * ROWS + 8; /* there are no label ids */
+    values_change(&options, first_piece, 0x80000000u);
+    verify_finds(&options);
+    values_change(&options, first_piece, 7);
+    uint64_t problems;
+    m = open_ok(MEMORY_READ, &options);
+    assert_int_equal(memory_verify(m, print_problem, NULL, &problems, &e), 0);
+    assert_int_equal(problems, 0);
+    memory_close(m);
 }
 
 /* ---- limits ----------------------------------------------------------------------------------------------------- */
@@ -855,8 +983,10 @@ int main(void)
         memory_test(test_missing_free_pages_are_sound),
         memory_test(test_not_a_memory),
         memory_test(test_other_format),
+        memory_test(test_format_1),
         memory_test(test_flipped_bytes),
         memory_test(test_verify_compares),
+        memory_test(test_word_pieces_are_proved),
         memory_test(test_full_map_then_a_larger_one),
         memory_test(test_full_disk),
         memory_test(test_refused_map),
