@@ -12,6 +12,7 @@
 
 #include "base/buffer.h"
 #include "base/error.h"
+#include "engine/metrics.h"
 #include "gpu/backend.h"
 #include "gpu/encoder/encoder.h"
 #include "record/record.h"
@@ -82,19 +83,7 @@ void engine_set_ready(struct engine *g, bool ready);
 
 /* ---- evaluation ---- */
 
-/* Metrics in percent. P@k (Jain et al. 2016): hits in the top k / k; R@k: hits / gold; nDCG@k: DCG / ideal DCG over
- * min(k, gold); PSP@k: sum over the test set of hits' 1/p divided by the same sum for the best possible choice,
- * p = 1 / (1 + C exp(-A ln(N_l + B))), C = (ln N - 1)(B + 1)^A. NaN where not defined (PSP with N < 3). Labels of equal
- * score count as the mean over their orders. */
-struct metrics {
-    double precision[3]; /* @1 @3 @5 */
-    double recall[2];    /* @10 @100 */
-    double ndcg5;
-    double psp[3]; /* @1 @3 @5 */
-    uint64_t n;    /* texts with at least one gold label left */
-};
-
-/* Label counts and N for propensities. */
+/* Label counts and N for propensities and deciles. */
 struct propensity_source {
     double a, b;
     bool from_train;             /* false: from the memory's instances */
@@ -104,12 +93,48 @@ struct propensity_source {
     size_t names_count;
 };
 
+struct evaluation_options {
+    struct propensity_source propensity; /* its names and counts are borrowed */
+    size_t at[METRICS_CUTOFFS_MAX];      /* the k's, each 1 to METRICS_RANK_MAX */
+    size_t at_count;                     /* at least 1 */
+    bool exclude_self;                   /* a label named as the text's id is neither predicted nor counted */
+    bool per_label;                      /* count for evaluation_each_label */
+};
+
+/* In percent; see metrics.h for what each is. By cutoff in the order of options->at. p = 1 / (1 + C exp(-A ln(N_l +
+ * B))), C = (ln N - 1)(B + 1)^A (Jain et al. 2016, equation 2): N_l instances of N have the label. PSP and PSnDCG are
+ * NaN with N < 3; everything is where n is 0. */
+struct metrics {
+    uint64_t n; /* texts with at least one gold label left; the others are passed over */
+    struct metrics_values at[METRICS_CUTOFFS_MAX];
+    double calibration_error;
+    struct metrics_decile { /* of the labels that the propensity source knows, rarest first */
+        struct decile labels;
+        uint64_t gold;                                 /* gold labels of the texts */
+        struct metrics_values at[METRICS_CUTOFFS_MAX]; /* its labels' part of the whole: the ten add up */
+        double recall[METRICS_CUTOFFS_MAX];            /* hits / gold; NaN where gold is 0 */
+    } deciles[METRICS_DECILES];
+};
+
+/* What one label did over all n texts; hits and predictions by cutoff, in parts where scores were equal. */
+struct evaluated_label {
+    struct slice name;
+    uint64_t train; /* in the propensity source; 0: not known there */
+    uint64_t gold;  /* texts that have it */
+    double predicted[METRICS_CUTOFFS_MAX], hits[METRICS_CUTOFFS_MAX];
+};
+
 struct evaluation; /* an accumulator */
-int evaluation_open(struct evaluation **out, struct engine *g, const struct propensity_source *propensity,
-                    bool exclude_self, struct error *e);
+/* Errors: as memory_look. */
+int evaluation_open(struct evaluation **out, struct engine *g, const struct evaluation_options *options,
+                    struct error *e);
 /* Predicts the texts and adds them; labels[i] are text i's gold names (sorted). Ignores labels_max and min_score. */
 int evaluation_add(struct evaluation *v, const struct instance_record *texts, size_t n, struct error *e);
 void evaluation_metrics(const struct evaluation *v, struct metrics *out);
+/* With per_label: every label that is gold somewhere or was predicted within the deepest cutoff, by name; each()
+ * returns 0 to go on, else the walk ends there and returns 0. */
+int evaluation_each_label(const struct evaluation *v, int (*each)(const struct evaluated_label *l, void *context),
+                          void *context, struct error *e);
 void evaluation_close(struct evaluation *v);
 
 #endif

@@ -1,67 +1,105 @@
-/* Evaluation: predictions against gold labels. The precision and propensity-scored metrics of Jain, Prabhu and Varma,
- * "Extreme multi-label loss functions" (KDD 2016), with PSP@k normalised over the whole test set as pyxclib does it:
- * sum of 1/p over the hits, divided by the same sum for the best possible choice of k labels.
- * The surprise: labels of equal score share their ranks. Each metric is the mean over all orders that they could stand
- * in (McSherry and Najork, "Computing information retrieval performance measures efficiently in the presence of tied
- * scores", ECIR 2008), else the hash that orders ties would decide: on debtags, where labels share a text, by 1.5
- * points of P@1. For that every label is asked for, so that a run of ties is seen to its end. */
+/* Evaluation: predictions against gold labels. What is measured, and the formulas, are metrics.c's; here names become
+ * what it needs: each text's gold labels with their 1/p and decile, and the prediction's labels with what they hit.
+ * The surprise: labels of equal score share their ranks, else the hash that orders ties would decide: on debtags, where
+ * labels share a text, by 1.5 points of P@1. For that every label is asked for, so that a run of ties is seen to its
+ * end. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "engine/internal.h"
 
-enum { RANKS = 100 }; /* the deepest metric is R@100 */
-
-static const size_t precision_at[3] = {1, 3, 5};
-static const size_t recall_at[2] = {10, 100};
-
 struct evaluation {
     struct engine *g;
-    struct predict_options options;
-    struct propensity_source propensity;
-    bool exclude_self;
+    struct evaluation_options options;
+    struct predict_options predict;
+    struct cutoffs cutoffs;
+    struct decile deciles[METRICS_DECILES];
     double c; /* C of the propensity model; NaN where N < 3 */
-    /* Sums over the texts. */
-    uint64_t n;
-    double precision[3], recall[2], ndcg5, psp[3], psp_best[3];
+    struct metrics_sums sums;
+    struct metrics_deciles by_decile;
+    struct label_counts by_label;
+    /* The labels of the text in hand: [labels_capacity]. */
+    struct ranked_label *labels;
+    const struct slice **names;
+    size_t labels_capacity;
 };
 
-int evaluation_open(struct evaluation **out, struct engine *g, const struct propensity_source *propensity,
-                    bool exclude_self, struct error *e)
+/* ---- opening ---- */
+
+struct counts {
+    uint64_t *values;
+    size_t count, capacity;
+};
+
+static int count_add(const struct memory_label *label, void *context)
 {
-    *out = NULL;
-    uint64_t n = propensity->n;
-    if (!propensity->from_train) {
-        struct snapshot *snapshot;
-        struct memory_stats stats;
-        if (memory_snapshot(g->memory, &snapshot, e)) {
-            return -1;
-        }
-        int failed = snapshot_stats(snapshot, &stats, e);
-        snapshot_release(snapshot);
-        if (failed) {
-            return -1;
-        }
-        n = stats.instances;
+    struct counts *counts = context;
+    if (counts->count == counts->capacity) {
+        counts->capacity = counts->capacity ? 2 * counts->capacity : 1024;
+        counts->values = mem_resize(counts->values, counts->capacity * sizeof *counts->values);
+    }
+    counts->values[counts->count++] = label->instances;
+    return 0;
+}
+
+/* N, and how many instances each label of the memory has. */
+static int counts_from_memory(struct memory *memory, uint64_t *n, struct counts *out, struct error *e)
+{
+    struct snapshot *snapshot;
+    struct memory_stats stats;
+    if (memory_look(memory, &snapshot, e)) {
+        return -1;
+    }
+    int failed = snapshot_stats(snapshot, &stats, e);
+    if (!failed) {
+        *n = stats.instances;
         memory_stats_free(&stats);
+        failed = snapshot_each_label(snapshot, count_add, out, e);
+    }
+    snapshot_release(snapshot);
+    return failed;
+}
+
+int evaluation_open(struct evaluation **out, struct engine *g, const struct evaluation_options *options,
+                    struct error *e)
+{
+    const struct propensity_source *source = &options->propensity;
+    struct counts counts = {0};
+    uint64_t n = source->n;
+    *out = NULL;
+    if (!source->from_train) {
+        if (counts_from_memory(g->memory, &n, &counts, e)) {
+            free(counts.values);
+            return -1;
+        }
+    } else if (source->names_count) {
+        counts = (struct counts){mem_alloc(source->names_count * sizeof *counts.values), source->names_count, 0};
+        memcpy(counts.values, source->name_counts, source->names_count * sizeof *counts.values);
     }
     struct evaluation *v = mem_zero(1, sizeof *v);
     v->g = g;
-    v->options = g->options;
-    v->options.labels_max = 0;
-    v->options.min_score = 0;
-    v->options.evidence_max = 0;
-    v->propensity = *propensity;
-    v->exclude_self = exclude_self;
-    v->c = n < 3 ? (double)NAN : (log((double)n) - 1) * pow(propensity->b + 1, propensity->a);
+    v->options = *options;
+    v->predict = g->options;
+    v->predict.labels_max = 0;
+    v->predict.min_score = 0;
+    v->predict.evidence_max = 0;
+    v->c = n < 3 ? (double)NAN : (log((double)n) - 1) * pow(source->b + 1, source->a);
+    cutoffs_set(&v->cutoffs, options->at, options->at_count);
+    deciles_cut(v->deciles, counts.values, counts.count);
+    free(counts.values);
     *out = v;
     return 0;
 }
 
 void evaluation_close(struct evaluation *v)
 {
-    free(v);
+    if (v) {
+        label_counts_free(&v->by_label);
+        free(v->names);
+        free(v->labels);
+        free(v);
+    }
 }
 
 /* ---- propensities ---- */
@@ -80,139 +118,129 @@ static uint64_t count_in_train(const struct propensity_source *p, struct slice n
     return low < p->names_count && slice_equal(p->names[low], name) ? p->name_counts[low] : 0;
 }
 
-/* 1/p of a label; a label that nobody knows has N_l = 0. */
-static int inverse_propensity(const struct evaluation *v, const struct snapshot *snapshot, struct slice name,
-                              double *out, struct error *e)
+/* N_l; 0 for a label that nobody knows. */
+static int label_count(const struct evaluation *v, const struct snapshot *snapshot, struct slice name, uint64_t *out,
+                       struct error *e)
 {
-    uint64_t count = 0;
-    if (v->propensity.from_train) {
-        count = count_in_train(&v->propensity, name);
-    } else {
-        struct memory_label label;
-        int found = snapshot_label_named(snapshot, name, &label, e);
-        if (found < 0) {
-            return -1;
-        }
-        count = found ? label.instances : 0;
+    struct memory_label label;
+    if (v->options.propensity.from_train) {
+        *out = count_in_train(&v->options.propensity, name);
+        return 0;
     }
-    *out = 1 + v->c * pow((double)count + v->propensity.b, -v->propensity.a);
-    return 0;
+    int found = snapshot_label_named(snapshot, name, &label, e);
+    *out = found > 0 ? label.instances : 0;
+    return found < 0 ? -1 : 0;
 }
 
 /* ---- one text ---- */
 
 struct gold {
-    const struct slice *names; /* sorted */
-    double *inverse;           /* 1/p of each */
+    struct slice *names; /* sorted by bytes */
+    uint32_t *places;    /* of each name, its place in labels */
+    struct gold_label *labels;
     size_t count;
 };
 
-static const struct slice *gold_find(const struct gold *gold, struct slice name)
+static void gold_free(struct gold *gold)
+{
+    free(gold->labels);
+    free(gold->places);
+    free(gold->names);
+}
+
+/* self: the name that does not count, or NULL. */
+static int gold_fill(struct gold *gold, const struct evaluation *v, const struct snapshot *snapshot,
+                     const struct instance_record *text, const struct slice *self, struct error *e)
+{
+    const struct propensity_source *source = &v->options.propensity;
+    gold->names = mem_alloc(text->labels_count * sizeof *gold->names);
+    gold->places = mem_alloc(text->labels_count * sizeof *gold->places);
+    gold->labels = mem_alloc(text->labels_count * sizeof *gold->labels);
+    for (size_t i = 0; i < text->labels_count; i++) {
+        uint64_t count;
+        if (self && slice_equal(text->labels[i], *self)) {
+            continue;
+        }
+        if (label_count(v, snapshot, text->labels[i], &count, e)) {
+            return -1;
+        }
+        gold->names[gold->count] = text->labels[i];
+        gold->labels[gold->count++] = (struct gold_label){
+            .inverse = 1 + v->c * pow((double)count + source->b, -source->a), .decile = decile_of(v->deciles, count)};
+    }
+    gold_sort(gold->labels, gold->count, gold->places);
+    return 0;
+}
+
+static int32_t gold_find(const struct gold *gold, struct slice name)
 {
     size_t low = 0, high = gold->count;
     while (low < high) {
         size_t middle = low + (high - low) / 2;
         int order = slice_compare(gold->names[middle], name);
         if (order == 0) {
-            return &gold->names[middle];
+            return (int32_t)gold->places[middle];
         }
         low = order < 0 ? middle + 1 : low;
         high = order < 0 ? high : middle;
     }
-    return NULL;
+    return METRICS_NOT_GOLD;
 }
 
-static int by_falling_number(const void *a, const void *b)
+/* The one place that looks into a prediction: v->labels and v->names. Returns how many labels there are. */
+static size_t labels_fill(struct evaluation *v, const struct prediction *p, const struct gold *gold,
+                          const struct slice *self)
 {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x < y) - (x > y);
+    size_t count = 0;
+    if (p->labels_count > v->labels_capacity) {
+        v->labels_capacity = 2 * p->labels_count;
+        v->labels = mem_resize(v->labels, v->labels_capacity * sizeof *v->labels);
+        v->names = mem_resize(v->names, v->labels_capacity * sizeof *v->names);
+    }
+    for (size_t i = 0; i < p->labels_count; i++) {
+        const struct predicted_label *label = &p->labels[i];
+        if (!self || !slice_equal(label->label, *self)) {
+            v->labels[count] = (struct ranked_label){label->score, gold_find(gold, label->label)};
+            v->names[count++] = &label->label;
+        }
+    }
+    return count;
 }
 
-/* What stands at each rank, on average over the orders of equal scores. */
-struct ranks {
-    double hit[RANKS];  /* 1 for a gold label */
-    double gain[RANKS]; /* 1/p of a gold label */
-};
-
-static void ranks_fill(struct ranks *out, const struct prediction *p, const struct gold *gold, const struct slice *self)
+static void labels_count(struct evaluation *v, const struct gold *gold, size_t count)
 {
-    size_t rank = 0;
-    for (size_t i = 0; i < p->labels_count && rank < RANKS;) {
-        float score = p->labels[i].score;
-        double hits = 0, gain = 0;
-        size_t tied = 0;
-        for (; i < p->labels_count && p->labels[i].score == score; i++) {
-            if (self && slice_equal(p->labels[i].label, *self)) {
-                continue;
+    for (size_t i = 0; i < gold->count; i++) {
+        label_counts_of(&v->by_label, gold->names[i])->gold++;
+    }
+    for (size_t start = 0, end; start < count && start < v->cutoffs.deepest; start = end) {
+        end = ties_end(v->labels, count, start);
+        for (size_t i = start; i < end; i++) {
+            struct evaluated_label *label = label_counts_of(&v->by_label, *v->names[i]);
+            for (size_t k = 0; k < v->cutoffs.count; k++) {
+                double chance = ties_chance(start, end, v->cutoffs.at[k]);
+                label->predicted[k] += chance;
+                label->hits[k] += v->labels[i].gold == METRICS_NOT_GOLD ? 0 : chance;
             }
-            const struct slice *found = gold_find(gold, p->labels[i].label);
-            hits += found != NULL;
-            gain += found ? gold->inverse[found - gold->names] : 0;
-            tied++;
         }
-        for (size_t end = rank + tied; rank < end && rank < RANKS; rank++) {
-            out->hit[rank] = hits / (double)tied;
-            out->gain[rank] = gain / (double)tied;
-        }
-    }
-}
-
-static double sum_to(const double *values, size_t count)
-{
-    double sum = 0;
-    for (size_t i = 0; i < count; i++) {
-        sum += values[i];
-    }
-    return sum;
-}
-
-/* Adds one text. Sorts gold->inverse. */
-static void text_add(struct evaluation *v, const struct gold *gold, const struct ranks *ranks)
-{
-    double dcg = 0, ideal = 0;
-    for (size_t r = 0; r < 5; r++) {
-        dcg += ranks->hit[r] / log2((double)r + 2);
-        ideal += (r < gold->count) / log2((double)r + 2);
-    }
-    v->n++;
-    v->ndcg5 += dcg / ideal;
-    for (size_t i = 0; i < 2; i++) {
-        v->recall[i] += sum_to(ranks->hit, recall_at[i]) / (double)gold->count;
-    }
-    qsort(gold->inverse, gold->count, sizeof *gold->inverse, by_falling_number);
-    for (size_t i = 0; i < 3; i++) {
-        size_t k = precision_at[i];
-        v->precision[i] += sum_to(ranks->hit, k) / (double)k;
-        v->psp[i] += sum_to(ranks->gain, k);
-        v->psp_best[i] += sum_to(gold->inverse, k < gold->count ? k : gold->count);
     }
 }
 
 static int text_evaluate(struct evaluation *v, const struct snapshot *snapshot, const struct instance_record *text,
                          const struct prediction *p, struct error *e)
 {
-    const struct slice *self = v->exclude_self ? &text->id : NULL;
-    struct slice *names = mem_alloc(text->labels_count * sizeof *names);
-    struct gold gold = {names, mem_alloc(text->labels_count * sizeof(double)), 0};
-    struct ranks ranks = {0};
-    int result = -1;
-    for (size_t i = 0; i < text->labels_count; i++) {
-        if (!self || !slice_equal(text->labels[i], *self)) {
-            names[gold.count] = text->labels[i];
-            if (inverse_propensity(v, snapshot, text->labels[i], &gold.inverse[gold.count], e)) {
-                goto done;
-            }
-            gold.count++;
+    const struct slice *self = v->options.exclude_self ? &text->id : NULL;
+    struct gold gold = {0};
+    int result = gold_fill(&gold, v, snapshot, text, self, e);
+    if (result == 0 && gold.count) {
+        struct metrics_text values;
+        size_t count = labels_fill(v, p, &gold, self);
+        metrics_text(&v->cutoffs, gold.labels, gold.count, v->labels, count, &values, &v->by_decile);
+        metrics_add(&v->sums, &v->cutoffs, &values);
+        if (v->options.per_label) {
+            labels_count(v, &gold, count);
         }
     }
-    if (gold.count) {
-        ranks_fill(&ranks, p, &gold, self);
-        text_add(v, &gold, &ranks);
-    }
-    result = 0;
-done:
-    free(gold.inverse);
-    free(names);
+    gold_free(&gold);
     return result;
 }
 
@@ -227,8 +255,8 @@ int evaluation_add(struct evaluation *v, const struct instance_record *texts, si
         encoder_tokenize(v->g->encoder, ENCODER_TEXT, texts[i].text, &tokens[i]);
         inputs[i] = &tokens[i];
     }
-    if (engine_predict_with(v->g, &v->options, inputs, n, predictions, NULL, e) ||
-        memory_snapshot(v->g->memory, &snapshot, e)) {
+    if (engine_predict_with(v->g, &v->predict, inputs, n, predictions, NULL, e) ||
+        memory_look(v->g->memory, &snapshot, e)) {
         goto done;
     }
     for (size_t i = 0; i < n; i++) {
@@ -238,9 +266,7 @@ int evaluation_add(struct evaluation *v, const struct instance_record *texts, si
     }
     result = 0;
 done:
-    if (snapshot) {
-        snapshot_release(snapshot);
-    }
+    snapshot_release(snapshot);
     for (size_t i = 0; i < n; i++) {
         prediction_free(&predictions[i]);
         tokens_free(&tokens[i]);
@@ -251,15 +277,39 @@ done:
     return result;
 }
 
+/* ---- results ---- */
+
 void evaluation_metrics(const struct evaluation *v, struct metrics *out)
 {
-    double n = (double)v->n; /* 0 / 0 is the NaN that "not defined" asks for */
-    *out = (struct metrics){.ndcg5 = 100 * v->ndcg5 / n, .n = v->n};
-    for (size_t i = 0; i < 3; i++) {
-        out->precision[i] = 100 * v->precision[i] / n;
-        out->psp[i] = isnan(v->c) ? (double)NAN : 100 * v->psp[i] / v->psp_best[i];
+    *out = (struct metrics){.n = v->sums.n, .calibration_error = metrics_calibration_error(&v->sums)};
+    for (size_t k = 0; k < v->cutoffs.count; k++) {
+        out->at[k] = metrics_values(&v->sums, &v->cutoffs, k);
     }
-    for (size_t i = 0; i < 2; i++) {
-        out->recall[i] = 100 * v->recall[i] / n;
+    for (unsigned d = 0; d < METRICS_DECILES; d++) {
+        struct metrics_decile *decile = &out->deciles[d];
+        decile->labels = v->deciles[d];
+        decile->gold = v->by_decile.gold[d];
+        for (size_t k = 0; k < v->cutoffs.count; k++) {
+            decile->at[k] = metrics_decile_values(&v->sums, &v->by_decile, &v->cutoffs, d, k);
+            decile->recall[k] = 100 * v->by_decile.at[d][k].hits / (double)decile->gold;
+        }
     }
+}
+
+int evaluation_each_label(const struct evaluation *v, int (*each)(const struct evaluated_label *l, void *context),
+                          void *context, struct error *e)
+{
+    const struct evaluated_label **sorted = label_counts_sorted(&v->by_label);
+    struct snapshot *snapshot = NULL;
+    int result = memory_look(v->g->memory, &snapshot, e);
+    for (size_t i = 0; result == 0 && i < v->by_label.count; i++) {
+        struct evaluated_label label = *sorted[i];
+        result = label_count(v, snapshot, label.name, &label.train, e);
+        if (result == 0 && each(&label, context)) {
+            break;
+        }
+    }
+    snapshot_release(snapshot);
+    free(sorted);
+    return result;
 }

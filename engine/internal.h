@@ -53,4 +53,21 @@ int engine_encode_turns(struct engine *g, enum turn turn, const struct tokens *c
 int engine_predict_with(struct engine *g, const struct predict_options *options, const struct tokens *const *inputs,
                         size_t n, struct prediction *out, struct predict_times *times, struct error *e);
 
+/* ---- counts of labels ---- */
+
+/* Label name -> counts, for evaluation_each_label; zero-initialise to start. */
+struct label_counts {
+    struct evaluated_label *entries;
+    size_t count;
+    uint32_t *places; /* [mask + 1]: entry + 1, by open addressing on the name's hash; at least twice as many */
+    size_t mask;
+    struct arena names;
+};
+
+/* The label's entry, new with zeros; valid until the next call. */
+struct evaluated_label *label_counts_of(struct label_counts *t, struct slice name);
+/* The entries by name; the array is the caller's to free, what it points to is not. */
+const struct evaluated_label **label_counts_sorted(const struct label_counts *t);
+void label_counts_free(struct label_counts *t);
+
 #endif
