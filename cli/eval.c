@@ -1,10 +1,7 @@
 /* engram eval: the metrics of a test file against the memory as it is, read-only, beside a running stage too. */
-#include <inttypes.h>
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/json.h"
 #include "cli/internal.h"
 #include "record/record.h"
 
@@ -12,20 +9,26 @@ enum { BATCH_TEXTS = 512, BATCH_BYTES = 256 << 10 };
 
 static const struct config_command command = {
     .name = "eval",
-    .usage = "--test FILE [--exclude-self] [--train FILE] [--json]",
-    .help =
-        "Predicts the texts of a labelled file and compares: P@k, PSP@k (propensity-scored: hits on rare labels count "
-        "more), R@k and nDCG@5, in percent. labels_max and min_score do not apply. Gold labels that the memory lacks "
-        "count as missed. Labels of equal score count as the mean over their orders.",
+    .usage = "--test FILE [--at LIST] [--exclude-self] [--train FILE] [--deciles] [--per-label FILE] [--json]",
+    .help = "Predicts the texts of a labelled file and compares, in percent: P@k, R@k, nDCG@k, PSP@k and PSnDCG@k "
+            "(propensity-scored: hits on rare labels count more), and ECE, the expected calibration error of the first "
+            "label's score. labels_max and min_score do not apply. Gold labels that the memory lacks count as missed. "
+            "Labels of equal score count as the mean over their orders.",
     .example = "engram eval --memory my-memory --test examples/debtags/test.jsonl.gz",
     .flags =
         (const struct config_flag[]){
             {"test", "FILE", "labelled texts {\"id\", \"text\", \"labels\"}, a line each", false},
+            {"at", "LIST", "the k's, 1 to 8 numbers from 1 to 1000 (default 1,3,5,10,100)", false},
             {"exclude-self", NULL, "a label named as the text's id is neither predicted nor counted (item to item)",
              false},
-            {"train", "FILE", "label counts for PSP from this file instead of the memory's instances", false},
+            {"train", "FILE",
+             "label counts for PSP, PSnDCG and deciles from this file instead of the memory's instances", false},
             {"psp-a", "A", "of the propensity model (default 0.55)", false},
             {"psp-b", "B", "of the propensity model (default 1.5)", false},
+            {"deciles", NULL, "also by how many instances a label has: ten equal parts of the labels, rarest first",
+             false},
+            {"per-label", "FILE",
+             "write each label's counts as lines of JSON: train, gold, predicted and hits at each k", false},
             {"json", NULL, "one JSON object", false},
             {0}},
 };
@@ -39,6 +42,7 @@ struct eval {
     size_t names_count, names_capacity;
     struct data_file train, test;
     struct progress progress;
+    struct eval_cutoffs cutoffs;
     struct evaluation *evaluation;
     struct arena arena; /* of the texts that wait */
     struct instance_record texts[BATCH_TEXTS];
@@ -139,93 +143,61 @@ static int test_read(struct eval *v, struct error *e)
     return found < 0 ? -1 : test_flush(v, e);
 }
 
-/* ---- output ---- */
-
-static void metric_write(struct json_writer *w, const char *name, double value)
-{
-    json_name(w, name);
-    json_write_double(w, round(value * 1e4) / 1e4);
-}
-
-static void metrics_json(const struct metrics *m, struct buffer *out)
-{
-    struct json_writer w = {.out = out};
-    json_object_begin(&w);
-    metric_write(&w, "P@1", m->precision[0]);
-    metric_write(&w, "P@3", m->precision[1]);
-    metric_write(&w, "P@5", m->precision[2]);
-    metric_write(&w, "PSP@1", m->psp[0]);
-    metric_write(&w, "PSP@3", m->psp[1]);
-    metric_write(&w, "PSP@5", m->psp[2]);
-    metric_write(&w, "R@10", m->recall[0]);
-    metric_write(&w, "R@100", m->recall[1]);
-    metric_write(&w, "nDCG@5", m->ndcg5);
-    json_name(&w, "n");
-    json_write_uint(&w, m->n);
-    json_object_end(&w);
-    buffer_byte(out, '\n');
-}
-
-/* One row of the table; columns is the first rank's column of five (@1 @3 @5 @10 @100). */
-static void metrics_row(struct buffer *out, const char *name, size_t column, const double *values, size_t count)
-{
-    buffer_format(out, "%-5s", name);
-    buffer_format(out, "%*s", (int)(8 * column), "");
-    for (size_t i = 0; i < count; i++) {
-        if (isnan(values[i])) {
-            buffer_format(out, "%8s", "-");
-        } else {
-            buffer_format(out, "%8.2f", values[i]);
-        }
-    }
-    buffer_byte(out, '\n');
-}
-
-static void metrics_table(const struct metrics *m, struct buffer *out)
-{
-    buffer_format(out, "%-5s%8s%8s%8s%8s%8s\n", "%", "@1", "@3", "@5", "@10", "@100");
-    metrics_row(out, "P", 0, m->precision, 3);
-    metrics_row(out, "PSP", 0, m->psp, 3);
-    metrics_row(out, "R", 3, m->recall, 2);
-    metrics_row(out, "nDCG", 2, &m->ndcg5, 1);
-    buffer_format(out, "over %" PRIu64 " texts\n", m->n);
-}
-
 /* ---- the command ---- */
+
+/* Everything up to the result, with the progress bar. */
+static int eval_measure(struct eval *v, const struct config *config, struct cli_engine *opened, struct error *e)
+{
+    const struct arguments *a = v->arguments;
+    const char *train = arguments_value(a, "train");
+    struct evaluation_options options = {.at_count = v->cutoffs.count,
+                                         .exclude_self = arguments_has(a, "exclude-self"),
+                                         .per_label = arguments_has(a, "per-label")};
+    memcpy(options.at, v->cutoffs.at, sizeof options.at);
+    if (data_open(&v->test, command.name, arguments_value(a, "test"), &v->progress, e) ||
+        (train && train_read(v, train, e))) {
+        return -1;
+    }
+    options.propensity = v->propensity;
+    if (cli_open(opened, config, CLI_MEMORY_READ, e) || evaluation_open(&v->evaluation, opened->engine, &options, e)) {
+        return -1;
+    }
+    progress_start(&v->progress, "evaluating", "texts");
+    int result = test_read(v, e);
+    progress_end(&v->progress, v->done);
+    return result;
+}
 
 static int eval_run(struct eval *v, const struct config *config)
 {
-    const char *train = arguments_value(v->arguments, "train");
+    const char *per_label = arguments_value(v->arguments, "per-label");
+    bool deciles = arguments_has(v->arguments, "deciles");
+    struct out_file labels = {.fd = -1};
     struct cli_engine opened = {0};
     struct buffer out = {0};
     struct error e = {0};
     struct metrics metrics;
     int status = STATUS_FAILED;
-    if (data_open(&v->test, command.name, arguments_value(v->arguments, "test"), &v->progress, &e) ||
-        (train && train_read(v, train, &e)) || cli_open(&opened, config, CLI_MEMORY_READ, &e) ||
-        evaluation_open(&v->evaluation, opened.engine, &v->propensity, arguments_has(v->arguments, "exclude-self"),
-                        &e)) {
-        status = cli_fail(command.name, &e);
-        goto done;
-    }
-    progress_start(&v->progress, "evaluating", "texts");
-    int result = test_read(v, &e);
-    progress_end(&v->progress, v->done);
-    if (result) {
+    if ((per_label && out_open(&labels, per_label, &e)) || eval_measure(v, config, &opened, &e) ||
+        (per_label && (eval_labels_write(v->evaluation, &v->cutoffs, &labels, &e) || out_publish(&labels, &e)))) {
         status = cli_fail(command.name, &e);
         goto done;
     }
     evaluation_metrics(v->evaluation, &metrics);
     if (arguments_has(v->arguments, "json")) {
-        metrics_json(&metrics, &out);
+        eval_json(&metrics, &v->cutoffs, deciles, &out);
     } else {
-        metrics_table(&metrics, &out);
+        eval_table(&metrics, &v->cutoffs, &out);
+        if (deciles) {
+            eval_decile_tables(&metrics, &v->cutoffs, &out);
+        }
     }
     status = cli_output(command.name, &out) && v->test.bad + v->train.bad == 0 ? STATUS_OK : STATUS_FAILED;
 done:
     buffer_free(&out);
     evaluation_close(v->evaluation);
     cli_close(&opened);
+    out_close(&labels);
     data_close(&v->test);
     data_close(&v->train);
     return status;
@@ -248,6 +220,18 @@ static bool number_read(const struct arguments *arguments, const char *flag, dou
     return true;
 }
 
+static bool cutoffs_read(struct eval *v, int *status)
+{
+    const char *list = arguments_value(v->arguments, "at");
+    struct buffer why = {0};
+    bool good = eval_cutoffs_read(&v->cutoffs, list ? list : "1,3,5,10,100", &why);
+    if (!good) {
+        *status = cli_usage(command.name, "--at is \"%s\": %s", list, why.data);
+    }
+    buffer_free(&why);
+    return good;
+}
+
 int command_eval(int argc, char **argv)
 {
     struct eval *v = mem_zero(1, sizeof *v);
@@ -258,13 +242,16 @@ int command_eval(int argc, char **argv)
         goto done;
     }
     const char *test = arguments_value(arguments, "test"), *train = arguments_value(arguments, "train");
+    const char *per_label = arguments_value(arguments, "per-label");
     v->arguments = arguments;
     v->propensity = (struct propensity_source){.a = 0.55, .b = 1.5};
     if (!test) {
         status = cli_usage(command.name, "what to evaluate is missing: --test FILE");
     } else if (train && strcmp(test, "-") == 0 && strcmp(train, "-") == 0) {
         status = cli_usage(command.name, "only one of --test and --train can be standard input");
-    } else if (number_read(arguments, "psp-a", 0, &v->propensity.a, &status) &&
+    } else if (per_label && strcmp(per_label, "-") == 0) {
+        status = cli_usage(command.name, "--per-label needs a file: standard output has the metrics");
+    } else if (cutoffs_read(v, &status) && number_read(arguments, "psp-a", 0, &v->propensity.a, &status) &&
                number_read(arguments, "psp-b", 0.001, &v->propensity.b, &status)) {
         status = eval_run(v, &config);
     }

@@ -122,6 +122,36 @@ void data_bad(struct data_file *f, const struct error *e);
 double data_fraction(const struct data_file *files, size_t count);
 void data_close(struct data_file *f);
 
+/* A file of results being written, whole or not at all; compressed where the name ends in .gz. Zero-initialise with fd
+ * -1. Errors: E_IO, E_DISK_FULL. */
+struct out_file {
+    const char *path;    /* borrowed, also for messages; "-": standard output */
+    char *partial;       /* the file until it is whole; NULL: written in place (standard output, a device, a pipe) */
+    struct gzFile_s *gz; /* plain files go through it too, uncompressed */
+    int fd;
+};
+
+int out_open(struct out_file *f, const char *path, struct error *e);
+int out_write(struct out_file *f, const struct buffer *line, struct error *e);
+int out_finish(struct out_file *f, struct error *e);  /* everything on the disk, under the temporary name still */
+int out_publish(struct out_file *f, struct error *e); /* after out_finish: under its own name */
+void out_close(struct out_file *f);                   /* always; what was not published is gone */
+
+/* eval_output.c: what `engram eval` shows; at[count]: the cutoffs. */
+struct eval_cutoffs {
+    size_t at[METRICS_CUTOFFS_MAX];
+    size_t count;
+};
+
+/* "1,3,5": false, and *why one line without the flag's name, where it is no list of 1 to 8 different numbers from 1 to
+ * 1000. */
+bool eval_cutoffs_read(struct eval_cutoffs *c, const char *list, struct buffer *why);
+void eval_json(const struct metrics *m, const struct eval_cutoffs *c, bool deciles, struct buffer *out);
+void eval_table(const struct metrics *m, const struct eval_cutoffs *c, struct buffer *out);
+void eval_decile_tables(const struct metrics *m, const struct eval_cutoffs *c, struct buffer *out);
+/* A line of JSON for each label into f, which is open; finished, not yet published. */
+int eval_labels_write(const struct evaluation *v, const struct eval_cutoffs *c, struct out_file *f, struct error *e);
+
 /* Lines of standard input, read ahead by a thread of its own, so that a batch is whatever waits: whole ones from a
  * file, one line at a time from somebody who types. */
 struct input;

@@ -1,5 +1,5 @@
 """The equations of the engine in NumPy, written from the papers and not from the C: prediction as in arXiv 2502.10615,
-P@k and PSP@k as in Jain et al. 2016, R@k and nDCG@k by their definitions.
+the metrics from their papers and definitions.
 """
 
 import numpy as np
@@ -51,43 +51,93 @@ def gap_at(q, keys, values, lam, b, pool="joint"):
     return min(gaps)
 
 
-def in_top(scored, k):
-    """label -> the chance that it stands among the first k of [(label, score)] when equal scores come in any order."""
-    chances, start = {}, 0
-    for score in sorted({score for _, score in scored}, reverse=True):
-        tied = [label for label, s in scored if s == score]
-        chances.update(dict.fromkeys(tied, min(1.0, max(0.0, (k - start) / len(tied)))))
-        start += len(tied)
-    return chances
+# ---- metrics --------------------------------------------------------------------------------------------------------
 
 
-def metrics(scored, gold, counts, n, a=0.55, b=1.5):
-    """In percent. scored: of each text [(label, score)]; gold: sets; counts: label -> training instances; n of them."""
-    pairs = [(s, g) for s, g in zip(scored, gold) if g]
-    out = {"n": len(pairs)}
-    if not pairs:
-        return out | dict.fromkeys(("P@1", "P@3", "P@5", "PSP@1", "PSP@3", "PSP@5", "R@10", "R@100", "nDCG@5"))
+def places(scores):
+    """[rank, label]: the chance that a label stands at a rank when equal scores come in any order. scores: falling."""
+    same = np.equal.outer(scores, scores)
+    return same / same.sum(axis=0)
+
+
+def deciles_of(counts):
+    """label -> 0..9: ten equal parts of the labels in rising order of count; equal counts to the part of the first."""
+    order = sorted(counts.values())
+    return {label: 10 * order.index(count) // len(order) for label, count in counts.items()}
+
+
+def calibration_error(confidence, right):
+    """Expected calibration error (Guo et al. 2017, equation 3) over ten bins (lower, upper]; None without any."""
+    confidence, right = np.array(confidence), np.array(right)
+    error = 0.0
+    for lower, upper in zip(np.arange(10) / 10, np.arange(1, 11) / 10):
+        inside = (confidence > lower) & (confidence <= upper)
+        if inside.any():
+            error += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
+    return 100 * error if len(confidence) else None
+
+
+def metrics(scored, gold, counts, n, a=0.55, b=1.5, at=(1, 3, 5, 10, 100)):
+    """In percent; and by decile, and of each label.
+
+    scored: of each text [(label, score)], any order; gold: sets; counts: label -> training instances, of n, for every
+    label that is known. P@k, PSP@k, PSnDCG@k: Jain et al. 2016, section 3 (the latter two divided by the same sum of
+    the best ranking); a text's gain is the expectation over the orders of equal scores.
+    """
     with np.errstate(all="ignore"):
         c = (np.log(n) - 1) * (b + 1) ** a
+    decile = deciles_of(counts)
+    texts = [(sorted(s, key=lambda pair: -pair[1]), sorted(g)) for s, g in zip(scored, gold) if g]
+    # by decile: what its hits add to each metric, and what to divide by
+    sums = {(name, k): np.zeros(10) for name in ("hits", "P", "R", "nDCG", "PSP", "PSnDCG") for k in at}
+    best = {(name, k): 0.0 for name in ("PSP", "PSnDCG") for k in at}
+    labels = {label: {"train": counts.get(label, 0), "gold": 0} | {f"{what}@{k}": 0.0 for k in at
+              for what in ("predicted", "hits")} for s, g in texts for label in [*g, *(name for name, _ in s)]}
+    gold_of, confidence, right = np.zeros(10, int), [], []
+    for ranking, wanted in texts:
+        names = [name for name, _ in ranking]
+        scores = np.array([score for _, score in ranking])
+        at_rank = places(scores)
+        is_gold = np.array([name in wanted for name in names], float)
+        tenth = [decile.get(name, 0) for name in names]
+        inverse = {name: 1 + c / (counts.get(name, 0) + b) ** a for name in {*names, *wanted}}
+        inverses = np.array([inverse[name] for name in names])
+        falling = np.sort([inverse[name] for name in wanted])[::-1]
+        np.add.at(gold_of, [decile.get(name, 0) for name in wanted], 1)
+        for name in wanted:
+            labels[name]["gold"] += 1
+        if names:
+            confidence.append(float(np.float32(scores[0])))
+            right.append(at_rank[0] @ is_gold)
+        for k in at:
+            inside = at_rank[:k].sum(axis=0)
+            discounted = (at_rank[:k] / np.log2(np.arange(len(at_rank[:k])) + 2)[:, None]).sum(axis=0)
+            reach = 1 / np.log2(np.arange(min(k, len(wanted))) + 2)
+            gains = {"hits": inside, "P": inside / k, "R": inside / len(wanted), "nDCG": discounted / reach.sum(),
+                     "PSP": inside * inverses, "PSnDCG": discounted * inverses / reach.sum()}
+            for name, gain in gains.items():
+                np.add.at(sums[name, k], tenth, gain * is_gold)
+            best["PSP", k] += falling[:k].sum()
+            best["PSnDCG", k] += (falling[:k] @ reach) / reach.sum()
+            for name, chance, hit in zip(names, inside, is_gold):
+                labels[name][f"predicted@{k}"] += chance
+                labels[name][f"hits@{k}"] += chance * hit
 
-    def propensity(label):
-        return 1 / (1 + c * np.exp(-a * np.log(counts.get(label, 0) + b)))
+    def percent(name, k, of=slice(None)):
+        if not texts or (name.startswith("PS") and n < 3):
+            return None
+        return 100 * sums[name, k][of].sum() / (best[name, k] if name.startswith("PS") else len(texts))
 
-    def hits(k):
-        return [sum(in_top(s, k).get(label, 0) for label in g) for s, g in pairs]
+    def all_of(of):
+        return {f"{name}@{k}": percent(name, k, of) for name in ("P", "PSP", "R", "nDCG", "PSnDCG") for k in at}
 
-    for k in (1, 3, 5):
-        out[f"P@{k}"] = 100 * np.mean(hits(k)) / k
-        if n < 3:
-            out[f"PSP@{k}"] = None
-            continue
-        reached = sum(in_top(s, k).get(label, 0) / propensity(label) for s, g in pairs for label in g)
-        best = sum(sum(sorted((1 / propensity(label) for label in g), reverse=True)[:k]) for _, g in pairs)
-        out[f"PSP@{k}"] = 100 * reached / best
-    for k in (10, 100):
-        out[f"R@{k}"] = 100 * np.mean([h / len(g) for h, (_, g) in zip(hits(k), pairs)])
-    discount = 1 / np.log2(np.arange(2, 7))
-    by_rank = np.diff([np.zeros(len(pairs))] + [hits(k) for k in range(1, 6)], axis=0)
-    out["nDCG@5"] = 100 * np.mean([(discount @ by_rank[:, i]) / discount[: len(g)].sum()
-                                   for i, (_, g) in enumerate(pairs)])
-    return out
+    def of_decile(d):
+        inside = [counts[label] for label in counts if decile[label] == d]
+        return {"decile": d + 1, "labels": len(inside), "train_min": min(inside, default=None),
+                "train_max": max(inside, default=None), "gold": gold_of[d]} | all_of(slice(d, d + 1)) | {
+                f"recall@{k}": 100 * sums["hits", k][d] / gold_of[d] if gold_of[d] else None for k in at}
+
+    shown = {label: row for label, row in labels.items()
+             if row["gold"] or any(row[f"predicted@{k}"] > 0 for k in at)}
+    return all_of(slice(None)) | {"ECE": calibration_error(confidence, right), "n": len(texts),
+                                  "deciles": [of_decile(d) for d in range(10)], "labels": shown}

@@ -85,6 +85,14 @@ def test_every_command_refuses_a_bad_flag_option_and_file():
             assert done.stderr.startswith(f"engram {name}: ".encode()) and near.encode() in done.stderr
 
 
+@pytest.mark.parametrize("at, wrong", [("0,1", '"0"'), ("1,x", '"x"'), ("", '""'), ("1,,3", '""'), ("1001", '"1001"'),
+                                       ("5,1,5", "5 stands twice"), ("1,2,3,4,5,6,7,8,9", "more than 8")])
+def test_eval_refuses_cutoffs(at, wrong):
+    done = engram("eval", "--test", "absent", "--at", at)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr.startswith(f'engram eval: --at is "{at}": '.encode()) and wrong.encode() in done.stderr
+
+
 def test_config_says_what_is_in_force_and_from_where(tmp_path):
     file = tmp_path / "engram.conf"
     file.write_text("[predict]\nb = 7\n\n[kafka]\nsasl.password = a ;b\n")

@@ -2,6 +2,7 @@
 after them is computed a second time in NumPy and compared with `engram tag` and `engram eval`.
 """
 
+import gzip
 import json
 import os
 import pty
@@ -238,15 +239,26 @@ def scored_by_tag(world, test, exclude_self):
              if not (exclude_self and label["label"] == t["id"])] for p, t in zip(predictions, test)]
 
 
-def compare_metrics(got, want):
-    assert list(got) == ["P@1", "P@3", "P@5", "PSP@1", "PSP@3", "PSP@5", "R@10", "R@100", "nDCG@5", "n"]
-    for name, value in want.items():
-        assert got[name] == (None if value is None else pytest.approx(value, abs=1e-3)), name
+def close(value):
+    return None if value is None else pytest.approx(value, abs=1e-6)
+
+
+def compare_metrics(got, labels, want):
+    """got: the JSON of eval --deciles; labels: the lines of --per-label; want: engine_reference.metrics."""
+    assert {**got, "deciles": 0} == {name: 0 if name == "deciles" else close(value)
+                                     for name, value in want.items() if name != "labels"}
+    for row, wanted in zip(got["deciles"], want["deciles"]):
+        assert row == {name: close(value) for name, value in wanted.items()}
+    assert [row["label"] for row in labels] == sorted(want["labels"], key=str.encode)
+    for row in labels:
+        assert row == {"label": row["label"]} | {k: close(v) for k, v in want["labels"][row["label"]].items()}
 
 
 def evaluate(world, test, *flags):
-    path = write_lines(world.folder / "test.jsonl", test)
-    return json.loads(engram("eval", "--test", path, "--json", *world.flags, *flags)[0])
+    """eval's JSON with the deciles, and what --per-label wrote."""
+    path, labels = write_lines(world.folder / "test.jsonl", test), world.folder / "labels-out.jsonl"
+    got, = engram("eval", "--test", path, "--json", "--deciles", "--per-label", labels, *world.flags, *flags)
+    return json.loads(got), [json.loads(line) for line in labels.read_text().splitlines()]
 
 
 def random_test(world, n, extra=()):
@@ -255,23 +267,51 @@ def random_test(world, n, extra=()):
              "labels": world.rng.sample(names, world.rng.choice((0, 1, 2, 3, 7)))} for _ in range(n)]
 
 
+def memory_counts(world):
+    counts = dict.fromkeys(world.defined, 0)
+    for _, labels in world.instances.values():
+        for label in labels:
+            counts[label] = counts.get(label, 0) + 1
+    return counts
+
+
 @pytest.mark.parametrize("exclude_self", [False, True])
 @pytest.mark.parametrize("seed", range(3))
 def test_metrics(folder, seed, exclude_self):
     world = World(seed, folder, labels=25 if seed else 160)
     test = random_test(world, 60)
-    counts = {}
-    for _, labels in world.instances.values():
-        for label in labels:
-            counts[label] = counts.get(label, 0) + 1
+    counts, n = memory_counts(world), len(world.instances)
     scored = scored_by_tag(world, test, exclude_self)
     gold = [set(t["labels"]) - ({t["id"]} if exclude_self else set()) for t in test]
     flags = ["--exclude-self"] if exclude_self else []
     # labels_max and min_score must not matter
-    compare_metrics(evaluate(world, test, *flags, "--labels-max", 1, "--min-score", 0.9),
-                    reference.metrics(scored, gold, counts, len(world.instances)))
-    compare_metrics(evaluate(world, test, *flags, "--psp-a", 0.6, "--psp-b", 2.6),
-                    reference.metrics(scored, gold, counts, len(world.instances), 0.6, 2.6))
+    compare_metrics(*evaluate(world, test, *flags, "--labels-max", 1, "--min-score", 0.9),
+                    reference.metrics(scored, gold, counts, n))
+    at = world.rng.sample((1, 2, 4, 6, 20, 150, 999, 1000), world.rng.choice((1, 3, 8)))
+    compare_metrics(*evaluate(world, test, *flags, "--psp-a", 0.6, "--psp-b", 2.6, "--at", ",".join(map(str, at))),
+                    reference.metrics(scored, gold, counts, n, 0.6, 2.6, at))
+
+
+def test_metrics_by_name(folder):
+    """The names that scripts read, in the order of the ks asked for."""
+    world = World(3, folder, instances=20)
+    got, _ = evaluate(world, random_test(world, 5), "--at", "5,1")
+    assert list(got) == ["P@5", "P@1", "PSP@5", "PSP@1", "R@5", "R@1", "nDCG@5", "nDCG@1", "PSnDCG@5", "PSnDCG@1", "ECE",
+                         "n", "deciles"]
+
+
+@pytest.mark.parametrize("labels", [2, 7, 40])
+def test_metrics_where_scores_are_equal(folder, labels):
+    """Instances of one text: labels come in runs of ties, cut by every k."""
+    world = World(12, folder, instances=0, labels=0)
+    names = [f"label {i}" for i in range(labels)]
+    world.instances = {f"i{i}": (WORDS[i % 4], sorted(world.rng.sample(names, min(labels, 5)))) for i in range(3)}
+    world.load()
+    test = random_test(world, 30)
+    scored = scored_by_tag(world, test, False)
+    assert all(len({score for _, score in text}) < len(text) for text in scored)
+    compare_metrics(*evaluate(world, test), reference.metrics(scored, [set(t["labels"]) for t in test],
+                                                              memory_counts(world), 3))
 
 
 def test_metrics_with_counts_from_a_file(folder):
@@ -282,7 +322,7 @@ def test_metrics_with_counts_from_a_file(folder):
         for label in t["labels"]:
             counts[label] = counts.get(label, 0) + 1
     path = write_lines(folder / "train.jsonl", train)
-    compare_metrics(evaluate(world, test, "--train", path),
+    compare_metrics(*evaluate(world, test, "--train", path),
                     reference.metrics(scored_by_tag(world, test, False), [set(t["labels"]) for t in test], counts,
                                       len(train)))
 
@@ -290,9 +330,53 @@ def test_metrics_with_counts_from_a_file(folder):
 def test_metrics_not_defined(folder):
     world = World(8, folder, instances=2, labels=5)
     test = [{"id": "t", "text": "a text", "labels": ["label 0"]}]
-    got = evaluate(world, test)
-    assert got["PSP@1"] is None and got["PSP@5"] is None and got["n"] == 1 and got["R@100"] == 100
-    assert evaluate(world, [{"id": "t", "text": "a text", "labels": []}])["P@1"] is None
+    scored, gold = scored_by_tag(world, test, False), [{"label 0"}]
+    got, labels = evaluate(world, test)
+    assert got["PSP@1"] is None and got["PSnDCG@5"] is None and got["n"] == 1 and got["R@100"] == 100
+    compare_metrics(got, labels, reference.metrics(scored, gold, memory_counts(world), 2))
+    table = engram("eval", "--test", folder / "test.jsonl", "--at", "1,2", *world.flags)
+    assert table[2].split() == ["PSP", "-", "-"] and table[5].split() == ["PSnDCG", "-", "-"]
+    got, labels = evaluate(world, [{"id": "t", "text": "a text", "labels": []}])
+    assert got["P@1"] is None and got["ECE"] is None and got["n"] == 0 and labels == []
+
+
+def test_metrics_of_a_memory_without_keys(folder):
+    """Nothing is predicted: no hit, and no confidence that could be wrong."""
+    world = World(8, folder, instances=0, labels=0)
+    got, labels = evaluate(world, [{"id": "t", "text": "a text", "labels": ["a", "b"]}])
+    assert (got["P@1"], got["R@100"], got["ECE"], got["n"]) == (0, 0, None, 1)
+    assert [(row["label"], row["train"], row["gold"], row["hits@5"]) for row in labels] == [("a", 0, 1, 0), ("b", 0, 1, 0)]
+    assert got["deciles"][0]["gold"] == 2 and got["deciles"][0]["labels"] == 0
+
+
+def test_tables(folder):
+    world = World(3, folder)
+    path = write_lines(folder / "test.jsonl", random_test(world, 20))
+    flags = ["--test", path, "--at", "2,1", *world.flags]
+    want = json.loads(engram("eval", *flags, "--deciles", "--json")[0])
+    lines = [line.split() for line in engram("eval", *flags, "--deciles")]
+    assert lines[0] == ["%", "@2", "@1"] and lines[7] == ["over", str(want["n"]), "texts"]
+    for line, name in zip(lines[1:6], ("P", "PSP", "R", "nDCG", "PSnDCG")):
+        assert line == [name, f"{want[name + '@2']:.2f}", f"{want[name + '@1']:.2f}"]
+        first = lines.index([name, "@2", "@1"]) + 1
+        for row, decile in zip(lines[first : first + 10], want["deciles"]):
+            assert row == [str(decile["decile"])] + [f"{decile[f'{name}@{k}']:.2f}" for k in (2, 1)]
+    assert lines[6] == ["ECE", f"{want['ECE']:.2f}"]
+    assert engram("eval", *flags) == engram("eval", *flags, "--deciles")[:8]
+
+
+def test_per_label_file_is_whole_or_absent(folder):
+    world = World(3, folder, instances=10)
+    test, out = write_lines(folder / "test.jsonl", random_test(world, 20)), folder / "out.jsonl"
+    out.write_text("from before")
+    engram("eval", "--test", folder / "absent", "--per-label", out, *world.flags, status=1)
+    assert out.read_text() == "from before" and sorted(folder.glob("out*")) == [out]
+    engram("eval", "--test", test, "--per-label", out, *world.flags)
+    engram("eval", "--test", test, "--per-label", f"{out}.gz", *world.flags)
+    assert gzip.decompress((folder / "out.jsonl.gz").read_bytes()) == out.read_bytes() != b""
+    assert sorted(folder.glob("out*")) == [out, folder / "out.jsonl.gz"]
+    engram("eval", "--test", test, "--per-label", folder / "no" / "such", *world.flags, status=1)
+    engram("eval", "--test", test, "--per-label", "-", *world.flags, status=2)
 
 
 # ---- load -----------------------------------------------------------------------------------------------------------
