@@ -294,15 +294,15 @@ static void test_calibration_error(void **state)
     struct metrics_text nothing;
     (void)state;
     cutoffs_set(&c, at, AT);
-    first_add(&sums, &c, 0.5f, true);    /* (0.4, 0.5] */
-    first_add(&sums, &c, 0.4375f, true); /* the same: |0.46875 - 1| * 2/6 */
-    first_add(&sums, &c, 0.625f, false); /* (0.6, 0.7]: |0.625 - 0.5| * 2/6 */
+    first_add(&sums, &c, 0.5f, true);     /* (0.4, 0.5] */
+    first_add(&sums, &c, 0.4375f, false); /* the same: |0.46875 - 0.5| * 2/6 */
+    first_add(&sums, &c, 0.625f, false);  /* (0.6, 0.7]: |0.625 - 0.5| * 2/6 */
     first_add(&sums, &c, 0.625f, true);
     first_add(&sums, &c, 1.25f, true); /* over 1: the last bin, |1.25 - 1| / 6 */
     first_add(&sums, &c, 0, false);    /* the first bin, right */
     metrics_text(&c, &gold, 1, NULL, 0, &nothing, NULL);
     metrics_add(&sums, &c, &nothing);
-    near(metrics_calibration_error(&sums), 100 * (2 * 0.53125 + 2 * 0.125 + 0.25) / 6);
+    near(metrics_calibration_error(&sums), 100 * (2 * 0.03125 + 2 * 0.125 + 0.25) / 6);
     assert_int_equal(sums.n, 7);
 }
 
