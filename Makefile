@@ -7,10 +7,10 @@ endif
 VERSION := 0.1.0
 
 ROOMS := base config record gpu gpu/cpu gpu/encoder store engine train consumer producer stage stage/console
-LIBRARIES := rdkafka lmdb libutf8proc libxxhash yajl zlib libmicrohttpd
+LIBRARIES := rdkafka lmdb libutf8proc libxxhash yajl zlib libmicrohttpd libzip
 # Debian 12 calls it msgpackc, Debian 13 msgpack-c
 MSGPACK := $(shell pkg-config --exists msgpack-c && echo -lmsgpack-c || echo -lmsgpackc)
-LIBS := -lrdkafka -llmdb $(MSGPACK) -ldnnl -lgomp -lutf8proc -lxxhash -lyajl -lmicrohttpd -lz -lm -lpthread
+LIBS := -lrdkafka -llmdb $(MSGPACK) -ldnnl -lgomp -lutf8proc -lxxhash -lyajl -lmicrohttpd -lzip -lz -lm -lpthread
 
 WARNINGS := -Wall -Wextra -Wshadow -Wconversion -Werror
 CPPFLAGS += -I. -D_POSIX_C_SOURCE=200809L -DENGRAM_VERSION='"$(VERSION)"'
