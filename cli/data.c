@@ -1,19 +1,25 @@
-/* Data files, a JSON record a line: what load, eval and replay read. A bad line is named by file and number and
- * skipped; the command goes on and ends with status 1. See internal.h. */
+/* Data files, the front: see data.h. A bad line is named by file and number and skipped; the command goes on and ends
+ * with status 1. */
+#include <stdlib.h>
 #include <string.h>
 
-#include "cli/internal.h"
-#include "record/record.h"
+#include "base/utf8.h"
+#include "cli/data.h"
 
 enum { COUNTED_BYTES_MAX = 64 << 20 };
 
+static size_t line_max(enum data_form form)
+{
+    return form == DATA_JSONL ? RECORD_BYTES_MAX : DATA_LINE_BYTES_MAX;
+}
+
 /* Of a file small enough to read ahead whole, the lines say how much of it is done, the bytes read do not. */
-static uint64_t lines_count(const char *path)
+static uint64_t lines_count(const char *path, size_t max)
 {
     struct lines *lines = NULL;
     struct slice line;
     uint64_t count = 0;
-    if (lines_open(&lines, path, RECORD_BYTES_MAX, NULL) == 0) {
+    if (lines_open(&lines, path, max, NULL) == 0) {
         for (int found = 1; found > 0 && lines_size(lines) > 0 && lines_size(lines) <= COUNTED_BYTES_MAX;) {
             struct error e = {0};
             found = lines_next(lines, &line, &e);
@@ -25,21 +31,61 @@ static uint64_t lines_count(const char *path)
     return count;
 }
 
-int data_open(struct data_file *f, const char *command, const char *path, struct progress *progress, struct error *e)
+int data_open(struct data_file *f, const struct data_source *source, struct error *e)
 {
-    *f = (struct data_file){.command = command, .path = path, .progress = progress};
-    if (progress && strcmp(path, "-") != 0) {
-        f->lines_total = lines_count(path);
+    struct data_source own = *source;
+    *f = (struct data_file){.command = source->command, .progress = source->progress};
+    if (data_find(source, &f->path, &f->form, e)) {
+        return -1;
     }
-    return lines_open(&f->lines, path, RECORD_BYTES_MAX, e);
+    own.path = f->path;
+    if (f->progress && strcmp(f->path, "-") != 0) {
+        f->lines_total = lines_count(f->path, line_max(f->form));
+    }
+    if (lines_open(&f->lines, f->path, line_max(f->form), e)) {
+        return -1;
+    }
+    if ((f->form == DATA_LFXMC && lfxmc_open(&f->lfxmc, &own, e)) ||
+        (f->form == DATA_DEXML && dexml_open(&f->dexml, &own, e))) {
+        return -1;
+    }
+    if (source->pairs && f->form != DATA_JSONL) {
+        return pairs_open(&f->pairs, f, f->lfxmc ? lfxmc_labels(f->lfxmc) : dexml_labels(f->dexml), e);
+    }
+    return 0;
 }
 
 void data_close(struct data_file *f)
 {
-    if (f->lines) {
-        lines_close(f->lines);
-    }
+    pairs_close(f->pairs);
+    lfxmc_close(f->lfxmc);
+    dexml_close(f->dexml);
+    lines_close(f->lines);
+    free(f->path);
+    f->pairs = NULL;
+    f->lfxmc = NULL;
+    f->dexml = NULL;
     f->lines = NULL;
+    f->path = NULL;
+}
+
+size_t data_number(const struct data_file *f)
+{
+    return lines_number(f->lines);
+}
+
+void data_bad_at(struct data_file *f, const char *path, size_t number, const struct error *e)
+{
+    f->bad++;
+    if (f->progress) {
+        progress_clear(f->progress);
+    }
+    cli_complain(f->command, "%s:%zu: %s", strcmp(path, "-") == 0 ? "standard input" : path, number, e->text);
+}
+
+static void data_bad(struct data_file *f, const struct error *e)
+{
+    data_bad_at(f, f->path, data_number(f), e);
 }
 
 static bool is_blank(struct slice line)
@@ -52,17 +98,8 @@ static bool is_blank(struct slice line)
     return true;
 }
 
-void data_bad(struct data_file *f, const struct error *e)
-{
-    f->bad++;
-    if (f->progress) {
-        progress_clear(f->progress);
-    }
-    cli_complain(f->command, "%s:%zu: %s", strcmp(f->path, "-") == 0 ? "standard input" : f->path,
-                 lines_number(f->lines), e->text);
-}
-
-int data_next(struct data_file *f, struct slice *line, struct error *e)
+/* The next line that holds a record: of JSON, one that is not blank. 1, 0 at the end, -1. */
+static int line_next(struct data_file *f, struct slice *line, struct error *e)
 {
     for (;;) {
         struct error why = {0};
@@ -72,10 +109,90 @@ int data_next(struct data_file *f, struct slice *line, struct error *e)
         } else if (found < 0) {
             *e = why;
             return -1;
-        } else if (found == 0 || !is_blank(*line)) {
+        } else if (found == 0 || f->form == DATA_DEXML || !is_blank(*line)) {
             return found;
         }
     }
+}
+
+int data_label_next(struct data_file *f, struct arena *arena, struct label_record *out, struct error *e)
+{
+    struct slice line;
+    int found;
+    while ((found = line_next(f, &line, e)) > 0) {
+        struct error why = {0};
+        int result = f->form == DATA_LFXMC   ? lfxmc_label(f->lfxmc, line, arena, out, &why)
+                     : f->form == DATA_DEXML ? dexml_label(data_number(f) - 1, line, arena, out, &why)
+                                             : record_label_from_value(line, arena, out, &why);
+        if (result == 0) {
+            return 1;
+        }
+        data_bad(f, &why);
+    }
+    return found;
+}
+
+/* The names of the labels that the instance's pairs leave out. */
+static void excluded_find(struct data_file *f, struct arena *arena)
+{
+    size_t count;
+    const uint64_t *labels = pairs_of(f->pairs, data_number(f) - 1, &count);
+    struct slice *names = count ? arena_alloc(arena, count * sizeof *names) : NULL;
+    f->excluded = names;
+    f->excluded_count = 0;
+    for (size_t i = 0; i < count; i++) {
+        struct slice name = f->lfxmc ? lfxmc_name(f->lfxmc, labels[i]) : dexml_name(labels[i], arena);
+        if (name.bytes) {
+            names[f->excluded_count++] = arena_slice(arena, name);
+        }
+    }
+}
+
+int data_instance_next(struct data_file *f, struct arena *arena, struct instance_record *out, struct error *e)
+{
+    struct slice line;
+    int found;
+    while ((found = line_next(f, &line, e)) > 0) {
+        struct error why = {0};
+        int result = f->form == DATA_LFXMC   ? lfxmc_instance(f->lfxmc, line, arena, out, &why)
+                     : f->form == DATA_DEXML ? dexml_instance(f->dexml, data_number(f) - 1, line, arena, out, &why)
+                                             : record_instance_from_value(line, arena, out, &why);
+        if (result == 0) {
+            excluded_find(f, arena);
+            return 1;
+        }
+        if (why.class == ERROR_FATAL) {
+            *e = why;
+            return -1;
+        }
+        data_bad(f, &why);
+    }
+    if (found == 0) {
+        pairs_end(f->pairs, f, data_number(f));
+    }
+    return found;
+}
+
+int data_text_next(struct data_file *f, struct arena *arena, struct text_record *out, struct error *e)
+{
+    struct instance_record instance;
+    struct slice line;
+    int found;
+    if (f->form != DATA_JSONL) {
+        found = data_instance_next(f, arena, &instance, e);
+        if (found > 0) {
+            *out = (struct text_record){.id = instance.id, .text = instance.text, .format = FORMAT_JSON};
+        }
+        return found;
+    }
+    while ((found = line_next(f, &line, e)) > 0) {
+        struct error why = {0};
+        if (record_decode_text((struct slice){0}, line, arena, out, &why) == 0) {
+            return 1;
+        }
+        data_bad(f, &why);
+    }
+    return found;
 }
 
 double data_fraction(const struct data_file *files, size_t count)
@@ -95,4 +212,93 @@ double data_fraction(const struct data_file *files, size_t count)
         }
     }
     return counted && lines_total > 0 ? lines / lines_total : size > 0 ? read / size : -1;
+}
+
+bool data_text_flag(const char *command, const struct arguments *a, bool *content, int *status)
+{
+    const char *text = arguments_value(a, "text");
+    *content = text && strcmp(text, "title+content") == 0;
+    if (text && !*content && strcmp(text, "title") != 0) {
+        *status = cli_usage(command, "--text %s: must be title or title+content", text);
+        return false;
+    }
+    return true;
+}
+
+/* ---- what the readers share ---- */
+
+int data_text(struct slice text, const char *what, struct arena *arena, struct slice *out, struct error *e)
+{
+    size_t valid = utf8_valid_prefix(text.data, text.bytes);
+    const char *nul = text.bytes ? memchr(text.data, '\0', text.bytes) : NULL;
+    if (valid < text.bytes) {
+        return error_set(e, ERROR_POISON, E_UTF8, "%s is not UTF-8 at byte %zu", what, valid);
+    }
+    if (nul) {
+        return error_set(e, ERROR_POISON, E_NUL, "%s holds a NUL character at byte %zu", what,
+                         (size_t)(nul - text.data));
+    }
+    text.bytes = utf8_cut(text.data, text.bytes, RECORD_TEXT_BYTES_MAX);
+    *out = arena_slice(arena, text);
+    return 0;
+}
+
+static int by_bytes(const void *a, const void *b)
+{
+    return slice_compare(*(const struct slice *)a, *(const struct slice *)b);
+}
+
+void data_names_sort(struct slice *names, size_t *count)
+{
+    size_t kept = 0;
+    if (*count) {
+        qsort(names, *count, sizeof *names, by_bytes);
+    }
+    for (size_t i = 0; i < *count; i++) {
+        if (kept == 0 || !slice_equal(names[kept - 1], names[i])) {
+            names[kept++] = names[i];
+        }
+    }
+    *count = kept;
+}
+
+static void name_set_grow(struct name_set *s)
+{
+    size_t larger = s->slots_count ? 2 * s->slots_count : 1024;
+    struct name_slot *slots = mem_zero(larger, sizeof *slots);
+    for (size_t i = 0; i < s->slots_count; i++) {
+        if (s->slots[i].number) {
+            size_t at = s->slots[i].digest.low & (larger - 1);
+            while (slots[at].number) {
+                at = (at + 1) & (larger - 1);
+            }
+            slots[at] = s->slots[i];
+        }
+    }
+    free(s->slots);
+    s->slots = slots;
+    s->slots_count = larger;
+}
+
+size_t name_set_number(struct name_set *s, struct slice name, bool *fresh)
+{
+    struct digest digest = digest_of(name.data, name.bytes);
+    if (s->count >= s->slots_count / 4 * 3) {
+        name_set_grow(s);
+    }
+    size_t at = digest.low & (s->slots_count - 1);
+    while (s->slots[at].number && (s->slots[at].digest.low != digest.low || s->slots[at].digest.high != digest.high)) {
+        at = (at + 1) & (s->slots_count - 1);
+    }
+    *fresh = s->slots[at].number == 0;
+    if (*fresh) {
+        s->slots[at] = (struct name_slot){digest, ++s->count};
+    }
+    return s->slots[at].number - 1;
+}
+
+void name_set_free(struct name_set *s)
+{
+    free(s->slots);
+    *s = (struct name_set){0};
 }

@@ -2,6 +2,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "cli/data.h"
 #include "cli/internal.h"
 #include "record/record.h"
 
@@ -13,7 +14,8 @@ static const struct config_command command = {
     .help = "Predicts the texts of a labelled file and compares, in percent: P@k, R@k, nDCG@k, PSP@k and PSnDCG@k "
             "(propensity-scored: hits on rare labels count more), and ECE, the expected calibration error of the first "
             "label's score. labels_max and min_score do not apply. Gold labels that the memory lacks count as missed. "
-            "Labels of equal score count as the mean over their orders.",
+            "Labels of equal score count as the mean over their orders. A FILE may also be one of an LF-XMC or DEXML "
+            "data set, or the set's folder; its filter_labels_*.txt is heeded.",
     .example = "engram eval --memory my-memory --test examples/debtags/test.jsonl.gz",
     .flags =
         (const struct config_flag[]){
@@ -23,6 +25,7 @@ static const struct config_command command = {
              false},
             {"train", "FILE",
              "label counts for PSP, PSnDCG and deciles from this file instead of the memory's instances", false},
+            {"text", "title|title+content", "what of an LF-XMC line is its text (title)", false},
             {"psp-a", "A", "of the propensity model (default 0.55)", false},
             {"psp-b", "B", "of the propensity model (default 1.5)", false},
             {"deciles", NULL, "also by how many instances a label has: ten equal parts of the labels, rarest first",
@@ -36,10 +39,16 @@ static const struct config_command command = {
 struct eval {
     const struct arguments *arguments;
     struct propensity_source propensity;
+    bool content; /* --text */
+    struct name_set train_names;
+    struct train_label {
+        struct slice name; /* in train_arena */
+        uint64_t count;
+    } * train_labels; /* by their numbers in train_names, then by name */
+    size_t train_capacity;
     struct arena train_arena;
-    struct slice *names; /* every label of every training instance, then each once */
+    struct slice *names; /* of train_labels, as the propensities want them */
     uint64_t *name_counts;
-    size_t names_count, names_capacity;
     struct data_file train, test;
     struct progress progress;
     struct eval_cutoffs cutoffs;
@@ -52,62 +61,63 @@ struct eval {
 
 /* ---- label counts from a file ---- */
 
-static int by_bytes(const void *a, const void *b)
+static int by_name(const void *a, const void *b)
 {
-    return slice_compare(*(const struct slice *)a, *(const struct slice *)b);
+    return slice_compare(((const struct train_label *)a)->name, ((const struct train_label *)b)->name);
 }
 
-static void names_add(struct eval *v, const struct instance_record *r)
+static void train_count(struct eval *v, const struct instance_record *r)
 {
-    if (v->names_count + r->labels_count > v->names_capacity) {
-        v->names_capacity = (v->names_count + r->labels_count) * 2;
-        v->names = mem_resize(v->names, v->names_capacity * sizeof *v->names);
-    }
     for (size_t i = 0; i < r->labels_count; i++) {
-        v->names[v->names_count++] = arena_slice(&v->train_arena, r->labels[i]);
+        bool fresh;
+        size_t number = name_set_number(&v->train_names, r->labels[i], &fresh);
+        if (number == v->train_capacity) {
+            v->train_capacity = v->train_capacity ? 2 * v->train_capacity : 1024;
+            v->train_labels = mem_resize(v->train_labels, v->train_capacity * sizeof *v->train_labels);
+        }
+        if (fresh) {
+            v->train_labels[number] = (struct train_label){arena_slice(&v->train_arena, r->labels[i]), 0};
+        }
+        v->train_labels[number].count++;
     }
 }
 
-/* Sorts the names and folds repeats into counts. */
-static void names_count(struct eval *v)
+/* As the propensities want them: sorted by name. */
+static void train_counted(struct eval *v)
 {
-    size_t kept = 0;
-    if (v->names_count) {
-        qsort(v->names, v->names_count, sizeof *v->names, by_bytes);
+    size_t count = v->train_names.count;
+    v->names = mem_zero(count + 1, sizeof *v->names);
+    v->name_counts = mem_zero(count + 1, sizeof *v->name_counts);
+    if (count) {
+        qsort(v->train_labels, count, sizeof *v->train_labels, by_name);
     }
-    v->name_counts = mem_zero(v->names_count, sizeof *v->name_counts);
-    for (size_t i = 0; i < v->names_count; i++) {
-        if (kept == 0 || !slice_equal(v->names[kept - 1], v->names[i])) {
-            v->names[kept++] = v->names[i];
-        }
-        v->name_counts[kept - 1]++;
+    for (size_t i = 0; i < count; i++) {
+        v->names[i] = v->train_labels[i].name;
+        v->name_counts[i] = v->train_labels[i].count;
     }
+    v->propensity.from_train = true;
     v->propensity.names = v->names;
     v->propensity.name_counts = v->name_counts;
-    v->propensity.names_count = kept;
+    v->propensity.names_count = count;
 }
 
 static int train_read(struct eval *v, const char *path, struct error *e)
 {
-    struct slice line;
+    const struct data_source source = {
+        .command = command.name, .path = path, .part = DATA_TRAIN, .content = v->content};
+    struct instance_record r;
+    struct arena arena = {0};
     int found;
-    if (data_open(&v->train, command.name, path, NULL, e)) {
+    if (data_open(&v->train, &source, e)) {
         return -1;
     }
-    while ((found = data_next(&v->train, &line, e)) > 0) {
-        struct error why = {0};
-        struct instance_record r;
-        struct arena arena = {0};
-        if (record_instance_from_value(line, &arena, &r, &why)) {
-            data_bad(&v->train, &why);
-        } else {
-            names_add(v, &r);
-            v->propensity.n++;
-        }
+    while ((found = data_instance_next(&v->train, &arena, &r, e)) > 0) {
+        train_count(v, &r);
+        v->propensity.n++;
         arena_free(&arena);
     }
-    v->propensity.from_train = true;
-    names_count(v);
+    arena_free(&arena);
+    train_counted(v);
     return found;
 }
 
@@ -127,14 +137,8 @@ static int test_flush(struct eval *v, struct error *e)
 
 static int test_read(struct eval *v, struct error *e)
 {
-    struct slice line;
     int found;
-    while ((found = data_next(&v->test, &line, e)) > 0) {
-        struct error why = {0};
-        if (record_instance_from_value(line, &v->arena, &v->texts[v->count], &why)) {
-            data_bad(&v->test, &why);
-            continue;
-        }
+    while ((found = data_instance_next(&v->test, &v->arena, &v->texts[v->count], e)) > 0) {
         v->bytes += v->texts[v->count++].text.bytes;
         if ((v->count == BATCH_TEXTS || v->bytes > BATCH_BYTES) && test_flush(v, e)) {
             return -1;
@@ -153,9 +157,14 @@ static int eval_measure(struct eval *v, const struct config *config, struct cli_
     struct evaluation_options options = {.at_count = v->cutoffs.count,
                                          .exclude_self = arguments_has(a, "exclude-self"),
                                          .per_label = arguments_has(a, "per-label")};
+    const struct data_source test = {.command = command.name,
+                                     .path = arguments_value(a, "test"),
+                                     .part = DATA_TEST,
+                                     .content = v->content,
+                                     .pairs = true,
+                                     .progress = &v->progress};
     memcpy(options.at, v->cutoffs.at, sizeof options.at);
-    if (data_open(&v->test, command.name, arguments_value(a, "test"), &v->progress, e) ||
-        (train && train_read(v, train, e))) {
+    if (data_open(&v->test, &test, e) || (train && train_read(v, train, e))) {
         return -1;
     }
     options.propensity = v->propensity;
@@ -251,13 +260,16 @@ int command_eval(int argc, char **argv)
         status = cli_usage(command.name, "only one of --test and --train can be standard input");
     } else if (per_label && strcmp(per_label, "-") == 0) {
         status = cli_usage(command.name, "--per-label needs a file: standard output has the metrics");
-    } else if (cutoffs_read(v, &status) && number_read(arguments, "psp-a", 0, &v->propensity.a, &status) &&
+    } else if (cutoffs_read(v, &status) && data_text_flag(command.name, arguments, &v->content, &status) &&
+               number_read(arguments, "psp-a", 0, &v->propensity.a, &status) &&
                number_read(arguments, "psp-b", 0.001, &v->propensity.b, &status)) {
         status = eval_run(v, &config);
     }
 done:
     arena_free(&v->arena);
     arena_free(&v->train_arena);
+    name_set_free(&v->train_names);
+    free(v->train_labels);
     free(v->names);
     free(v->name_counts);
     free(v);

@@ -104,24 +104,6 @@ void progress_update(struct progress *p, uint64_t items, double fraction);
 void progress_end(struct progress *p, uint64_t items);
 void progress_clear(struct progress *p);
 
-/* A file of records, one a line, plain, .gz or "-". Blank lines are passed over. */
-struct data_file {
-    const char *command, *path; /* borrowed, for messages */
-    struct lines *lines;
-    struct progress *progress; /* cleared before a message; may be NULL */
-    uint64_t bad;              /* lines that were named and skipped */
-    uint64_t lines_total;      /* for the bar; 0: not counted */
-};
-
-int data_open(struct data_file *f, const char *command, const char *path, struct progress *progress, struct error *e);
-/* 1: *line holds the next one, valid until the next call; 0: the end; -1: the file cannot be read on. */
-int data_next(struct data_file *f, struct slice *line, struct error *e);
-/* Names the line last returned, with what is wrong with it, and counts it. */
-void data_bad(struct data_file *f, const struct error *e);
-/* How much of all these files (closed ones, lines NULL, left out) is read, 0 to 1; below 0 when a size is unknown. */
-double data_fraction(const struct data_file *files, size_t count);
-void data_close(struct data_file *f);
-
 /* A file of results being written, whole or not at all; compressed where the name ends in .gz. Zero-initialise with fd
  * -1. Errors: E_IO, E_DISK_FULL. */
 struct out_file {

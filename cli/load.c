@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/clock.h"
+#include "cli/data.h"
 #include "cli/internal.h"
 #include "record/record.h"
 
@@ -13,17 +14,19 @@ enum { BATCH_RECORDS = 512, BATCH_BYTES = 256 << 10 }; /* one transaction: about
 
 static const struct config_command command = {
     .name = "load",
-    .usage = "[--labels FILE] [--instances FILE]",
+    .usage = "[--data FOLDER] [--labels FILE] [--instances FILE]",
     .help =
         "Folds files of labelled instances and label definitions straight into the memory of a stopped stage, which "
         "is made if absent. The value's id or label is the key; the same key again replaces. A bad line is named "
-        "and skipped.",
+        "and skipped. A FILE may also be one of an LF-XMC or DEXML data set, or the set's folder.",
     .example = "engram load --memory my-memory --labels examples/debtags/labels.jsonl.gz \\\n"
                "            --instances examples/debtags/train.jsonl.gz",
     .flags =
         (const struct config_flag[]){
+            {"data", "FOLDER", "a data set's folder: its labels and its instances (the part to train with)", false},
             {"labels", "FILE", "label definitions {\"label\", \"text\"}, a line each", false},
             {"instances", "FILE", "instances {\"id\", \"text\", \"labels\"}, a line each", false},
+            {"text", "title|title+content", "what of an LF-XMC line is its text (title)", false},
             {0}},
 };
 
@@ -61,39 +64,35 @@ static int load_flush(struct load *l, enum fold_kind kind, struct error *e)
     return 0;
 }
 
-static int fold_read(struct load *l, enum fold_kind kind, struct slice line, struct fold *out, struct error *e)
+/* The next record of the file as a fold; as data_label_next. */
+static int fold_next(struct load *l, struct data_file *file, enum fold_kind kind, struct fold *out, struct error *e)
 {
     struct instance_record instance;
     struct label_record label;
+    int found;
     *out = (struct fold){.kind = kind, .source.time_ms = clock_wall_ms()};
     if (kind == FOLD_LABEL) {
-        if (record_label_from_value(line, &l->arena, &label, e)) {
-            return -1;
+        found = data_label_next(file, &l->arena, &label, e);
+        if (found > 0) {
+            out->name = label.label;
+            out->text = label.text;
         }
-        out->name = label.label;
-        out->text = label.text;
     } else {
-        if (record_instance_from_value(line, &l->arena, &instance, e)) {
-            return -1;
+        found = data_instance_next(file, &l->arena, &instance, e);
+        if (found > 0) {
+            out->name = instance.id;
+            out->text = instance.text;
+            out->labels = instance.labels;
+            out->labels_count = instance.labels_count;
         }
-        out->name = instance.id;
-        out->text = instance.text;
-        out->labels = instance.labels;
-        out->labels_count = instance.labels_count;
     }
-    return 0;
+    return found;
 }
 
 static int load_file(struct load *l, struct data_file *file, enum fold_kind kind, struct error *e)
 {
-    struct slice line;
     int found;
-    while ((found = data_next(file, &line, e)) > 0) {
-        struct error why = {0};
-        if (fold_read(l, kind, line, &l->folds[l->count], &why)) {
-            data_bad(file, &why);
-            continue;
-        }
+    while ((found = fold_next(l, file, kind, &l->folds[l->count], e)) > 0) {
         l->bytes += l->folds[l->count++].text.bytes;
         if ((l->count == BATCH_RECORDS || l->bytes > BATCH_BYTES) && load_flush(l, kind, e)) {
             return -1;
@@ -119,26 +118,31 @@ static void load_summary(const struct load *l, const char *memory, struct buffer
     buffer_byte(out, '\n');
 }
 
-static int load_run(const struct config *config, const char *labels, const char *instances)
+static int load_open(struct load *l, const struct data_source *sources, struct error *e)
 {
-    const char *paths[2] = {labels, instances};
+    for (int i = 0; i < 2; i++) {
+        if (sources[i].path && data_open(&l->files[i], &sources[i], e)) {
+            return -1;
+        }
+    }
+    return 0;
+}
+
+static int load_run(const struct config *config, struct data_source *sources)
+{
     struct load *l = mem_zero(1, sizeof *l);
     struct cli_engine opened = {0};
     struct buffer out = {0};
     struct error e = {0};
     int status = STATUS_FAILED;
-    for (int i = 0; i < 2; i++) {
-        if (paths[i] && data_open(&l->files[i], command.name, paths[i], &l->progress, &e)) {
-            goto failed;
-        }
-    }
-    if (cli_open(&opened, config, CLI_MEMORY_WRITE, &e)) {
+    sources[0].progress = sources[1].progress = &l->progress;
+    if (load_open(l, sources, &e) || cli_open(&opened, config, CLI_MEMORY_WRITE, &e)) {
         goto failed;
     }
     l->engine = opened.engine;
     progress_start(&l->progress, "folding", "records");
-    int result = labels ? load_file(l, &l->files[0], FOLD_LABEL, &e) : 0;
-    if (result == 0 && instances) {
+    int result = l->files[0].lines ? load_file(l, &l->files[0], FOLD_LABEL, &e) : 0;
+    if (result == 0 && l->files[1].lines) {
         result = load_file(l, &l->files[1], FOLD_INSTANCE, &e);
     }
     progress_end(&l->progress, l->folded[0] + l->folded[1]);
@@ -159,20 +163,41 @@ done:
     return status;
 }
 
+/* What the flags name: labels, instances. --data is both, where they have none of their own. */
+static bool load_sources(const struct arguments *a, struct data_source *out, int *status)
+{
+    static const char *const flags[] = {"labels", "instances"};
+    const char *folder = arguments_value(a, "data");
+    bool content;
+    if (!data_text_flag(command.name, a, &content, status)) {
+        return false;
+    }
+    for (int i = 0; i < 2; i++) {
+        const char *path = arguments_value(a, flags[i]);
+        out[i] = (struct data_source){.command = command.name,
+                                      .path = path ? path : folder,
+                                      .part = i == 0 ? DATA_LABELS : DATA_TRAIN,
+                                      .folder_only = !path,
+                                      .content = content};
+    }
+    if (!out[0].path && !out[1].path) {
+        *status = cli_usage(command.name, "nothing to load: give --labels FILE, --instances FILE or both");
+    } else if (out[0].path && out[1].path && strcmp(out[0].path, "-") == 0 && strcmp(out[1].path, "-") == 0) {
+        *status = cli_usage(command.name, "only one of --labels and --instances can be standard input");
+    } else {
+        return true;
+    }
+    return false;
+}
+
 int command_load(int argc, char **argv)
 {
     struct config config = {0};
     struct arguments *arguments = NULL;
+    struct data_source sources[2];
     int status;
-    if (cli_read(&command, argc, argv, &config, &arguments, &status)) {
-        const char *labels = arguments_value(arguments, "labels"), *instances = arguments_value(arguments, "instances");
-        if (!labels && !instances) {
-            status = cli_usage(command.name, "nothing to load: give --labels FILE, --instances FILE or both");
-        } else if (labels && instances && strcmp(labels, "-") == 0 && strcmp(instances, "-") == 0) {
-            status = cli_usage(command.name, "only one of --labels and --instances can be standard input");
-        } else {
-            status = load_run(&config, labels, instances);
-        }
+    if (cli_read(&command, argc, argv, &config, &arguments, &status) && load_sources(arguments, sources, &status)) {
+        status = load_run(&config, sources);
     }
     arguments_free(arguments);
     config_free(&config);

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/clock.h"
+#include "cli/data.h"
 #include "cli/internal.h"
 #include "producer/producer.h"
 #include "record/record.h"
@@ -16,17 +17,22 @@ static const char *const nouns[FILES] = {"labels", "instances", "texts"};
 
 static const struct config_command command = {
     .name = "replay",
-    .usage = "[--labels FILE] [--instances FILE] [--texts FILE] [--rate N] [--format json|msgpack]",
-    .help = "Produces a data set to its topics, keyed by label and id: labels first, then instances, then texts (whose "
-            "labels are not sent). Waits for every acknowledgement. A bad line is named and skipped.",
+    .usage = "[--data FOLDER] [--labels FILE] [--instances FILE] [--texts FILE] [--rate N] [--format json|msgpack]",
+    .help =
+        "Produces a data set to its topics, keyed by label and id: labels first, then instances, then texts (whose "
+        "labels are not sent). Waits for every acknowledgement. A bad line is named and skipped. A FILE may also be "
+        "one of an LF-XMC or DEXML data set, or the set's folder.",
     .example =
         "engram replay --labels examples/debtags/labels.jsonl.gz --instances examples/debtags/train.jsonl.gz \\\n"
         "              --texts examples/debtags/test.jsonl.gz",
     .flags =
         (const struct config_flag[]){
+            {"data", "FOLDER", "a data set's folder: its labels, instances (to train with) and texts (to test with)",
+             false},
             {"labels", "FILE", "label definitions {\"label\", \"text\"}, a line each", false},
             {"instances", "FILE", "instances {\"id\", \"text\", \"labels\"}, a line each", false},
             {"texts", "FILE", "texts {\"id\", \"text\", \"metadata\"}, a line each", false},
+            {"text", "title|title+content", "what of an LF-XMC line is its text (title)", false},
             {"rate", "N", "records a second at the most; a fraction is fine", false},
             {"format", "json|msgpack", "how the records are written (json)", false},
             {0}},
@@ -35,6 +41,7 @@ static const struct config_command command = {
 struct replay {
     struct sender *sender;
     const char *topics[FILES];
+    struct data_source sources[FILES];
     struct data_file files[FILES];
     struct progress progress;
     enum record_format format;
@@ -46,35 +53,33 @@ struct replay {
 
 /* ---- one record ---- */
 
-/* A line as the record that it will be: *key and *out. */
-static int replay_encode(const struct replay *r, int which, struct slice line, struct arena *arena, struct slice *key,
-                         struct buffer *out, struct error *e)
+/* The next line as the record that it will be: *key and *out. As data_label_next. */
+static int replay_next(struct replay *r, int which, struct arena *arena, struct slice *key, struct buffer *out,
+                       struct error *e)
 {
     struct instance_record instance;
     struct label_record label;
     struct text_record text;
+    int found;
     switch (which) {
     case LABELS:
-        if (record_label_from_value(line, arena, &label, e)) {
-            return -1;
+        if ((found = data_label_next(&r->files[which], arena, &label, e)) > 0) {
+            *key = label.label;
+            record_encode_label(&label, r->format, out);
         }
-        *key = label.label;
-        record_encode_label(&label, r->format, out);
-        return 0;
+        return found;
     case INSTANCES:
-        if (record_instance_from_value(line, arena, &instance, e)) {
-            return -1;
+        if ((found = data_instance_next(&r->files[which], arena, &instance, e)) > 0) {
+            *key = instance.id;
+            record_encode_instance(&instance, r->format, out);
         }
-        *key = instance.id;
-        record_encode_instance(&instance, r->format, out);
-        return 0;
+        return found;
     default:
-        if (record_decode_text((struct slice){0}, line, arena, &text, e)) {
-            return -1;
+        if ((found = data_text_next(&r->files[which], arena, &text, e)) > 0) {
+            *key = text.id;
+            record_encode_text(&text, r->format, out);
         }
-        *key = text.id;
-        record_encode_text(&text, r->format, out);
-        return 0;
+        return found;
     }
 }
 
@@ -119,25 +124,20 @@ static int replay_file(struct replay *r, int which, struct error *e)
     struct data_file *file = &r->files[which];
     struct arena arena = {0};
     struct buffer value = {0};
-    struct slice line, key = {0};
+    struct slice key = {0};
     int found = 0, result = 0;
     r->current = which;
-    while (!result && (found = data_next(file, &line, e)) > 0) {
-        struct error why = {0};
-        arena_free(&arena);
-        buffer_clear(&value);
-        if (replay_encode(r, which, line, &arena, &key, &value, &why)) {
-            data_bad(file, &why);
-            continue;
-        }
+    while (!result && (found = replay_next(r, which, &arena, &key, &value, e)) > 0) {
         result =
             replay_pace(r, e) || sender_queue(r->sender, r->topics[which], key, (struct slice){value.data, value.bytes},
-                                              lines_number(file->lines), CLI_ANSWER_MS, e);
+                                              data_number(file), CLI_ANSWER_MS, e);
         if (!result) {
             r->queued++;
             r->sent[which]++;
             progress_update(&r->progress, r->queued, data_fraction(r->files, FILES));
         }
+        arena_free(&arena);
+        buffer_clear(&value);
     }
     arena_free(&arena);
     buffer_free(&value);
@@ -175,13 +175,12 @@ static void replay_summary(const struct replay *r, struct buffer *out)
 
 /* ---- the command ---- */
 
-static int replay_open(struct replay *r, const struct config *config, const struct arguments *a, struct error *e)
+static int replay_open(struct replay *r, const struct config *config, struct error *e)
 {
     const struct sender_failure failure = {refused, r};
     int32_t partitions;
     for (int i = 0; i < FILES; i++) {
-        const char *path = arguments_value(a, nouns[i]);
-        if (path && data_open(&r->files[i], command.name, path, &r->progress, e)) {
+        if (r->sources[i].path && data_open(&r->files[i], &r->sources[i], e)) {
             return -1;
         }
     }
@@ -197,12 +196,12 @@ static int replay_open(struct replay *r, const struct config *config, const stru
     return 0;
 }
 
-static int replay_run(struct replay *r, const struct config *config, const struct arguments *a)
+static int replay_run(struct replay *r, const struct config *config)
 {
     struct buffer out = {0};
     struct error e = {0};
     int status = STATUS_FAILED;
-    if (replay_open(r, config, a, &e)) {
+    if (replay_open(r, config, &e)) {
         status = cli_fail(command.name, &e);
         goto done;
     }
@@ -232,13 +231,35 @@ done:
     return status;
 }
 
+/* What the flags name. --data is all, where they have none of their own. */
+static bool replay_sources(struct replay *r, const struct arguments *a, int *status)
+{
+    static const enum data_part parts[FILES] = {DATA_LABELS, DATA_TRAIN, DATA_TEST};
+    const char *folder = arguments_value(a, "data");
+    bool content;
+    if (!data_text_flag(command.name, a, &content, status)) {
+        return false;
+    }
+    for (int i = 0; i < FILES; i++) {
+        const char *path = arguments_value(a, nouns[i]);
+        r->sources[i] = (struct data_source){.command = command.name,
+                                             .path = path ? path : folder,
+                                             .part = parts[i],
+                                             .folder_only = !path,
+                                             .content = content,
+                                             .texts_only = i == TEXTS,
+                                             .progress = &r->progress};
+    }
+    return true;
+}
+
 static bool replay_options(struct replay *r, const struct arguments *a, int *status)
 {
     const char *rate = arguments_value(a, "rate"), *format = arguments_value(a, "format");
     char *end = NULL;
     int given = 0, standard_input = 0;
     for (int i = 0; i < FILES; i++) {
-        const char *path = arguments_value(a, nouns[i]);
+        const char *path = r->sources[i].path;
         given += path != NULL;
         standard_input += path && strcmp(path, "-") == 0;
     }
@@ -264,11 +285,12 @@ int command_replay(int argc, char **argv)
     struct arguments *arguments = NULL;
     struct replay r = {0};
     int status;
-    if (cli_read(&command, argc, argv, &config, &arguments, &status) && replay_options(&r, arguments, &status)) {
+    if (cli_read(&command, argc, argv, &config, &arguments, &status) && replay_sources(&r, arguments, &status) &&
+        replay_options(&r, arguments, &status)) {
         r.topics[LABELS] = config.labels_topic;
         r.topics[INSTANCES] = config.instances_topic;
         r.topics[TEXTS] = config.texts_topic;
-        status = replay_run(&r, &config, arguments);
+        status = replay_run(&r, &config);
     }
     arguments_free(arguments);
     config_free(&config);
