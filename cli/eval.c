@@ -55,6 +55,7 @@ struct eval {
     struct evaluation *evaluation;
     struct arena arena; /* of the texts that wait */
     struct instance_record texts[BATCH_TEXTS];
+    struct left_out left_out[BATCH_TEXTS]; /* by filter_labels_*.txt */
     size_t count, bytes;
     uint64_t done;
 };
@@ -125,7 +126,7 @@ static int train_read(struct eval *v, const char *path, struct error *e)
 
 static int test_flush(struct eval *v, struct error *e)
 {
-    if (evaluation_add(v->evaluation, v->texts, v->count, e)) {
+    if (evaluation_add(v->evaluation, v->texts, v->left_out, v->count, e)) {
         return -1;
     }
     v->done += v->count;
@@ -139,6 +140,7 @@ static int test_read(struct eval *v, struct error *e)
 {
     int found;
     while ((found = data_instance_next(&v->test, &v->arena, &v->texts[v->count], e)) > 0) {
+        v->left_out[v->count] = (struct left_out){v->test.excluded, v->test.excluded_count};
         v->bytes += v->texts[v->count++].text.bytes;
         if ((v->count == BATCH_TEXTS || v->bytes > BATCH_BYTES) && test_flush(v, e)) {
             return -1;

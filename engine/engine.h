@@ -128,8 +128,15 @@ struct evaluation; /* an accumulator */
 /* Errors: as memory_look. */
 int evaluation_open(struct evaluation **out, struct engine *g, const struct evaluation_options *options,
                     struct error *e);
-/* Predicts the texts and adds them; labels[i] are text i's gold names (sorted). Ignores labels_max and min_score. */
-int evaluation_add(struct evaluation *v, const struct instance_record *texts, size_t n, struct error *e);
+/* Labels that are neither predicted nor counted for one text. */
+struct left_out {
+    const struct slice *labels;
+    size_t count;
+};
+/* Predicts the texts and adds them; labels[i] are text i's gold names (sorted). left_out[n], or NULL. Ignores
+ * labels_max and min_score. */
+int evaluation_add(struct evaluation *v, const struct instance_record *texts, const struct left_out *left_out, size_t n,
+                   struct error *e);
 void evaluation_metrics(const struct evaluation *v, struct metrics *out);
 /* With per_label: every label that is gold somewhere or was predicted within the deepest cutoff, by name; each()
  * returns 0 to go on, else the walk ends there and returns 0. */

@@ -148,9 +148,23 @@ static void gold_free(struct gold *gold)
     free(gold->names);
 }
 
-/* self: the name that does not count, or NULL. */
+/* The names that do not count for one text: left out of the gold and of the prediction alike. */
+struct unwanted {
+    const struct slice *self; /* with exclude_self, else NULL */
+    const struct left_out *others;
+};
+
+static bool is_unwanted(const struct unwanted *u, struct slice name)
+{
+    bool is = u->self && slice_equal(name, *u->self);
+    for (size_t i = 0; u->others && !is && i < u->others->count; i++) {
+        is = slice_equal(name, u->others->labels[i]);
+    }
+    return is;
+}
+
 static int gold_fill(struct gold *gold, const struct evaluation *v, const struct snapshot *snapshot,
-                     const struct instance_record *text, const struct slice *self, struct error *e)
+                     const struct instance_record *text, const struct unwanted *unwanted, struct error *e)
 {
     const struct propensity_source *source = &v->options.propensity;
     gold->names = mem_alloc(text->labels_count * sizeof *gold->names);
@@ -158,7 +172,7 @@ static int gold_fill(struct gold *gold, const struct evaluation *v, const struct
     gold->labels = mem_alloc(text->labels_count * sizeof *gold->labels);
     for (size_t i = 0; i < text->labels_count; i++) {
         uint64_t count;
-        if (self && slice_equal(text->labels[i], *self)) {
+        if (is_unwanted(unwanted, text->labels[i])) {
             continue;
         }
         if (label_count(v, snapshot, text->labels[i], &count, e)) {
@@ -189,7 +203,7 @@ static int32_t gold_find(const struct gold *gold, struct slice name)
 
 /* The one place that looks into a prediction: v->labels and v->names. Returns how many labels there are. */
 static size_t labels_fill(struct evaluation *v, const struct prediction *p, const struct gold *gold,
-                          const struct slice *self)
+                          const struct unwanted *unwanted)
 {
     size_t count = 0;
     if (p->labels_count > v->labels_capacity) {
@@ -199,7 +213,7 @@ static size_t labels_fill(struct evaluation *v, const struct prediction *p, cons
     }
     for (size_t i = 0; i < p->labels_count; i++) {
         const struct predicted_label *label = &p->labels[i];
-        if (!self || !slice_equal(label->label, *self)) {
+        if (!is_unwanted(unwanted, label->label)) {
             v->labels[count] = (struct ranked_label){label->score, gold_find(gold, label->label)};
             v->names[count++] = &label->label;
         }
@@ -226,14 +240,14 @@ static void labels_count(struct evaluation *v, const struct gold *gold, size_t c
 }
 
 static int text_evaluate(struct evaluation *v, const struct snapshot *snapshot, const struct instance_record *text,
-                         const struct prediction *p, struct error *e)
+                         const struct left_out *left_out, const struct prediction *p, struct error *e)
 {
-    const struct slice *self = v->options.exclude_self ? &text->id : NULL;
+    const struct unwanted unwanted = {v->options.exclude_self ? &text->id : NULL, left_out};
     struct gold gold = {0};
-    int result = gold_fill(&gold, v, snapshot, text, self, e);
+    int result = gold_fill(&gold, v, snapshot, text, &unwanted, e);
     if (result == 0 && gold.count) {
         struct metrics_text values;
-        size_t count = labels_fill(v, p, &gold, self);
+        size_t count = labels_fill(v, p, &gold, &unwanted);
         metrics_text(&v->cutoffs, gold.labels, gold.count, v->labels, count, &values, &v->by_decile);
         metrics_add(&v->sums, &v->cutoffs, &values);
         if (v->options.per_label) {
@@ -244,7 +258,8 @@ static int text_evaluate(struct evaluation *v, const struct snapshot *snapshot, 
     return result;
 }
 
-int evaluation_add(struct evaluation *v, const struct instance_record *texts, size_t n, struct error *e)
+int evaluation_add(struct evaluation *v, const struct instance_record *texts, const struct left_out *left_out, size_t n,
+                   struct error *e)
 {
     struct tokens *tokens = mem_zero(n, sizeof *tokens);
     const struct tokens **inputs = mem_alloc(n * sizeof *inputs);
@@ -260,7 +275,7 @@ int evaluation_add(struct evaluation *v, const struct instance_record *texts, si
         goto done;
     }
     for (size_t i = 0; i < n; i++) {
-        if (text_evaluate(v, snapshot, &texts[i], &predictions[i], e)) {
+        if (text_evaluate(v, snapshot, &texts[i], left_out ? &left_out[i] : NULL, &predictions[i], e)) {
             goto done;
         }
     }
