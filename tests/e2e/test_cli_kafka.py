@@ -61,6 +61,24 @@ def test_replay_sends_the_example_whole(broker, topics, kafka_flags, debtags, fo
         assert numbers and numbers == sorted(numbers)
 
 
+def test_replay_sends_a_data_set_of_the_field(broker, topics, kafka_flags, folder):
+    write(folder / "lbl.json", [{"uid": f"L{i}", "title": f"label {i}", "content": ""} for i in range(5)])
+    write(folder / "trn.json", [{"uid": f"a{i}", "title": f"text {i}", "content": "long", "target_ind": [i % 5, 4],
+                                 "target_rel": [1.0, 1.0]} for i in range(20)] + [{"uid": "bad", "title": "x", "target_ind": [5]}])
+    write(folder / "tst.json", [{"uid": f"q{i}", "title": f"question {i}", "content": "long", "target_ind": [0],
+                                 "target_rel": [1.0]} for i in range(10)])
+    done = engram("replay", "--data", folder, "--text", "title+content", *kafka_flags, check=False)
+    assert done.returncode == 1
+    assert re.match(r"sent 5 labels, 20 instances, 10 texts in .* s, all acknowledged; skipped 1 bad line\n$", done.stdout)
+    assert f"engram replay: {folder}/trn.json:21: target_ind[0] is 5, but " in done.stderr
+    sent = {topic: {r.key.decode(): decode(r) for r in broker.read_all(topic)}
+            for topic in (topics.labels, topics.instances, topics.texts)}
+    assert sent[topics.labels] == {f"L{i}": {"label": f"L{i}", "text": f"label {i}"} for i in range(5)}
+    assert sent[topics.instances] == {f"a{i}": {"id": f"a{i}", "text": f"text {i} long", "labels": sorted({f"L{i % 5}", "L4"})}
+                                      for i in range(20)}
+    assert sent[topics.texts] == {f"q{i}": {"id": f"q{i}", "text": f"question {i} long"} for i in range(10)}
+
+
 def test_replay_names_bad_lines_and_goes_on(broker, topics, kafka_flags, folder):
     texts = write(folder / "texts.jsonl", [
         '\ufeff{"id": "a", "text": "one", "metadata": {"n": 18446744073709551615, "big": 1e400}}\r\n', "\n", "{broken\n",
