@@ -86,7 +86,7 @@ static int object_read(struct lfxmc *x, struct slice line, const struct json **o
 int lfxmc_label(struct lfxmc *x, struct slice line, struct arena *arena, struct label_record *out, struct error *e)
 {
     const struct json *object;
-    struct slice uid;
+    struct slice uid = {0};
     *out = (struct label_record){.format = FORMAT_JSON};
     if (object_read(x, line, &object, e)) {
         return -1;
@@ -238,7 +238,7 @@ static int labels_of(const struct lfxmc *x, const struct json *object, struct ar
     const struct json *relevance = relevances ? relevances->child : NULL;
     size_t at = 0;
     for (const struct json *target = targets->child; target; target = target->next, at++) {
-        struct slice name;
+        struct slice name = {0};
         bool relevant = false;
         if (target_read(x, target, at, &name, e) || relevance_read(relevance, at, &relevant, e)) {
             return -1;
@@ -256,7 +256,7 @@ int lfxmc_instance(struct lfxmc *x, struct slice line, struct arena *arena, stru
                    struct error *e)
 {
     const struct json *object;
-    struct slice uid;
+    struct slice uid = {0};
     *out = (struct instance_record){.format = FORMAT_JSON};
     if (object_read(x, line, &object, e) || uid_read(x, object, &uid, e) ||
         text_read(x, object, arena, &out->text, e)) {
