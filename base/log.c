@@ -18,18 +18,23 @@ enum {
     MINUTE_US = 60 * 1000 * 1000,
 };
 
-static enum log_level log_threshold = LOG_LEVEL_INFO;
+static _Atomic enum log_level log_threshold = LOG_LEVEL_INFO;
 static bool log_json = false;
 
 void log_setup(enum log_level level, bool json)
 {
-    log_threshold = level;
+    log_set_level(level);
     log_json = json;
+}
+
+void log_set_level(enum log_level level)
+{
+    atomic_store_explicit(&log_threshold, level, memory_order_relaxed);
 }
 
 bool log_enabled(enum log_level level)
 {
-    return level <= log_threshold;
+    return level <= atomic_load_explicit(&log_threshold, memory_order_relaxed);
 }
 
 static size_t log_stamp(char *out, size_t bytes)

@@ -1,5 +1,5 @@
 /* The log: one line an event on standard error, as text or JSON. Any thread may log; a line is one write(2).
- * Set up once by main() before threads start; until then info and above go out as text. */
+ * Set up once by main() before threads start; until then info and above go out as text. The level may change later. */
 #ifndef ENGRAM_BASE_LOG_H
 #define ENGRAM_BASE_LOG_H
 
@@ -10,6 +10,7 @@
 enum log_level { LOG_LEVEL_ERROR, LOG_LEVEL_WARN, LOG_LEVEL_INFO, LOG_LEVEL_DEBUG };
 
 void log_setup(enum log_level level, bool json);
+void log_set_level(enum log_level level); /* any thread, at any time */
 bool log_enabled(enum log_level level);
 
 /* The message is one line of UTF-8: whatever ends lines, steers a terminal or is no UTF-8 (a key from outside may hold

@@ -66,6 +66,7 @@ enum cli_open_mode {
 
 int cli_open(struct cli_engine *c, const struct config *config, enum cli_open_mode mode, struct error *e);
 void cli_close(struct cli_engine *c);
+struct predict_options cli_predict_options(const struct config *config);
 
 /* The memory alone, without an encoder to check it against: for `memory` and forget --local. */
 struct memory_options cli_memory_options(const struct config *config);

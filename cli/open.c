@@ -96,9 +96,9 @@ static int memory_open_from(struct cli_engine *c, const struct config *config, e
     return memory_open(&c->memory, mode == CLI_MEMORY_WRITE ? MEMORY_WRITE : MEMORY_READ, &options, e);
 }
 
-int cli_open(struct cli_engine *c, const struct config *config, enum cli_open_mode mode, struct error *e)
+struct predict_options cli_predict_options(const struct config *config)
 {
-    struct predict_options predict = {
+    return (struct predict_options){
         .apart = config->pool == CONFIG_APART,
         .lambda = config->lambda,
         .tau = config->tau,
@@ -108,6 +108,11 @@ int cli_open(struct cli_engine *c, const struct config *config, enum cli_open_mo
         .evidence_max = (size_t)config->evidence_max,
         .evidence_text = config->evidence_text,
     };
+}
+
+int cli_open(struct cli_engine *c, const struct config *config, enum cli_open_mode mode, struct error *e)
+{
+    struct predict_options predict = cli_predict_options(config);
     *c = (struct cli_engine){0};
     int result = backend_cpu_open(&c->backend, (size_t)config->threads, e);
     if (result == 0) {

@@ -55,6 +55,7 @@ int engine_open(struct engine **out, struct backend *backend, struct encoder *en
     g->encoder = encoder;
     g->memory = memory;
     g->options = *options;
+    pthread_mutex_init(&g->options_lock, NULL);
     turns_open(&g->turns);
     if (encoder) {
         size_t batch = backend->ops->batch_tokens(backend);
@@ -80,7 +81,27 @@ void engine_close(struct engine *g)
         g->backend->ops->keys_close(g->keys);
     }
     turns_close(&g->turns);
+    pthread_mutex_destroy(&g->options_lock);
     free(g);
+}
+
+int engine_options_set(struct engine *g, const struct predict_options *options, struct error *e)
+{
+    if (options_check(options, e)) {
+        return -1;
+    }
+    pthread_mutex_lock(&g->options_lock);
+    g->options = *options;
+    pthread_mutex_unlock(&g->options_lock);
+    return 0;
+}
+
+struct predict_options engine_options(struct engine *g)
+{
+    pthread_mutex_lock(&g->options_lock);
+    struct predict_options options = g->options;
+    pthread_mutex_unlock(&g->options_lock);
+    return options;
 }
 
 struct encoder *engine_encoder(const struct engine *g)

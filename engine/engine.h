@@ -37,6 +37,9 @@ struct engine;
 int engine_open(struct engine **out, struct backend *backend, struct encoder *encoder, struct memory *memory,
                 const struct predict_options *options, struct error *e);
 void engine_close(struct engine *g);
+/* Other options from the next batch on; one that is under way ends with the old ones. Any thread. -1: E_USAGE as
+ * engine_open, and the old ones stay. */
+int engine_options_set(struct engine *g, const struct predict_options *options, struct error *e);
 struct encoder *engine_encoder(const struct engine *g);
 size_t engine_batch_tokens(const struct engine *g); /* what the backend asks for */
 size_t engine_slice_tokens(const struct engine *g); /* the most that one turn on the backend takes */

@@ -29,11 +29,12 @@ void turns_ready(struct turns *t, bool ready);
 
 /* ---- engine ---- */
 
-/* Everything but turns and keys is read-only after engine_open. */
+/* Everything but turns, keys and options is read-only after engine_open. */
 struct engine {
     struct backend *backend; /* borrowed, as encoder and memory; used by who holds the turn */
     struct encoder *encoder;
     struct memory *memory;
+    pthread_mutex_t options_lock; /* covers options: a batch takes a copy as it begins */
     struct predict_options options;
     struct keys *keys; /* used by who holds the turn; NULL without a memory */
     size_t dim;
@@ -41,6 +42,8 @@ struct engine {
     char model_version[17];
     struct turns turns;
 };
+
+struct predict_options engine_options(struct engine *g); /* those in force now; any thread */
 
 /* How many of inputs[0..n) make one slice: at least one, at most count_max, together at most slice_tokens. */
 size_t engine_slice(const struct engine *g, const struct tokens *const *inputs, size_t n, size_t count_max);

@@ -463,5 +463,6 @@ done:
 int engine_predict(struct engine *g, const struct tokens *const *inputs, size_t n, struct prediction *out,
                    struct predict_times *times, struct error *e)
 {
-    return engine_predict_with(g, &g->options, inputs, n, out, times, e);
+    struct predict_options options = engine_options(g);
+    return engine_predict_with(g, &options, inputs, n, out, times, e);
 }
