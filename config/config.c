@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/log.h"
@@ -52,8 +53,9 @@ static int help_write(const struct config_command *command, struct error *e)
     return whole ? 1 : error_set(e, ERROR_FATAL, E_IO, "standard output cannot be written");
 }
 
-int config_read(const struct config_command *command, int argc, char **argv, struct config *config,
-                struct arguments **arguments, struct error *e)
+/* Everything but the log. */
+static int all_read(const struct config_command *command, int argc, char **argv, struct config *config,
+                    struct arguments **arguments, struct error *e)
 {
     *config = (struct config){.private = mem_zero(1, sizeof(struct config_private))};
     *arguments = NULL;
@@ -66,14 +68,71 @@ int config_read(const struct config_command *command, int argc, char **argv, str
     if (arguments_help(*arguments)) {
         return help_write(command, e);
     }
-    if (sources_read(config, *arguments, e) || arguments_check(*arguments, command, e)) {
-        return -1;
+    return sources_read(config, *arguments, e) || arguments_check(*arguments, command, e) ? -1 : 0;
+}
+
+int config_read(const struct config_command *command, int argc, char **argv, struct config *config,
+                struct arguments **arguments, struct error *e)
+{
+    int result = all_read(command, argc, argv, config, arguments, e);
+    if (result) {
+        return result;
     }
     log_setup((enum log_level)config->log_level, config->log_format == LOG_JSON);
     for (size_t i = 0; i < config->private->warnings_count; i++) {
         log_warn("%s", config->private->warnings[i]);
     }
     return 0;
+}
+
+const char *config_file(const struct config *config)
+{
+    return config->private->file;
+}
+
+static bool warned(const struct config *config, const char *warning)
+{
+    for (size_t i = 0; i < config->private->warnings_count; i++) {
+        if (strcmp(config->private->warnings[i], warning) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* A pipe or standard input gives nothing a second time, and a file that reads as empty would put every option back to
+ * its default. A file that is missing is for the reader to say. */
+static bool reads_twice(const char *path)
+{
+    struct stat status;
+    return strcmp(path, "-") != 0 && (stat(path, &status) != 0 || S_ISREG(status.st_mode));
+}
+
+int config_read_again(const struct config_command *command, int argc, char **argv, const struct config *before,
+                      struct config *config, struct error *e)
+{
+    struct arguments *arguments = NULL;
+    int result = -1;
+    *config = (struct config){0};
+    if (arguments_read(&arguments, command, argc, argv, e)) {
+        goto done;
+    }
+    const char *file = arguments_file(arguments);
+    if (file && !reads_twice(file)) {
+        error_set(e, ERROR_FATAL, E_USAGE, "%s cannot be read a second time: name a file with -c", config_file(before));
+        goto done;
+    }
+    arguments_free(arguments);
+    arguments = NULL;
+    result = all_read(command, argc, argv, config, &arguments, e);
+    for (size_t i = 0; result == 0 && i < config->private->warnings_count; i++) {
+        if (!warned(before, config->private->warnings[i])) {
+            log_warn("%s", config->private->warnings[i]);
+        }
+    }
+done:
+    arguments_free(arguments);
+    return result;
 }
 
 void config_free(struct config *config)
@@ -91,6 +150,9 @@ void config_free(struct config *config)
         }
         for (size_t i = 0; i < p->warnings_count; i++) {
             free(p->warnings[i]);
+        }
+        for (size_t i = 0; i < OPTIONS; i++) {
+            free(p->file_values[i]);
         }
         free(p->properties);
         free(p->warnings);

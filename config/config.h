@@ -17,7 +17,8 @@ enum config_key_dtype { CONFIG_BF16, CONFIG_F32 };
 enum config_pool { CONFIG_JOINT, CONFIG_APART };
 enum config_log_format { LOG_TEXT, LOG_JSON };
 
-/* The values in force. Strings are owned by the config. Read-only after config_read: any thread may read. */
+/* The values in force. Strings are owned by the config. Read-only after config_read: any thread may read. A running
+ * stage's reload reads another one beside it. */
 struct config {
     /* [topics] */
     char *texts_topic, *predictions_topic, *instances_topic, *labels_topic, *dead_letters_topic;
@@ -90,6 +91,28 @@ struct arguments;
 int config_read(const struct config_command *command, int argc, char **argv, struct config *config,
                 struct arguments **arguments, struct error *e);
 void config_free(struct config *config);
+
+/* ---- a running stage's options, read again ---- */
+
+const char *config_file(const struct config *config); /* as named with -c; NULL: none */
+
+/* The same command line, environment and file as before, read again into *config, which the caller frees also after an
+ * error. The log stays as it is set up; only warnings that `before` did not have are logged. E_USAGE: as config_read,
+ * or the file is none that can be read twice (standard input, a pipe). */
+int config_read_again(const struct config_command *command, int argc, char **argv, const struct config *before,
+                      struct config *config, struct error *e);
+
+/* What has changed, each list for people, separated by commas, empty where there is nothing. Zero-initialise. */
+struct config_changes {
+    struct buffer live;       /* "tau 0.1 -> 0.2, pool joint -> apart": what a running stage takes */
+    struct buffer restart;    /* what it does not take, Kafka's properties included (by their names alone) */
+    struct buffer overridden; /* "tau (--tau wins over the file)": changed in the file, to no effect */
+};
+
+/* Compares `now` with what was taken last, and where it takes a restart with what the stage was started with. */
+void config_compare(const struct config *started, const struct config *taken, const struct config *now,
+                    struct config_changes *out);
+void config_changes_free(struct config_changes *c);
 
 /* The name most like this one (edits, and how both begin), for a message; NULL only without names. */
 const char *config_nearest(const char *name, const char *const *names, size_t count);

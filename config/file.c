@@ -82,13 +82,17 @@ static int option_read(struct reader *r, const struct option *o, char *value, st
     if (source->origin == ORIGIN_FILE) {
         config_warn(r->config, "%s: %s stands in line %zu too; the later one counts", r->where, o->name, source->line);
     }
-    if (config_set(r->config, o, unquote(o, value), (struct source){ORIGIN_FILE, r->line}, r->where, e)) {
+    const char *text = unquote(o, value);
+    if (config_set(r->config, o, text, (struct source){ORIGIN_FILE, r->line}, r->where, e)) {
         if (e && (strchr(value, '#') || strchr(value, ';'))) {
             size_t used = strlen(e->text);
             snprintf(e->text + used, sizeof e->text - used, "; comments stand on lines of their own");
         }
         return -1;
     }
+    char **said = &r->config->private->file_values[o - config_options];
+    free(*said);
+    *said = mem_string(text, strlen(text));
     return 0;
 }
 

@@ -17,6 +17,7 @@ enum option_type {
 
 struct option {
     const char *section;
+    bool live; /* a running stage takes another value without a restart */
     const char *name;
     enum option_type type;
     const char *value;        /* the default, written as a user would */
@@ -65,8 +66,9 @@ struct config_private {
     struct source sources[OPTIONS];
     struct property *properties; /* each (origin, scope, name) once */
     size_t properties_count;
-    char *file;      /* as named with -c, or NULL */
-    char **warnings; /* they wait until the log is set up as the options say */
+    char *file;                 /* as named with -c, or NULL */
+    char *file_values[OPTIONS]; /* what the file says, whoever wins; NULL: nothing */
+    char **warnings;            /* they wait until the log is set up as the options say */
     size_t warnings_count;
 };
 
@@ -119,6 +121,9 @@ int property_set(struct config *config, const char *name, const char *value, enu
 int property_defaults(struct config *config, struct error *e); /* needs instance_id */
 void property_default_rows(void (*each)(const char *section, const char *name, const char *value, void *context),
                            void *context);
+/* The entry that a client (SCOPE_CONSUMER, SCOPE_PRODUCER) takes for a property; NULL: librdkafka's default. */
+const struct property *property_winner(const struct config *config, const char *name, enum scope client);
+const char *property_canonical(const char *name); /* what an alias stands for, else the name itself */
 /* Does a client take this very entry, or does another one stand above it for every client? */
 bool property_in_force(const struct config *config, const struct property *p);
 

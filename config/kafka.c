@@ -203,7 +203,7 @@ bool property_secret(const char *name)
 
 /* ---- setting ---- */
 
-static const char *canonical(const char *name)
+const char *property_canonical(const char *name)
 {
     const struct known_property *known = property_named(name);
     return known && known->alias ? known->alias : name;
@@ -218,7 +218,7 @@ static void property_keep(struct config *config, const char *name, const char *v
     for (size_t i = 0; i < private->properties_count && !p; i++) {
         struct property *old = &private->properties[i];
         if (old->source.origin == source.origin && old->scope == scope &&
-            strcmp(canonical(old->name), canonical(name)) == 0) {
+            strcmp(property_canonical(old->name), property_canonical(name)) == 0) {
             p = old;
         }
     }
@@ -323,13 +323,13 @@ static bool above(const struct property *a, const struct property *b)
     return a->source.origin != b->source.origin ? a->source.origin > b->source.origin : a->scope > b->scope;
 }
 
-/* The entry that a client takes for a property (by its canonical name); NULL: librdkafka's default. */
-static const struct property *winner(const struct config *config, const char *name, enum scope client)
+const struct property *property_winner(const struct config *config, const char *name, enum scope client)
 {
+    const char *wanted = property_canonical(name);
     const struct property *best = NULL;
     for (size_t i = 0; i < config->private->properties_count; i++) {
         const struct property *p = &config->private->properties[i];
-        if (strcmp(canonical(p->name), name) == 0 && meant_for(p, client) && (!best || above(p, best))) {
+        if (strcmp(property_canonical(p->name), wanted) == 0 && meant_for(p, client) && (!best || above(p, best))) {
             best = p;
         }
     }
@@ -338,8 +338,8 @@ static const struct property *winner(const struct config *config, const char *na
 
 bool property_in_force(const struct config *config, const struct property *p)
 {
-    const char *name = canonical(p->name);
-    return winner(config, name, SCOPE_CONSUMER) == p || winner(config, name, SCOPE_PRODUCER) == p;
+    return property_winner(config, p->name, SCOPE_CONSUMER) == p ||
+           property_winner(config, p->name, SCOPE_PRODUCER) == p;
 }
 
 static enum scope scope_of(enum config_client client)
@@ -353,7 +353,7 @@ rd_kafka_conf_t *config_kafka(const struct config *config, enum config_client cl
     for (size_t i = 0; i < config->private->properties_count; i++) {
         const struct property *p = &config->private->properties[i];
         char text[512];
-        if (winner(config, canonical(p->name), scope_of(client)) == p &&
+        if (property_winner(config, p->name, scope_of(client)) == p &&
             rd_kafka_conf_set(conf, p->name, p->value, text, sizeof text) != RD_KAFKA_CONF_OK) {
             error_set(e, ERROR_FATAL, E_USAGE, "%s: %s", p->name, text);
             rd_kafka_conf_destroy(conf);
@@ -365,6 +365,6 @@ rd_kafka_conf_t *config_kafka(const struct config *config, enum config_client cl
 
 const char *config_bootstrap_servers(const struct config *config)
 {
-    const struct property *p = winner(config, canonical("bootstrap.servers"), SCOPE_CONSUMER);
+    const struct property *p = property_winner(config, "bootstrap.servers", SCOPE_CONSUMER);
     return p ? p->value : "";
 }

@@ -1,6 +1,7 @@
 /* The options table, and how one option is parsed and shown. Parsing, help, variables' names and docs/CONFIG.md all
- * come from this table; a new option is one line here and one member of struct config. Numbers are read under the C
- * locale, whatever the process has set. */
+ * come from this table; a new option is one line here and one member of struct config; LIVE() around its section, where
+ * a running stage takes another value without a restart. Numbers are read under the C locale, whatever the process has
+ * set. */
 #include "config/internal.h"
 
 #include <ctype.h>
@@ -28,30 +29,33 @@ static const char *const pool_names[] = {"joint", "apart", NULL};
 static const char *const level_names[] = {"error", "warn", "info", "debug", NULL};
 static const char *const format_names[] = {"text", "json", NULL};
 
+/* In a row's place for its section: a running stage takes another value without a restart (`live` of struct option). */
+#define LIVE(section) section, true
+
 #define AT(member) offsetof(struct config, member)
-#define STRING(section, name, value, help)                                                                             \
+#define STRING(section, id, value, help)                                                                               \
     {                                                                                                                  \
-        section, #name, OPTION_STRING, value, 0, 0, NULL, help, AT(name)                                               \
+        section, .name = #id, OPTION_STRING, value, 0, 0, NULL, help, AT(id)                                           \
     }
-#define BOOL(section, name, value, help)                                                                               \
+#define BOOL(section, id, value, help)                                                                                 \
     {                                                                                                                  \
-        section, #name, OPTION_BOOL, value, 0, 0, NULL, help, AT(name)                                                 \
+        section, .name = #id, OPTION_BOOL, value, 0, 0, NULL, help, AT(id)                                             \
     }
-#define INT(section, name, value, min, max, help)                                                                      \
+#define INT(section, id, value, min, max, help)                                                                        \
     {                                                                                                                  \
-        section, #name, OPTION_INT, value, min, max, NULL, help, AT(name)                                              \
+        section, .name = #id, OPTION_INT, value, min, max, NULL, help, AT(id)                                          \
     }
-#define SIZE(section, name, value, min, max, help)                                                                     \
+#define SIZE(section, id, value, min, max, help)                                                                       \
     {                                                                                                                  \
-        section, #name, OPTION_SIZE, value, min, max, NULL, help, AT(name)                                             \
+        section, .name = #id, OPTION_SIZE, value, min, max, NULL, help, AT(id)                                         \
     }
-#define DOUBLE(section, name, value, min, max, help)                                                                   \
+#define DOUBLE(section, id, value, min, max, help)                                                                     \
     {                                                                                                                  \
-        section, #name, OPTION_DOUBLE, value, min, max, NULL, help, AT(name)                                           \
+        section, .name = #id, OPTION_DOUBLE, value, min, max, NULL, help, AT(id)                                       \
     }
-#define ENUM(section, name, value, names, help)                                                                        \
+#define ENUM(section, id, value, names, help)                                                                          \
     {                                                                                                                  \
-        section, #name, OPTION_ENUM, value, 0, 0, names, help, AT(name)                                                \
+        section, .name = #id, OPTION_ENUM, value, 0, 0, names, help, AT(id)                                            \
     }
 
 /* clang-format off */
@@ -86,19 +90,19 @@ const struct option config_options[OPTIONS] = {
     BOOL("memory", store_text, "true", "keep the texts of instances and labels, for evidence"),
     INT("memory", keys_max, "0", 0, 1099511627776.0, "most instances and labels that are remembered; 0: no limit"),
 
-    ENUM("predict", pool, "joint", pool_names, "joint: the b best keys, one softmax; apart: the b / 2 best instances and the b / 2 best labels, a softmax for each"),
-    DOUBLE("predict", lambda, "0.5", 0, 1, "share of instances against label texts; 0: label texts alone, 1: instances alone"),
-    DOUBLE("predict", tau, "0.1", 0.0001, 1000, "temperature of the softmax over similarities"),
-    INT("predict", b, "200", 1, 10000, "keys retrieved for a text"),
-    INT("predict", labels_max, "10", 0, 1000000, "most labels in a prediction; 0: no limit"),
-    DOUBLE("predict", min_score, "0", 0, 1, "labels with a lower score are left out"),
-    INT("predict", evidence_max, "5", 0, 10000, "most pieces of evidence in a prediction"),
-    BOOL("predict", evidence_text, "false", "evidence carries its texts"),
+    ENUM(LIVE("predict"), pool, "joint", pool_names, "joint: the b best keys, one softmax; apart: the b / 2 best instances and the b / 2 best labels, a softmax for each"),
+    DOUBLE(LIVE("predict"), lambda, "0.5", 0, 1, "share of instances against label texts; 0: label texts alone, 1: instances alone"),
+    DOUBLE(LIVE("predict"), tau, "0.1", 0.0001, 1000, "temperature of the softmax over similarities"),
+    INT(LIVE("predict"), b, "200", 1, 10000, "keys retrieved for a text"),
+    INT(LIVE("predict"), labels_max, "10", 0, 1000000, "most labels in a prediction; 0: no limit"),
+    DOUBLE(LIVE("predict"), min_score, "0", 0, 1, "labels with a lower score are left out"),
+    INT(LIVE("predict"), evidence_max, "5", 0, 10000, "most pieces of evidence in a prediction"),
+    BOOL(LIVE("predict"), evidence_text, "false", "evidence carries its texts"),
 
     STRING("console", listen, "127.0.0.1", "address at which /metrics, /ready, /ping and /version are answered; 0.0.0.0: every one of this machine"),
     INT("console", port, "8080", 0, 65535, "port of the console; 0: no console"),
 
-    ENUM("log", log_level, "info", level_names, "what is logged to standard error"),
+    ENUM(LIVE("log"), log_level, "info", level_names, "what is logged to standard error"),
     ENUM("log", log_format, "text", format_names, "form of a line of the log"),
 };
 /* clang-format on */

@@ -50,6 +50,7 @@ enum { LIVE_SAMPLES = 1024, ERROR_KINDS = E_INTERNAL + 1 };
 struct stage_counters { /* since start; any thread adds */
     _Atomic uint64_t texts, tokens, folds, forgets, dead_letters, batches;
     _Atomic uint64_t errors[ERROR_KINDS]; /* by error_code */
+    _Atomic uint64_t reloads[2];          /* refused, taken */
 };
 
 struct stage_meters { /* since start; any thread adds */

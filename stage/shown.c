@@ -159,6 +159,19 @@ static void show_errors(const struct stage *s, struct buffer *out)
     }
 }
 
+static void show_reloads(const struct stage *s, struct buffer *out)
+{
+    static const char *const results[2] = {"refused", "taken"};
+    const char *name = "engram_reloads_total";
+    metrics_head(out, name, "counter", "Times that the options were read again (SIGHUP), by what came of it.");
+    for (int taken = 0; taken < 2; taken++) {
+        struct buffer labels = {0};
+        metrics_label(&labels, "result", results[taken]);
+        metrics_sample(out, name, labels.data, (double)atomic_load(&s->counters.reloads[taken]));
+        buffer_free(&labels);
+    }
+}
+
 static void show_lags(const struct stage *s, struct buffer *out)
 {
     const char *name = "engram_consumer_lag";
@@ -235,5 +248,6 @@ void shown_metrics(void *context, struct buffer *out)
     metrics_gauge(out, "engram_ready", "1 while /ready answers 200.", shown_ready(s, &why));
     buffer_free(&why);
     show_errors(s, out);
+    show_reloads(s, out);
     show_sampled(s, out);
 }

@@ -115,6 +115,11 @@ void stage_tick(struct stage *s)
     }
 }
 
+void stage_reloaded(struct stage *s, bool taken)
+{
+    atomic_fetch_add(&s->counters.reloads[taken], 1);
+}
+
 /* ---- start and close ---- */
 
 /* Before the lanes: a port in use is refused with nothing begun. */

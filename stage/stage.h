@@ -30,6 +30,9 @@ bool stage_ended(const struct stage *s);
  * them, and a step that hangs. */
 void stage_tick(struct stage *s);
 
+/* Counts a reload of the options, taken or refused, for the console. Any thread. */
+void stage_reloaded(struct stage *s, bool taken);
+
 /* Stops if nobody has, waits for the lanes and frees. -1: the fault that ended the stage. */
 int stage_close(struct stage *s, struct error *e);
 
