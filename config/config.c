@@ -33,7 +33,7 @@ static void instance_id_default(struct config *config)
 static int sources_read(struct config *config, const struct arguments *arguments, struct error *e)
 {
     const char *file = arguments_file(arguments);
-    if (file && config_read_file(config, file, e)) {
+    if (file && config_read_file(config, file, strcmp(file, "-") == 0 ? "standard input" : file, e)) {
         return -1;
     }
     if (config_read_environment(config, e) || arguments_apply(arguments, config, e)) {

@@ -63,6 +63,22 @@ struct config {
     struct config_private *private;
 };
 
+/* ---- writing the file ---- */
+
+/* section as in the file without its brackets: "predict", "kafka.consumer"; value as a flag takes it. */
+struct config_change {
+    const char *section, *name, *value;
+};
+
+/* Puts values into the file, each name at most once: in place where the name stands (where it stands last, if it does
+ * so twice), else at the end of its section, a new section at the end of the file; a missing file is made. All other
+ * bytes stay: comments, order, blanks, line ends. A value that already says the same is left as it is written, and
+ * where all are, the file is not touched. A link's target is what changes; owner and mode stay.
+ * Whole or not at all: the new file takes the old one's place only after it was read and gave these values. Errors, the
+ * file being as it was: FATAL E_USAGE (a name or value that no file takes, or a line of the file that is wrong), E_IO,
+ * E_DISK_FULL. */
+int config_file_set(const char *path, const struct config_change *changes, size_t count, struct error *e);
+
 /* A command's own flag, besides -c FILE, -X, --help and every option of the table. */
 struct config_flag {
     const char *name;  /* "label": --label */

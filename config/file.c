@@ -16,30 +16,49 @@ struct reader {
     char where[512]; /* "engram.conf:12" */
 };
 
-static bool blank(char c)
+bool file_blank(char c)
 {
     return c == ' ' || c == '\t' || c == '\r' || c == '\f' || c == '\v';
 }
 
 static struct slice trim(struct slice s)
 {
-    while (s.bytes > 0 && blank(s.data[0])) {
+    while (s.bytes > 0 && file_blank(s.data[0])) {
         s.data++;
         s.bytes--;
     }
-    while (s.bytes > 0 && blank(s.data[s.bytes - 1])) {
+    while (s.bytes > 0 && file_blank(s.data[s.bytes - 1])) {
         s.bytes--;
     }
     return s;
 }
 
-static int section_read(struct reader *r, struct slice line, struct error *e)
+struct file_line file_line_of(struct slice line)
 {
-    if (line.data[line.bytes - 1] != ']') {
-        return error_set(e, ERROR_FATAL, E_USAGE,
-                         "%s: a section's line ends with ]; comments stand on lines of their own", r->where);
+    struct file_line l = {.kind = LINE_WRONG};
+    line = trim(line);
+    if (line.bytes == 0) {
+        l.kind = LINE_BLANK;
+    } else if (line.data[0] == '#' || line.data[0] == ';') {
+        l.kind = LINE_COMMENT;
+    } else if (line.data[0] == '[') {
+        if (line.data[line.bytes - 1] == ']') {
+            l.kind = LINE_SECTION;
+            l.name = trim((struct slice){line.data + 1, line.bytes - 2});
+        }
+    } else {
+        const char *equals = memchr(line.data, '=', line.bytes);
+        if (equals && equals > line.data) {
+            l.kind = LINE_PAIR;
+            l.name = trim((struct slice){line.data, (size_t)(equals - line.data)});
+            l.value = trim((struct slice){equals + 1, line.bytes - (size_t)(equals - line.data) - 1});
+        }
     }
-    struct slice name = trim((struct slice){line.data + 1, line.bytes - 2});
+    return l;
+}
+
+static int section_read(struct reader *r, struct slice name, struct error *e)
+{
     free(r->section);
     r->section = mem_string(name.data, name.bytes);
     size_t count = 0;
@@ -64,13 +83,20 @@ static int key_unknown(const struct reader *r, const char *key, struct error *e)
 }
 
 /* Blanks at the ends of a prefix matter to an encoder; only there may quotes hold them. */
+bool file_takes_quotes(const struct option *o)
+{
+    return o->offset == offsetof(struct config, text_prefix) || o->offset == offsetof(struct config, label_prefix);
+}
+
+bool file_is_quoted(struct slice value)
+{
+    return value.bytes >= 2 && value.data[0] == '"' && value.data[value.bytes - 1] == '"';
+}
+
 static const char *unquote(const struct option *o, char *value)
 {
-    size_t bytes = strlen(value);
-    bool prefix =
-        o->offset == offsetof(struct config, text_prefix) || o->offset == offsetof(struct config, label_prefix);
-    if (prefix && bytes >= 2 && value[0] == '"' && value[bytes - 1] == '"') {
-        value[bytes - 1] = '\0';
+    if (file_takes_quotes(o) && file_is_quoted(slice_of(value))) {
+        value[strlen(value) - 1] = '\0';
         return value + 1;
     }
     return value;
@@ -119,35 +145,32 @@ static int pair_read(struct reader *r, const char *key, char *value, struct erro
 
 static int line_read(struct reader *r, struct slice line, struct error *e)
 {
-    line = trim(line);
-    if (line.bytes == 0 || line.data[0] == '#' || line.data[0] == ';') {
+    struct file_line l = file_line_of(line);
+    if (l.kind == LINE_BLANK || l.kind == LINE_COMMENT) {
         return 0;
     }
     if (memchr(line.data, '\0', line.bytes)) {
         return error_set(e, ERROR_FATAL, E_USAGE, "%s: a NUL character", r->where);
     }
-    if (line.data[0] == '[') {
-        return section_read(r, line, e);
+    if (l.kind == LINE_SECTION) {
+        return section_read(r, l.name, e);
     }
-    const char *equals = memchr(line.data, '=', line.bytes);
-    if (!equals || equals == line.data) {
-        return error_set(e, ERROR_FATAL, E_USAGE, "%s: this is no `key = value`, no `[section]` and no comment",
-                         r->where);
+    if (l.kind == LINE_WRONG) {
+        return error_set(e, ERROR_FATAL, E_USAGE, "%s: %s", r->where,
+                         *trim(line).data == '[' ? "a section's line ends with ]; comments stand on lines of their own"
+                                                 : "this is no `key = value`, no `[section]` and no comment");
     }
-    struct slice key = trim((struct slice){line.data, (size_t)(equals - line.data)});
-    struct slice value = trim((struct slice){equals + 1, line.bytes - (size_t)(equals - line.data) - 1});
-    char *key_text = mem_string(key.data, key.bytes);
-    char *value_text = mem_string(value.data, value.bytes);
+    char *key_text = mem_string(l.name.data, l.name.bytes);
+    char *value_text = mem_string(l.value.data, l.value.bytes);
     int result = pair_read(r, key_text, value_text, e);
     free(value_text);
     free(key_text);
     return result;
 }
 
-int config_read_file(struct config *config, const char *path, struct error *e)
+int config_read_file(struct config *config, const char *path, const char *name, struct error *e)
 {
     struct reader r = {.config = config};
-    const char *name = strcmp(path, "-") == 0 ? "standard input" : path;
     struct lines *lines = NULL;
     struct slice line;
     int result = lines_open(&lines, path, LINE_BYTES_MAX, e);

@@ -87,7 +87,19 @@ bool config_kafka_name(const char *name);
 
 /* ---- the sources ---- */
 
-int config_read_file(struct config *config, const char *path, struct error *e);
+/* A line of the file, without its end. */
+struct file_line {
+    enum { LINE_BLANK, LINE_COMMENT, LINE_SECTION, LINE_PAIR, LINE_WRONG } kind;
+    struct slice name;  /* of the section; the pair's key */
+    struct slice value; /* of a pair; where it is empty, what stands behind the = is blank */
+};
+
+struct file_line file_line_of(struct slice line);
+bool file_blank(char c);                        /* what the reader takes away around names and values */
+bool file_takes_quotes(const struct option *o); /* around a value, so that blanks at its ends stay */
+bool file_is_quoted(struct slice value);        /* then it is what stands between the quotes */
+/* Reads `path`, called `name` in messages. */
+int config_read_file(struct config *config, const char *path, const char *name, struct error *e);
 int config_read_environment(struct config *config, struct error *e);
 
 /* Flags are read before the file, since they name it, and applied behind everything else. */
