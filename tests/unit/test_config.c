@@ -666,6 +666,98 @@ static void test_secrets(void **context)
     buffer_free(&out);
 }
 
+/* ---- read again
+ * ------------------------------------------------------------------------------------------------------------------ */
+
+/* The same words and file again, and what of it has changed. */
+static void again(struct state *s, char **words, int argc, const char *live, const char *restart,
+                  const char *overridden)
+{
+    struct config now = {0};
+    struct config_changes c = {0};
+    s->result = config_read_again(&command, argc, words, &s->config, &now, &s->error);
+    good(s);
+    config_compare(&s->config, &s->config, &now, &c);
+    assert_string_equal(c.live.data ? c.live.data : "", live);
+    assert_string_equal(c.restart.data ? c.restart.data : "", restart);
+    assert_string_equal(c.overridden.data ? c.overridden.data : "", overridden);
+    config_changes_free(&c);
+    config_free(&now);
+}
+
+static void test_read_again(void **context)
+{
+    struct state *s = *context;
+    char *words[] = {"-c", s->file, "--b", "7", "-X", "client.id=me"};
+    char restart[512];
+    setenv("ENGRAM_LAMBDA", "0.25", 1);
+    FILE_TEXT("[predict]\ntau = 0.1\nb = 5\n[kafka]\nlinger.ms = 5\nsasl.password = old\n[stage]\ngroup = a\n");
+    s->result = config_read(&command, 6, words, &s->config, &s->arguments, &s->error);
+    good(s);
+    assert_string_equal(config_file(&s->config), s->file);
+    again(s, words, 6, "", "", "");
+    /* other texts, the same values */
+    FILE_TEXT("[stage]\ngroup = a\n[predict]\nb = 5\nlabels_max = 10\ntau = 1e-1\n[kafka]\nsasl.password=old\n"
+              "queue.buffering.max.ms = 5\n");
+    again(s, words, 6, "", "", "");
+    /* each option that a running stage takes, and no other one */
+    FILE_TEXT("[predict]\npool = apart\nlambda = 0.5\ntau = 0.2\nb = 6\nlabels_max = 0\nmin_score = 0.5\n"
+              "evidence_max = 1\nevidence_text = yes\n[log]\nlog_level = warn\nlog_format = json\n[stage]\n"
+              "group = a\n[encoder]\ntext_prefix = q\n[memory]\nkeys_max = 9\n[kafka]\nlinger.ms = 5\n"
+              "sasl.password = old\n");
+    again(s, words, 6,
+          "pool joint -> apart, tau 0.1 -> 0.2, labels_max 10 -> 0, min_score 0 -> 0.5, evidence_max 5 -> 1, "
+          "evidence_text false -> true, log_level info -> warn",
+          "text_prefix \"\" -> q, keys_max 0 -> 9, log_format text -> json",
+          "lambda (ENGRAM_LAMBDA wins over the file), b (--b wins over the file)");
+    /* Kafka's properties, by their names: values may be secrets */
+    FILE_TEXT("[predict]\ntau = 0.1\nb = 5\n[kafka]\nlinger.ms = 6\nsasl.password = new\nclient.id = other\n"
+              "[kafka.consumer]\nsocket.timeout.ms = 7000\nsession.timeout.ms = 9000\n[stage]\ninstance_id = b\n");
+    snprintf(restart, sizeof restart,
+             "group a -> engram, instance_id %s -> b, kafka.linger.ms, kafka.sasl.password, "
+             "kafka.consumer.session.timeout.ms, kafka.consumer.socket.timeout.ms",
+             s->config.instance_id);
+    again(s, words, 6, "", restart, "");
+}
+
+static void test_read_again_refused(void **context)
+{
+    struct state *s = *context;
+    struct config now = {0};
+    char *words[] = {"-c", s->file};
+    char link[] = "/dev/fd/0123";
+    int ends[2];
+    FILE_TEXT("[predict]\ntau = 0.1\n");
+    s->result = config_read(&command, 2, words, &s->config, &s->arguments, &s->error);
+    good(s);
+    FILE_TEXT("[predict]\ntau = 0.2\nb = 0\n");
+    s->result = config_read_again(&command, 2, words, &s->config, &now, &s->error);
+    refused(s, "engram.conf:3", "b is '0'");
+    config_free(&now);
+    FILE_TEXT("[stage]\nbatch_tokens = 70000\n");
+    s->result = config_read_again(&command, 2, words, &s->config, &now, &s->error);
+    refused(s, "engram.conf:2", "queue_tokens");
+    config_free(&now);
+    unlink(s->file);
+    s->result = config_read_again(&command, 2, words, &s->config, &now, &s->error);
+    refused(s, "engram.conf", "No such file");
+    config_free(&now);
+    /* what gives nothing a second time must not put all back to its default */
+    assert_int_equal(pipe(ends), 0);
+    snprintf(link, sizeof link, "/dev/fd/%d", ends[0]);
+    assert_int_equal(write(ends[1], "[predict]\nb = 9\n", 16), 16);
+    close(ends[1]);
+    words[1] = link;
+    state_clear(s);
+    s->result = config_read(&command, 2, words, &s->config, &s->arguments, &s->error);
+    good(s);
+    assert_int_equal(s->config.b, 9);
+    s->result = config_read_again(&command, 2, words, &s->config, &now, &s->error);
+    refused(s, link, "cannot be read a second time");
+    config_free(&now);
+    close(ends[0]);
+}
+
 /* ---- the rest
  * ---------------------------------------------------------------------------------------------------------------- */
 
@@ -695,12 +787,16 @@ static void test_error_text_is_optional(void **context)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        TEST(test_defaults),       TEST(test_precedence),   TEST(test_origins),
-        TEST(test_flags),          TEST(test_bool_flags),   TEST(test_sizes),
-        TEST(test_ranges),         TEST(test_locale),       TEST(test_file_quirks),
-        TEST(test_file_long_line), TEST(test_file_errors),  TEST(test_warnings),
-        TEST(test_kafka_defaults), TEST(test_kafka_scopes), TEST(test_kafka_refused),
-        TEST(test_secrets),        TEST(test_nearest),      TEST(test_error_text_is_optional),
+        TEST(test_defaults),       TEST(test_precedence),
+        TEST(test_origins),        TEST(test_flags),
+        TEST(test_bool_flags),     TEST(test_sizes),
+        TEST(test_ranges),         TEST(test_locale),
+        TEST(test_file_quirks),    TEST(test_file_long_line),
+        TEST(test_file_errors),    TEST(test_warnings),
+        TEST(test_kafka_defaults), TEST(test_kafka_scopes),
+        TEST(test_kafka_refused),  TEST(test_secrets),
+        TEST(test_read_again),     TEST(test_read_again_refused),
+        TEST(test_nearest),        TEST(test_error_text_is_optional),
     };
     unset_variables();
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -14,6 +14,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/digest.h"
 #include "engine/engine.h"
 
@@ -554,6 +555,81 @@ static void test_options_outside_their_range(void **state)
     world_close(w);
 }
 
+enum { ROOMY = 3 };
+
+/* Batches until told: `good` while all texts of each were answered by the same options, seen[] counting which. */
+struct batches {
+    struct world *world;
+    atomic_bool stop;
+    bool good;
+    _Atomic unsigned seen[ROOMY + 1]; /* by labels_max */
+};
+
+static void *batches_until_told(void *context)
+{
+    struct batches *b = context;
+    struct tokens tokens;
+    const struct tokens *inputs[8];
+    encoder_tokenize(b->world->encoder, ENCODER_TEXT, slice_of("a text"), &tokens);
+    for (size_t i = 0; i < 8; i++) {
+        inputs[i] = &tokens;
+    }
+    b->good = true;
+    while (!atomic_load(&b->stop)) {
+        struct prediction p[8];
+        b->good = b->good && engine_predict(b->world->engine, inputs, 8, p, NULL, NULL) == 0;
+        size_t count = p[0].labels_count;
+        for (size_t i = 0; i < 8; i++) {
+            bool texts = p[i].evidence_count > 0 && p[i].evidence[0].text.data;
+            b->good =
+                b->good && p[i].labels_count == count && p[i].evidence_count == count && texts == (count == ROOMY);
+            prediction_free(&p[i]);
+        }
+        atomic_fetch_add(&b->seen[count <= ROOMY ? count : 0], 1);
+    }
+    tokens_free(&tokens);
+    return NULL;
+}
+
+static void test_options_change_between_batches(void **state)
+{
+    (void)state;
+    struct predict_options narrow = defaults, roomy = defaults, wrong = defaults;
+    narrow.labels_max = narrow.evidence_max = 1;
+    roomy.labels_max = roomy.evidence_max = ROOMY;
+    roomy.evidence_text = roomy.apart = true;
+    wrong.labels_max = 0;
+    wrong.tau = 0;
+    struct batches b = {.world = world_open(&narrow, 64 << 20, 0)};
+    struct slice labels[4] = {slice_of("a"), slice_of("b"), slice_of("c"), slice_of("d")};
+    struct error e = {0};
+    pthread_t thread;
+    float near[4096];
+    encode_one(b.world, "a text", near);
+    for (size_t i = 0; i < 4; i++) {
+        put_instance(b.world, labels[i].data, labels, 4, near);
+    }
+    pthread_create(&thread, NULL, batches_until_told, &b);
+    for (unsigned change = 1; change <= 20; change++) { /* the next batch but one has begun after it, whatever it was */
+        const struct predict_options *next = change % 2 ? &roomy : &narrow;
+        must(engine_options_set(b.world->engine, next, &e), &e);
+        for (unsigned seen = atomic_load(&b.seen[next->labels_max]);
+             atomic_load(&b.seen[next->labels_max]) < seen + 2;) {
+            clock_sleep_ms(1);
+        }
+        unsigned others = atomic_load(&b.seen[change % 2 ? 1 : ROOMY]);
+        assert_int_equal(engine_options_set(b.world->engine, &wrong, &e), -1);
+        assert_int_equal(e.code, E_USAGE);
+        clock_sleep_ms(1);
+        assert_int_equal(atomic_load(&b.seen[change % 2 ? 1 : ROOMY]), others);
+    }
+    atomic_store(&b.stop, true);
+    pthread_join(thread, NULL);
+    assert_true(b.good);
+    assert_int_equal(b.seen[0], 0);
+    world_close(b.world);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -570,6 +646,7 @@ int main(void)
         cmocka_unit_test(test_a_full_map_commits_what_fits),
         cmocka_unit_test(test_predict_beside_fold),
         cmocka_unit_test(test_options_outside_their_range),
+        cmocka_unit_test(test_options_change_between_batches),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

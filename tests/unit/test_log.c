@@ -140,12 +140,26 @@ static void test_what_repeats_is_limited(void **state)
     assert_non_null(strstr(text, "and more\n"));
 }
 
+static void test_the_level_changes(void **state)
+{
+    (void)state;
+    log_setup(LOG_LEVEL_WARN, true);
+    capture();
+    log_info("one");
+    log_set_level(LOG_LEVEL_DEBUG);
+    log_debug("two");
+    log_set_level(LOG_LEVEL_ERROR);
+    log_warn("three");
+    check_json(captured(), "two");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_a_message_is_one_line),
         cmocka_unit_test(test_a_long_message),
         cmocka_unit_test(test_what_repeats_is_limited),
+        cmocka_unit_test(test_the_level_changes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
