@@ -267,6 +267,8 @@ static const char introduction[] =
     "for the two prefixes. A key that stands twice counts as it stands last, with a warning. A name that does not "
     "exist\n"
     "or a value out of range ends the command with exit status 2 and a line that says where it stands.\n\n"
+    "A running stage takes the options marked `live` from the file without a restart, on SIGHUP\n"
+    "([OPERATIONS.md](OPERATIONS.md#new-options-without-a-restart)).\n\n"
     "`true | false` may also be written yes, no, on, off, 1, 0. Sizes take KiB, MiB, GiB, TiB or K, M, G, T (1,024 "
     "each).\n";
 
@@ -316,7 +318,7 @@ static void option_row(const struct option *o, struct buffer *out)
     option_flag(o, out);
     buffer_string(out, "` | `");
     option_environment(o, out);
-    buffer_format(out, "` | %s |\n", o->help);
+    buffer_format(out, "` | %s%s |\n", o->help, o->live ? " (live)" : "");
     buffer_free(&range);
 }
 
