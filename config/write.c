@@ -20,7 +20,8 @@ enum {
 
 /* ---- lines ---- */
 
-/* One line of a text: [from, end) without its line end, the next one begins at `next`. Zeroed: before the first. */
+/* One line of a text: [from, end) without its newline (a CR before that counts as a blank), the next one begins at
+ * `next`. Zeroed: before the first. */
 struct span {
     size_t from, end, next;
 };
@@ -38,7 +39,6 @@ static bool span_next(const struct buffer *text, struct span *s)
     const char *newline = memchr(text->data + s->from, '\n', text->bytes - s->from);
     s->end = newline ? (size_t)(newline - text->data) : text->bytes;
     s->next = newline ? s->end + 1 : s->end;
-    s->end -= newline && s->end > s->from && text->data[s->end - 1] == '\r';
     return true;
 }
 

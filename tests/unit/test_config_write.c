@@ -122,6 +122,8 @@ static void test_bytes(void **context)
          "[predict]\nb = 1\ntau = 0.2\n\n\n# the log\n[log]\nlog_level = warn\n"},
         {"[predict]\nb = 1\n# b was 2\n\n[log]\n", "predict", "tau", "0.2",
          "[predict]\nb = 1\n# b was 2\ntau = 0.2\n\n[log]\n"},
+        {"[predict]\nb = 1\n\n# far\n\n[log]\n", "predict", "tau", "0.2",
+         "[predict]\nb = 1\ntau = 0.2\n\n# far\n\n[log]\n"},
         {"[predict]\nb = 1\n# the log\n[log]\n", "predict", "tau", "0.2",
          "[predict]\nb = 1\ntau = 0.2\n# the log\n[log]\n"},
         {"[predict]\r\n\r\n# none yet\r\n[log]\r\n", "predict", "tau", "0.2",
