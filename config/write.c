@@ -47,16 +47,21 @@ static struct file_line span_line(const struct buffer *text, const struct span *
     return file_line_of((struct slice){text->data + s->from, s->end - s->from});
 }
 
+/* The byte before this place; a newline before the first one. */
+static char byte_before(const struct buffer *text, size_t at)
+{
+    return text->data && at > 0 ? text->data[at - 1] : '\n';
+}
+
 /* The line end used before this place, else the first one of the text, else LF. */
 static const char *line_end_at(const struct buffer *text, size_t at)
 {
-    const char *newline = NULL;
-    if (at > 0 && text->data[at - 1] == '\n') {
-        newline = text->data + at - 1;
-    } else if (text->bytes) {
-        newline = memchr(text->data, '\n', text->bytes);
+    const char *newline = text->bytes ? memchr(text->data, '\n', text->bytes) : NULL;
+    size_t last = newline ? (size_t)(newline - text->data) : 0;
+    if (at > 0 && byte_before(text, at) == '\n') {
+        last = at - 1;
     }
-    return newline && newline > text->data && newline[-1] == '\r' ? "\r\n" : "\n";
+    return byte_before(text, last) == '\r' ? "\r\n" : "\n";
 }
 
 /* Puts `with` in the place of [from, end). */
@@ -226,7 +231,7 @@ static bool change_put(struct buffer *text, const struct config_change *c)
         end = from + p.value.bytes;
         value_write(c, p.value, &with);
     } else if (p.found) { /* an empty value: behind the blanks, or one */
-        while (end > from && text->data[end - 1] == '\r') {
+        while (end > from && byte_before(text, end) == '\r') {
             end--;
         }
         buffer_string(&with, end > from ? "" : " ");
@@ -235,7 +240,7 @@ static bool change_put(struct buffer *text, const struct config_change *c)
     } else {
         from = end = p.section ? p.from : text->bytes;
         const char *line_end = line_end_at(text, from);
-        if (from > 0 && text->data[from - 1] != '\n') {
+        if (byte_before(text, from) != '\n') {
             buffer_string(&with, line_end);
         }
         if (!p.section) {

@@ -375,7 +375,7 @@ static unsigned below(unsigned n) /* SplitMix64 */
     return (unsigned)((z ^ (z >> 31)) % n);
 }
 
-#define ONE_OF(list) list[below(sizeof list / sizeof list[0])]
+#define ONE_OF(list) (list)[below(sizeof(list) / sizeof(list)[0])]
 
 /* Options of all types, and values for each. */
 static const struct known {
