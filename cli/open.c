@@ -103,6 +103,8 @@ struct predict_options cli_predict_options(const struct config *config)
         .lambda = config->lambda,
         .tau = config->tau,
         .b = (size_t)config->b,
+        .lexical = config->lexical,
+        .lexical_candidates = (size_t)config->lexical_candidates,
         .labels_max = (size_t)config->labels_max,
         .min_score = config->min_score,
         .evidence_max = (size_t)config->evidence_max,

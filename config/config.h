@@ -49,6 +49,8 @@ struct config {
     int pool; /* enum config_pool */
     double lambda, tau;
     int64_t b;
+    double lexical;
+    int64_t lexical_candidates;
     int64_t labels_max;
     double min_score;
     int64_t evidence_max;

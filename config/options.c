@@ -94,6 +94,8 @@ const struct option config_options[OPTIONS] = {
     DOUBLE(LIVE("predict"), lambda, "0.5", 0, 1, "share of instances against label texts; 0: label texts alone, 1: instances alone"),
     DOUBLE(LIVE("predict"), tau, "0.1", 0.0001, 1000, "temperature of the softmax over similarities"),
     INT(LIVE("predict"), b, "200", 1, 10000, "keys retrieved for a text"),
+    DOUBLE(LIVE("predict"), lexical, "0", 0, 100, "weight of the words in common beside the similarity, where keys are ranked; 0: off"),
+    INT(LIVE("predict"), lexical_candidates, "1000", 1, 100000, "instances, and labels, of largest similarity that are ranked so"),
     INT(LIVE("predict"), labels_max, "10", 0, 1000000, "most labels in a prediction; 0: no limit"),
     DOUBLE(LIVE("predict"), min_score, "0", 0, 1, "labels with a lower score are left out"),
     INT(LIVE("predict"), evidence_max, "5", 0, 10000, "most pieces of evidence in a prediction"),

@@ -19,6 +19,12 @@ static int options_check(const struct predict_options *o, struct error *e)
     if (!(o->tau > 0 && isfinite(o->tau))) {
         return error_set(e, ERROR_FATAL, E_USAGE, "tau is %g: it must be above 0", o->tau);
     }
+    if (!(o->lexical >= 0 && isfinite(o->lexical))) {
+        return error_set(e, ERROR_FATAL, E_USAGE, "lexical is %g: it must be 0 or above", o->lexical);
+    }
+    if (o->lexical > 0 && o->lexical_candidates == 0) {
+        return error_set(e, ERROR_FATAL, E_USAGE, "lexical_candidates is 0: at least one key must be scored");
+    }
     if (o->b == 0) {
         return error_set(e, ERROR_FATAL, E_USAGE, "b is 0: at least one key must be retrieved");
     }
@@ -33,6 +39,9 @@ static int keys_begin(struct engine *g, struct error *e)
         return -1;
     }
     struct keys_view view = *snapshot_keys(snapshot);
+    if (g->options.lexical > 0) { /* now, or the first text waits for it */
+        engine_lexical_sync(g, snapshot);
+    }
     snapshot_release(snapshot);
     if (view.dim != g->dim) {
         return error_set(e, ERROR_FATAL, E_FINGERPRINT,
@@ -41,6 +50,19 @@ static int keys_begin(struct engine *g, struct error *e)
     }
     g->keys = g->backend->ops->keys_open(g->backend, view.dim, view.dtype);
     return 0;
+}
+
+void engine_lexical_sync(struct engine *g, const struct snapshot *s)
+{
+    if (!g->lexical) {
+        size_t streams = g->backend->ops->streams(g->backend);
+        g->lexical = lexical_open();
+        g->lexical_queries = mem_alloc(streams * sizeof *g->lexical_queries);
+        for (size_t i = 0; i < streams; i++) {
+            g->lexical_queries[i] = lexical_query_open();
+        }
+    }
+    lexical_sync(g->lexical, s);
 }
 
 int engine_open(struct engine **out, struct backend *backend, struct encoder *encoder, struct memory *memory,
@@ -79,6 +101,13 @@ void engine_close(struct engine *g)
     }
     if (g->keys) {
         g->backend->ops->keys_close(g->keys);
+    }
+    if (g->lexical) {
+        for (size_t i = 0; i < g->backend->ops->streams(g->backend); i++) {
+            lexical_query_close(g->lexical_queries[i]);
+        }
+        free(g->lexical_queries);
+        lexical_close(g->lexical);
     }
     turns_close(&g->turns);
     pthread_mutex_destroy(&g->options_lock);

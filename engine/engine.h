@@ -23,7 +23,10 @@ struct predict_options {
                    softmax */
     double lambda, tau;
     size_t b;
-    size_t labels_max; /* 0: no limit */
+    double lexical; /* a: keys are ranked by q.k + a cos(t(q), t(k)) of TF-IDF over word pieces (engine/lexical.h); 0:
+                       by q.k alone */
+    size_t lexical_candidates; /* of each kind, by q.k */
+    size_t labels_max;         /* 0: no limit */
     double min_score;
     size_t evidence_max;
     bool evidence_text;

@@ -6,6 +6,7 @@
 #include <pthread.h>
 
 #include "engine/engine.h"
+#include "engine/lexical.h"
 
 /* ---- turns ---- */
 
@@ -36,7 +37,9 @@ struct engine {
     struct memory *memory;
     pthread_mutex_t options_lock; /* covers options: a batch takes a copy as it begins */
     struct predict_options options;
-    struct keys *keys; /* used by who holds the turn; NULL without a memory */
+    struct keys *keys;                      /* used by who holds the turn; NULL without a memory */
+    struct lexical *lexical;                /* the same; NULL until a lexical score was asked for */
+    struct lexical_query **lexical_queries; /* [streams] */
     size_t dim;
     size_t batch_tokens, slice_tokens;
     char model_version[17];
@@ -45,12 +48,88 @@ struct engine {
 
 struct predict_options engine_options(struct engine *g); /* those in force now; any thread */
 
+/* Brings g->lexical to the snapshot's version; the caller holds the turn. */
+void engine_lexical_sync(struct engine *g, const struct snapshot *s);
+
 /* How many of inputs[0..n) make one slice: at least one, at most count_max, together at most slice_tokens. */
 size_t engine_slice(const struct engine *g, const struct tokens *const *inputs, size_t n, size_t count_max);
 
 /* out [n, dim]: encodes slice by slice, each in a turn of its own. */
 int engine_encode_turns(struct engine *g, enum turn turn, const struct tokens *const *inputs, size_t n, float *out,
                         struct error *e);
+
+/* ---- retrieval (retrieve.c): a text's keys ---- */
+
+enum { INSTANCES, LABELS, KINDS }; /* places in what is kept by kind */
+
+/* A key found for a text. */
+struct match {
+    uint64_t slot, tie;
+    float similarity; /* q.k */
+    float lexical;    /* cos(t(q), t(k)); 0 where it was not asked for */
+    float score;      /* by which it is ranked: q.k + a cos(t(q), t(k)) */
+};
+
+/* A text's matches of each kind, both in falling score (ties: the smaller `tie`, then slot). */
+struct matches {
+    struct match *of[KINDS];
+    uint32_t counts[KINDS];
+};
+
+/* What is searched: the same for every text of a call. */
+struct search {
+    bool together;     /* the `count` best of both kinds; else of each */
+    bool kinds[KINDS]; /* which kinds are candidates */
+    size_t count;
+    bool lexical; /* the lexical score is asked for too */
+};
+
+struct retrieval {
+    struct engine *g;
+    struct search search;
+    struct snapshot *snapshot; /* taken in the first turn */
+    size_t texts;              /* room, in texts */
+    float *queries;            /* [texts, dim] */
+    struct keys_hit *hits;     /* [texts, count], of one search */
+    uint32_t *hit_counts;      /* [texts] */
+    struct match *found;       /* [texts, matches_max] */
+    size_t matches_max;
+    struct matches *matches; /* [texts]: of the slice at hand */
+    uint64_t encode_us, search_us;
+};
+
+/* Room for slices of at most `texts` texts, or fewer where they need much memory: see r->texts. */
+void retrieval_open(struct retrieval *r, struct engine *g, const struct search *search, size_t texts);
+void retrieval_close(struct retrieval *r);
+/* Encodes and searches in one turn on the backend: n at most r->texts, together at most one slice of tokens. */
+int retrieval_slice(struct retrieval *r, const struct tokens *const *inputs, size_t n, struct error *e);
+/* The same for r->queries [n] as they stand, without a lexical score; the caller holds the turn. */
+int retrieval_search(struct retrieval *r, size_t n, struct error *e);
+
+/* ---- scores (score.c): from matches to labels ---- */
+
+/* Scores and ranks one kind's matches, `count` of them, and keeps the `keep` best; returns how many. */
+uint32_t matches_rank(struct match *matches, uint32_t count, double lexical, size_t keep);
+/* Leaves the b best: apart b / 2 of each kind, else b of both together. */
+void matches_cut(struct matches *m, bool apart, size_t b);
+/* weights: softmax(score / tau), apart over each kind by itself, else over both. */
+void matches_weigh(const struct matches *m, bool apart, double tau, double *weights[KINDS]);
+
+/* The labels that a text's matches name: label id -> place, a hash table by open addressing. Zero-initialise to start.
+ */
+struct tally {
+    uint32_t *labels; /* [count] */
+    uint32_t count, mask, epoch;
+    struct tally_place {
+        uint32_t epoch, at;
+    } * places; /* [mask + 1], at least twice as many as labels */
+};
+#define NO_LABEL UINT32_MAX
+
+void tally_clear(struct tally *t);
+uint32_t tally_place(struct tally *t, uint32_t label);      /* its place, a new one where it has none */
+uint32_t tally_find(const struct tally *t, uint32_t label); /* NO_LABEL: it has none */
+void tally_free(struct tally *t);
 
 /* engine_predict with other options than the engine's. After an error, out holds nothing: freeing it is harmless. */
 int engine_predict_with(struct engine *g, const struct predict_options *options, const struct tokens *const *inputs,
@@ -72,5 +151,8 @@ struct evaluated_label *label_counts_of(struct label_counts *t, struct slice nam
 /* The entries by name; the array is the caller's to free, what it points to is not. */
 const struct evaluated_label **label_counts_sorted(const struct label_counts *t);
 void label_counts_free(struct label_counts *t);
+
+/* What is searched for a prediction by these options. */
+struct search search_for(const struct predict_options *o);
 
 #endif

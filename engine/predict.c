@@ -1,32 +1,13 @@
-/* Predict: encode, retrieve from one snapshot of the memory, aggregate, name the evidence (arXiv 2502.10615, section
- * 3). w = softmax over the b best keys of q.k / tau;   p = sum of w * (lambda * y | (1 - lambda) * e) Encoding and
- * search happen in a turn on the backend, slice by slice; aggregation reads only the snapshot and leaves the backend to
- * others. Sums are in double: their order is the hits' order, so equal hits give equal scores. The surprise: label
- * names are read only for labels that reach the output, and equal scores are common (labels of one instance share its
- * weight), so the cut at labels_max reads on to the end of its run of ties. */
-#include <math.h>
+/* Predict: retrieve, aggregate, name the labels and the evidence (arXiv 2502.10615, section 3).
+ *   p = sum over the keys retrieved of weight * (lambda * y | (1 - lambda) * e)
+ * Aggregation reads only the snapshot and leaves the backend to others. The surprise: label names are read only for
+ * labels that reach the output, and equal scores are common (labels of one instance share its weight), so the cut at
+ * labels_max reads on to the end of its run of ties. */
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/clock.h"
 #include "engine/internal.h"
-
-enum { HITS_BYTES_MAX = 16 << 20 }; /* of one slice; bounds its texts where b is large */
-
-struct tally_entry {
-    uint32_t label;
-    float score; /* what is published, rounded from sum */
-    double sum;
-};
-
-/* Label id -> sum, for one text: a hash table by open addressing, emptied by raising the epoch. */
-struct tally {
-    struct tally_entry *entries;
-    struct tally_place {
-        uint32_t epoch, entry;
-    } * places; /* [mask + 1], at least twice as many as entries */
-    uint32_t mask, epoch, count;
-};
 
 /* A label that may reach the output. */
 struct candidate {
@@ -35,134 +16,65 @@ struct candidate {
     uint64_t tie;
 };
 
+struct scored {
+    uint32_t label;
+    float score; /* what is published, rounded from the sum */
+};
+
 /* One call of engine_predict. */
 struct prediction_run {
     struct engine *g;
     const struct predict_options *options;
-    struct snapshot *snapshot;
-    size_t hits_max;       /* of a text: b, or apart twice b / 2 */
-    float *queries;        /* [texts of a slice, dim] */
-    struct keys_hit *hits; /* [texts of a slice, hits_max]; apart: instances before labels */
-    struct keys_hit *part; /* apart: [texts of a slice, hits_max / 2], of one kind */
-    uint32_t *counts;      /* [texts of a slice] */
-    uint32_t *part_counts; /* apart: the same, of one kind */
-    double *weights;       /* [hits_max], of one text */
+    struct retrieval retrieval;
+    double *weights[KINDS]; /* [matches_max] each, of one text */
+    double factors[KINDS];  /* lambda, 1 - lambda */
     struct tally tally;
+    double *sums; /* by the tally's places */
+    struct scored *scored;
+    size_t scored_capacity;
     struct candidate *candidates;
     size_t candidates_capacity;
-    uint64_t encode_us, retrieve_us;
 };
 
-/* ---- tally ---- */
+/* ---- labels ---- */
 
-static void tally_resize(struct tally *t, uint32_t places)
+static void scored_reserve(struct prediction_run *r)
 {
-    free(t->places);
-    t->places = mem_zero(places, sizeof *t->places);
-    t->entries = mem_resize(t->entries, places / 2 * sizeof *t->entries);
-    t->mask = places - 1;
-    t->epoch = 1;
-    for (uint32_t i = 0; i < t->count; i++) {
-        uint32_t at = t->entries[i].label & t->mask;
-        while (t->places[at].epoch == t->epoch) {
-            at = (at + 1) & t->mask;
-        }
-        t->places[at] = (struct tally_place){t->epoch, i};
+    if (r->tally.count > r->scored_capacity) {
+        r->scored_capacity = 2 * (size_t)r->tally.count;
+        r->sums = mem_resize(r->sums, r->scored_capacity * sizeof *r->sums);
+        r->scored = mem_resize(r->scored, r->scored_capacity * sizeof *r->scored);
     }
 }
 
-static void tally_clear(struct tally *t)
-{
-    t->count = 0;
-    if (!t->places || t->epoch == UINT32_MAX) {
-        tally_resize(t, t->places ? t->mask + 1 : 1024);
-    } else {
-        t->epoch++;
-    }
-}
-
-static void tally_add(struct tally *t, uint32_t label, double share)
-{
-    uint32_t at = label & t->mask; /* label ids are dense: their low bits spread well */
-    while (t->places[at].epoch == t->epoch) {
-        struct tally_entry *entry = &t->entries[t->places[at].entry];
-        if (entry->label == label) {
-            entry->sum += share;
-            return;
-        }
-        at = (at + 1) & t->mask;
-    }
-    t->places[at] = (struct tally_place){t->epoch, t->count};
-    t->entries[t->count++] = (struct tally_entry){.label = label, .sum = share};
-    if (t->count == (t->mask + 1) / 2) {
-        tally_resize(t, (t->mask + 1) * 2);
-    }
-}
-
-/* ---- one text ---- */
-
-static double kind_factor(const struct predict_options *o, uint32_t kind)
-{
-    return kind == KEY_INSTANCE ? o->lambda : 1 - o->lambda;
-}
-
-/* Softmax over the hits (falling scores), without those whose score is no number. Returns how many stay. */
-static uint32_t hits_weigh(struct keys_hit *hits, uint32_t count, double tau, double *weights)
-{
-    uint32_t kept = 0;
-    double sum = 0;
-    for (uint32_t i = 0; i < count; i++) {
-        if (isfinite(hits[i].score)) {
-            hits[kept++] = hits[i];
-        }
-    }
-    for (uint32_t i = 0; i < kept; i++) {
-        weights[i] = exp(((double)hits[i].score - (double)hits[0].score) / tau);
-        sum += weights[i];
-    }
-    for (uint32_t i = 0; i < kept; i++) {
-        weights[i] /= sum;
-    }
-    return kept;
-}
-
-/* The same by pool: where the kinds are searched apart, each has a softmax of its own. */
-static uint32_t text_weigh(const struct prediction_run *r, struct keys_hit *hits, uint32_t count)
-{
-    uint32_t split = 0;
-    while (r->options->apart && split < count && hits[split].kind == KEY_INSTANCE) {
-        split++;
-    }
-    uint32_t instances = hits_weigh(hits, split, r->options->tau, r->weights);
-    uint32_t others = hits_weigh(hits + split, count - split, r->options->tau, r->weights + split);
-    memmove(hits + instances, hits + split, others * sizeof *hits);
-    memmove(r->weights + instances, r->weights + split, others * sizeof *r->weights);
-    return instances + others;
-}
-
-static int hits_tally(struct prediction_run *r, const struct keys_hit *hits, uint32_t count, struct error *e)
+/* Sums up what the matches give to each label. */
+static int matches_tally(struct prediction_run *r, const struct matches *m, struct error *e)
 {
     tally_clear(&r->tally);
-    for (uint32_t i = 0; i < count; i++) {
-        const uint32_t *labels;
-        size_t labels_count;
-        if (snapshot_values(r->snapshot, hits[i].slot, &labels, &labels_count, e)) {
-            return -1;
-        }
-        double share = r->weights[i] * kind_factor(r->options, hits[i].kind);
-        for (size_t l = 0; l < labels_count; l++) {
-            tally_add(&r->tally, labels[l], share);
+    for (int kind = 0; kind < KINDS; kind++) {
+        for (uint32_t i = 0; i < m->counts[kind]; i++) {
+            const uint32_t *labels;
+            size_t labels_count;
+            if (snapshot_values(r->retrieval.snapshot, m->of[kind][i].slot, &labels, &labels_count, e)) {
+                return -1;
+            }
+            double share = r->weights[kind][i] * r->factors[kind];
+            for (size_t l = 0; l < labels_count; l++) {
+                uint32_t before = r->tally.count, at = tally_place(&r->tally, labels[l]);
+                scored_reserve(r);
+                r->sums[at] = (at == before ? 0 : r->sums[at]) + share;
+            }
         }
     }
     for (uint32_t i = 0; i < r->tally.count; i++) {
-        r->tally.entries[i].score = (float)r->tally.entries[i].sum;
+        r->scored[i] = (struct scored){r->tally.labels[i], (float)r->sums[i]};
     }
     return 0;
 }
 
 static int by_falling_score(const void *a, const void *b)
 {
-    float x = ((const struct tally_entry *)a)->score, y = ((const struct tally_entry *)b)->score;
+    float x = ((const struct scored *)a)->score, y = ((const struct scored *)b)->score;
     return (x < y) - (x > y);
 }
 
@@ -181,13 +93,13 @@ static int by_falling_score_then_tie(const void *a, const void *b)
 /* The tally's best labels, named, into out->labels. */
 static int labels_select(struct prediction_run *r, struct prediction *out, struct error *e)
 {
-    struct tally *t = &r->tally;
-    size_t count = 0, max = r->options->labels_max ? r->options->labels_max : SIZE_MAX;
-    if (t->count) {
-        qsort(t->entries, t->count, sizeof *t->entries, by_falling_score);
+    const struct scored *scored = r->scored;
+    size_t count = 0, all = r->tally.count, max = r->options->labels_max ? r->options->labels_max : SIZE_MAX;
+    if (all) {
+        qsort(r->scored, all, sizeof *r->scored, by_falling_score);
     }
-    while (count < t->count && (double)t->entries[count].score >= r->options->min_score &&
-           (count < max || t->entries[count].score == t->entries[count - 1].score)) {
+    while (count < all && (double)scored[count].score >= r->options->min_score &&
+           (count < max || scored[count].score == scored[count - 1].score)) {
         count++;
     }
     if (count == 0) {
@@ -199,13 +111,13 @@ static int labels_select(struct prediction_run *r, struct prediction *out, struc
     }
     for (size_t i = 0; i < count; i++) {
         struct memory_label label;
-        int found = snapshot_label(r->snapshot, t->entries[i].label, &label, e);
+        int found = snapshot_label(r->retrieval.snapshot, scored[i].label, &label, e);
         if (found <= 0) {
             return found < 0 ? -1
                              : error_set(e, ERROR_FATAL, E_CORRUPT,
-                                         "a value names the label number %u, which is not there", t->entries[i].label);
+                                         "a value names the label number %u, which is not there", scored[i].label);
         }
-        r->candidates[i] = (struct candidate){label.name, t->entries[i].score, label.tie};
+        r->candidates[i] = (struct candidate){label.name, scored[i].score, label.tie};
     }
     qsort(r->candidates, count, sizeof *r->candidates, by_falling_score_then_tie);
     count = count < max ? count : max;
@@ -225,19 +137,19 @@ static int by_bytes(const void *a, const void *b)
     return slice_compare(*(const struct slice *)a, *(const struct slice *)b);
 }
 
-static int evidence_lost(const struct keys_hit *hit, struct error *e)
+static int evidence_lost(const struct match *match, struct error *e)
 {
     return error_set(e, ERROR_FATAL, E_CORRUPT, "slot %llu holds a key, but nothing is known of it",
-                     (unsigned long long)hit->slot);
+                     (unsigned long long)match->slot);
 }
 
-static int evidence_instance(struct prediction_run *r, const struct keys_hit *hit, struct prediction *p,
+static int evidence_instance(struct prediction_run *r, const struct match *match, struct prediction *p,
                              struct evidence *out, struct error *e)
 {
     struct memory_instance instance;
-    int found = snapshot_instance_at(r->snapshot, hit->slot, &instance, e);
+    int found = snapshot_instance_at(r->retrieval.snapshot, match->slot, &instance, e);
     if (found <= 0) {
-        return found < 0 ? -1 : evidence_lost(hit, e);
+        return found < 0 ? -1 : evidence_lost(match, e);
     }
     out->kind = EVIDENCE_INSTANCE;
     out->name = arena_slice(&p->arena, instance.id);
@@ -248,9 +160,9 @@ static int evidence_instance(struct prediction_run *r, const struct keys_hit *hi
     out->labels = arena_alloc(&p->arena, instance.labels_count * sizeof *out->labels);
     for (size_t i = 0; i < instance.labels_count; i++) {
         struct memory_label label;
-        found = snapshot_label(r->snapshot, instance.labels[i], &label, e);
+        found = snapshot_label(r->retrieval.snapshot, instance.labels[i], &label, e);
         if (found <= 0) {
-            return found < 0 ? -1 : evidence_lost(hit, e);
+            return found < 0 ? -1 : evidence_lost(match, e);
         }
         out->labels[i] = arena_slice(&p->arena, label.name);
     }
@@ -258,18 +170,18 @@ static int evidence_instance(struct prediction_run *r, const struct keys_hit *hi
     return 0;
 }
 
-static int evidence_label(struct prediction_run *r, const struct keys_hit *hit, struct prediction *p,
+static int evidence_label(struct prediction_run *r, const struct match *match, struct prediction *p,
                           struct evidence *out, struct error *e)
 {
     const uint32_t *ids;
     size_t count;
     struct memory_label label;
-    if (snapshot_values(r->snapshot, hit->slot, &ids, &count, e)) {
+    if (snapshot_values(r->retrieval.snapshot, match->slot, &ids, &count, e)) {
         return -1;
     }
-    int found = count == 1 ? snapshot_label(r->snapshot, ids[0], &label, e) : 0;
+    int found = count == 1 ? snapshot_label(r->retrieval.snapshot, ids[0], &label, e) : 0;
     if (found <= 0) {
-        return found < 0 ? -1 : evidence_lost(hit, e);
+        return found < 0 ? -1 : evidence_lost(match, e);
     }
     out->kind = EVIDENCE_LABEL;
     out->name = arena_slice(&p->arena, label.name);
@@ -279,40 +191,37 @@ static int evidence_label(struct prediction_run *r, const struct keys_hit *hit, 
     return 0;
 }
 
-/* The hit that gave most among those not yet taken, where each kind's hits stand in falling order: a merge of two
- * lists. next[0] walks the instances, next[1] the labels. */
-static uint32_t evidence_next(const struct prediction_run *r, const struct keys_hit *hits, uint32_t count,
-                              uint32_t next[2])
+/* The match that gave most among those not yet taken, where each kind's stand in falling order: a merge of two lists.
+ */
+static int evidence_next(const struct prediction_run *r, const struct matches *m, const uint32_t next[KINDS])
 {
-    static const uint32_t kinds[2] = {KEY_INSTANCE, KEY_LABEL};
-    for (int k = 0; k < 2; k++) {
-        while (next[k] < count && hits[next[k]].kind != kinds[k]) {
-            next[k]++;
-        }
+    if (next[INSTANCES] == m->counts[INSTANCES] || next[LABELS] == m->counts[LABELS]) {
+        return next[INSTANCES] == m->counts[INSTANCES] ? LABELS : INSTANCES;
     }
-    int first = 0;
-    if (next[0] == count || next[1] == count) {
-        first = next[0] == count;
-    } else {
-        double instance = r->weights[next[0]] * kind_factor(r->options, KEY_INSTANCE);
-        double label = r->weights[next[1]] * kind_factor(r->options, KEY_LABEL);
-        first = instance != label ? label > instance : hits[next[1]].tie < hits[next[0]].tie;
-    }
-    return next[first]++;
+    double instance = r->weights[INSTANCES][next[INSTANCES]] * r->factors[INSTANCES];
+    double label = r->weights[LABELS][next[LABELS]] * r->factors[LABELS];
+    bool label_first =
+        instance != label ? label > instance : m->of[LABELS][next[LABELS]].tie < m->of[INSTANCES][next[INSTANCES]].tie;
+    return label_first ? LABELS : INSTANCES;
 }
 
-static int evidence_select(struct prediction_run *r, const struct keys_hit *hits, uint32_t count,
-                           struct prediction *out, struct error *e)
+static int evidence_select(struct prediction_run *r, const struct matches *m, struct prediction *out, struct error *e)
 {
+    size_t count = m->counts[INSTANCES] + m->counts[LABELS];
     size_t max = count < r->options->evidence_max ? count : r->options->evidence_max;
-    uint32_t next[2] = {0, 0};
+    uint32_t next[KINDS] = {0};
     out->evidence = arena_alloc(&out->arena, max * sizeof *out->evidence);
     for (size_t i = 0; i < max; i++) {
-        uint32_t at = evidence_next(r, hits, count, next);
-        out->evidence[i] = (struct evidence){.similarity = hits[at].score, .weight = (float)r->weights[at]};
+        int kind = evidence_next(r, m, next);
+        uint32_t at = next[kind]++;
+        const struct match *match = &m->of[kind][at];
+        out->evidence[i] = (struct evidence){.similarity = match->similarity,
+                                             .has_lexical = r->retrieval.search.lexical,
+                                             .lexical = (float)(r->options->lexical * (double)match->lexical),
+                                             .weight = (float)r->weights[kind][at]};
         out->evidence_count = i + 1;
-        int failed = hits[at].kind == KEY_INSTANCE ? evidence_instance(r, &hits[at], out, &out->evidence[i], e)
-                                                   : evidence_label(r, &hits[at], out, &out->evidence[i], e);
+        int failed = kind == INSTANCES ? evidence_instance(r, match, out, &out->evidence[i], e)
+                                       : evidence_label(r, match, out, &out->evidence[i], e);
         if (failed) {
             return -1;
         }
@@ -320,135 +229,77 @@ static int evidence_select(struct prediction_run *r, const struct keys_hit *hits
     return 0;
 }
 
-static int text_predict(struct prediction_run *r, const struct tokens *input, struct keys_hit *hits, uint32_t count,
-                        struct prediction *out, struct error *e)
+static int text_predict(struct prediction_run *r, const struct tokens *input, struct matches *m, struct prediction *out,
+                        struct error *e)
 {
+    const struct predict_options *o = r->options;
     out->truncated = input->truncated;
-    out->memory_version = snapshot_version(r->snapshot);
+    out->memory_version = snapshot_version(r->retrieval.snapshot);
     memcpy(out->model_version, r->g->model_version, sizeof out->model_version);
-    count = text_weigh(r, hits, count);
-    if (hits_tally(r, hits, count, e) || labels_select(r, out, e) || evidence_select(r, hits, count, out, e)) {
-        return -1;
+    for (int kind = 0; kind < KINDS && r->retrieval.search.lexical; kind++) {
+        m->counts[kind] = matches_rank(m->of[kind], m->counts[kind], o->lexical, o->b);
     }
-    return 0;
+    matches_cut(m, o->apart, o->b);
+    matches_weigh(m, o->apart, o->tau, r->weights);
+    return matches_tally(r, m, e) || labels_select(r, out, e) || evidence_select(r, m, out, e) ? -1 : 0;
 }
 
 /* ---- a batch ---- */
 
-/* A key whose value is zero is no candidate. */
-static enum key_kind kinds_for(double lambda)
+static void run_open(struct prediction_run *r, const struct tokens *const *inputs, size_t n)
 {
-    return lambda <= 0 ? KEY_LABEL : lambda >= 1 ? KEY_INSTANCE : KEY_BOTH;
-}
-
-/* The b / 2 best of each kind, instances before labels. */
-static int scan_apart(struct prediction_run *r, size_t n, struct error *e)
-{
-    const struct backend_operations *ops = r->g->backend->ops;
-    static const enum key_kind kinds[2] = {KEY_INSTANCE, KEY_LABEL};
-    size_t half = r->hits_max / 2;
-    memset(r->counts, 0, n * sizeof *r->counts);
-    for (int k = 0; k < 2; k++) {
-        if (!(kinds_for(r->options->lambda) & kinds[k])) {
-            continue;
-        }
-        if (ops->keys_scan(r->g->keys, r->queries, n, half, kinds[k], r->part, r->part_counts, e)) {
-            return -1;
-        }
-        for (size_t i = 0; i < n; i++) {
-            memcpy(r->hits + i * r->hits_max + r->counts[i], r->part + i * half, r->part_counts[i] * sizeof *r->part);
-            r->counts[i] += r->part_counts[i];
-        }
-    }
-    return 0;
-}
-
-/* Within a turn: queries, hits and counts of one slice. The snapshot is taken in the first turn, not before it, so that
- * a label folded while this batch waited is already seen. */
-static int slice_retrieve(struct prediction_run *r, const struct tokens *const *inputs, size_t n, struct error *e)
-{
-    const struct backend_operations *ops = r->g->backend->ops;
-    uint64_t start = clock_us();
-    if (!r->snapshot && memory_snapshot(r->g->memory, &r->snapshot, e)) {
-        return -1;
-    }
-    if (encoder_forward(r->g->encoder, inputs, n, r->queries, e)) {
-        return -1;
-    }
-    uint64_t encoded = clock_us();
-    r->encode_us += encoded - start;
-    int failed = ops->keys_sync(r->g->keys, snapshot_keys(r->snapshot), e) ||
-                 (r->options->apart ? scan_apart(r, n, e)
-                                    : ops->keys_scan(r->g->keys, r->queries, n, r->options->b,
-                                                     kinds_for(r->options->lambda), r->hits, r->counts, e));
-    r->retrieve_us += clock_us() - encoded;
-    return failed ? -1 : 0;
-}
-
-static void run_allocate(struct prediction_run *r, const struct tokens *const *inputs, size_t n, size_t count_max)
-{
+    struct search search = search_for(r->options);
     size_t most = 0;
     for (size_t first = 0, count; first < n; first += count) {
-        count = engine_slice(r->g, inputs + first, n - first, count_max);
+        count = engine_slice(r->g, inputs + first, n - first, n);
         most = count > most ? count : most;
     }
-    r->queries = mem_alloc(most * r->g->dim * sizeof *r->queries);
-    r->hits = mem_alloc(most * r->hits_max * sizeof *r->hits);
-    r->counts = mem_zero(most, sizeof *r->counts);
-    r->weights = mem_alloc(r->hits_max * sizeof *r->weights);
-    if (r->options->apart) {
-        r->part = mem_alloc(most * r->hits_max / 2 * sizeof *r->part);
-        r->part_counts = mem_alloc(most * sizeof *r->part_counts);
+    retrieval_open(&r->retrieval, r->g, &search, most);
+    r->factors[INSTANCES] = r->options->lambda;
+    r->factors[LABELS] = 1 - r->options->lambda;
+    for (int kind = 0; kind < KINDS; kind++) {
+        r->weights[kind] = mem_alloc(search.count * sizeof *r->weights[kind]);
     }
 }
 
-static void run_free(struct prediction_run *r)
+static void run_close(struct prediction_run *r)
 {
-    free(r->candidates);
-    free(r->tally.places);
-    free(r->tally.entries);
-    free(r->weights);
-    free(r->part_counts);
-    free(r->counts);
-    free(r->part);
-    free(r->hits);
-    free(r->queries);
-    if (r->snapshot) {
-        snapshot_release(r->snapshot);
+    retrieval_close(&r->retrieval);
+    for (int kind = 0; kind < KINDS; kind++) {
+        free(r->weights[kind]);
     }
+    tally_free(&r->tally);
+    free(r->sums);
+    free(r->scored);
+    free(r->candidates);
 }
 
 int engine_predict_with(struct engine *g, const struct predict_options *options, const struct tokens *const *inputs,
                         size_t n, struct prediction *out, struct predict_times *times, struct error *e)
 {
-    size_t half = options->b > 1 ? options->b / 2 : 1;
-    struct prediction_run r = {.g = g, .options = options, .hits_max = options->apart ? 2 * half : options->b};
-    size_t texts_fit = HITS_BYTES_MAX / sizeof(struct keys_hit) / r.hits_max;
-    size_t texts_max = texts_fit ? texts_fit : 1;
+    struct prediction_run r = {.g = g, .options = options};
+    uint64_t aggregate_us = 0;
     int result = -1;
     memset(out, 0, n * sizeof *out);
     if (!g->keys) {
         return error_set(e, ERROR_FATAL, E_INTERNAL, "an engine without an encoder or a memory was asked to predict");
     }
-    run_allocate(&r, inputs, n, texts_max);
+    run_open(&r, inputs, n);
     for (size_t first = 0, count; first < n; first += count) {
-        count = engine_slice(g, inputs + first, n - first, texts_max);
-        turns_take(&g->turns, TURN_TEXT);
-        int failed = slice_retrieve(&r, inputs + first, count, e);
-        turns_give(&g->turns);
-        if (failed) {
+        count = engine_slice(g, inputs + first, n - first, r.retrieval.texts);
+        if (retrieval_slice(&r.retrieval, inputs + first, count, e)) {
             goto done;
         }
         uint64_t start = clock_us();
         for (size_t i = 0; i < count; i++) {
-            if (text_predict(&r, inputs[first + i], r.hits + i * r.hits_max, r.counts[i], &out[first + i], e)) {
+            if (text_predict(&r, inputs[first + i], &r.retrieval.matches[i], &out[first + i], e)) {
                 goto done;
             }
         }
-        r.retrieve_us += clock_us() - start;
+        aggregate_us += clock_us() - start;
     }
     if (times) {
-        *times = (struct predict_times){r.encode_us, r.retrieve_us};
+        *times = (struct predict_times){r.retrieval.encode_us, r.retrieval.search_us + aggregate_us};
     }
     result = 0;
 done:
@@ -456,7 +307,7 @@ done:
         prediction_free(&out[i]);
         out[i] = (struct prediction){0};
     }
-    run_free(&r);
+    run_close(&r);
     return result;
 }
 

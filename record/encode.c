@@ -262,13 +262,17 @@ static void put_evidence(struct writer *w, const struct evidence *item, bool wit
 {
     bool instance = item->kind == EVIDENCE_INSTANCE;
     struct slice text = with_text ? item->text : (struct slice){0};
-    put_map(w, 4 + (size_t)instance + (size_t)(text.data != NULL));
+    put_map(w, 4 + (size_t)item->has_lexical + (size_t)instance + (size_t)(text.data != NULL));
     put_name(w, "kind");
     put_string(w, slice_of(instance ? "instance" : "label"));
     put_name(w, instance ? "id" : "label");
     put_string(w, item->name);
     put_name(w, "similarity");
     put_float(w, item->similarity);
+    if (item->has_lexical) {
+        put_name(w, "lexical");
+        put_float(w, item->lexical);
+    }
     put_name(w, "weight");
     put_float(w, item->weight);
     if (instance) {

@@ -81,6 +81,8 @@ struct evidence {
     enum evidence_kind kind;
     struct slice name;    /* the instance's id or the label's name */
     float similarity;     /* q.k */
+    bool has_lexical;     /* keys were ranked by similarity + lexical */
+    float lexical;        /* a cos(t(q), t(k)) */
     float weight;         /* the softmax's */
     struct slice *labels; /* of an instance, sorted by bytes */
     size_t labels_count;

@@ -93,6 +93,7 @@ struct pieces_block {
 };
 
 size_t snapshot_piece_bytes(const struct snapshot *s); /* 2 or 4 */
+size_t snapshot_block_rows(const struct snapshot *s);  /* row r of block i has slot i * rows + r */
 /* block: below snapshot_keys(s)->count; rows: the block's. Not for a memory_look. Proved when the block was first seen.
  */
 void snapshot_pieces(const struct snapshot *s, size_t block, struct pieces_block *out);

@@ -157,6 +157,11 @@ int snapshot_values(const struct snapshot *s, uint64_t slot, const uint32_t **la
     return values_row(s->m, value, slot % s->m->rows, labels, count, e);
 }
 
+size_t snapshot_block_rows(const struct snapshot *s)
+{
+    return s->m->rows;
+}
+
 size_t snapshot_piece_bytes(const struct snapshot *s)
 {
     return s->m->piece_bytes;
