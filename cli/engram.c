@@ -17,6 +17,7 @@ static const struct command commands[] = {
     {"tag", "predict the labels of texts, with the evidence", command_tag},
     {"load", "fold files straight into the memory of a stopped stage", command_load},
     {"eval", "precision, recall and PSP of a labelled file", command_eval},
+    {"tune", "find the setting that predicts the memory's own instances best", command_tune},
     {"replay", "produce a data set to its topics", command_replay},
     {"teach", "send one labelled instance", command_teach},
     {"define", "send one label definition", command_define},

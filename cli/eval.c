@@ -194,7 +194,7 @@ static int eval_run(struct eval *v, const struct config *config)
         status = cli_fail(command.name, &e);
         goto done;
     }
-    evaluation_metrics(v->evaluation, &metrics);
+    evaluation_metrics(v->evaluation, 0, &metrics);
     if (arguments_has(v->arguments, "json")) {
         eval_json(&metrics, &v->cutoffs, deciles, &out);
     } else {

@@ -24,6 +24,7 @@ int command_run(int argc, char **argv);
 int command_tag(int argc, char **argv);
 int command_load(int argc, char **argv);
 int command_eval(int argc, char **argv);
+int command_tune(int argc, char **argv);
 int command_encode(int argc, char **argv);
 int command_replay(int argc, char **argv);
 int command_teach(int argc, char **argv);

@@ -99,12 +99,31 @@ struct propensity_source {
     size_t names_count;
 };
 
+/* Settings of the prediction: every combination, all evaluated from one retrieval per text. Arrays are borrowed. */
+struct grid {
+    bool joint, apart;
+    const double *lambdas, *taus, *lexicals;
+    const size_t *bs;
+    size_t lambdas_count, taus_count, lexicals_count, bs_count;
+};
+
+struct setting {
+    bool apart;
+    double lambda, tau, lexical;
+    size_t b;
+};
+
+size_t grid_count(const struct grid *g);
+struct setting grid_setting(const struct grid *g, size_t i);
+
 struct evaluation_options {
     struct propensity_source propensity; /* its names and counts are borrowed */
-    size_t at[METRICS_CUTOFFS_MAX];      /* the k's, each 1 to METRICS_RANK_MAX */
-    size_t at_count;                     /* at least 1 */
-    bool exclude_self;                   /* a label named as the text's id is neither predicted nor counted */
-    bool per_label;                      /* count for evaluation_each_label */
+    const struct grid *grid;        /* NULL: the engine's options, one setting; then deciles and label counts too */
+    bool keep_texts;                /* for evaluation_text */
+    size_t at[METRICS_CUTOFFS_MAX]; /* the k's, each 1 to METRICS_RANK_MAX */
+    size_t at_count;                /* at least 1 */
+    bool exclude_self;              /* a label named as the text's id is neither predicted nor counted */
+    bool per_label;                 /* count for evaluation_each_label */
 };
 
 /* In percent; see metrics.h for what each is. By cutoff in the order of options->at. p = 1 / (1 + C exp(-A ln(N_l +
@@ -143,7 +162,17 @@ struct left_out {
  * labels_max and min_score. */
 int evaluation_add(struct evaluation *v, const struct instance_record *texts, const struct left_out *left_out, size_t n,
                    struct error *e);
-void evaluation_metrics(const struct evaluation *v, struct metrics *out);
+/* Leave-one-out: up to `sample` of the memory's labelled instances (always the same ones), each retrieved and scored as
+ * if its own key were not there, its labels the gold; with exclude_self also without the label named as its id. Needs a
+ * grid and propensities from the memory. progress (may be NULL) is called between batches. */
+int evaluation_leave_one_out(struct evaluation *v, size_t sample,
+                             void (*progress)(size_t done, size_t n, void *context), void *context, struct error *e);
+size_t evaluation_settings(const struct evaluation *v);
+void evaluation_metrics(const struct evaluation *v, size_t setting, struct metrics *out); /* setting 0 without a grid */
+/* With keep_texts: a text's own values, in the order of adding, all 0 where it has no gold labels; NULL behind the
+ * last.
+ */
+const struct metrics_text *evaluation_text(const struct evaluation *v, size_t text, size_t setting);
 /* With per_label: every label that is gold somewhere or was predicted within the deepest cutoff, by name; each()
  * returns 0 to go on, else the walk ends there and returns 0. */
 int evaluation_each_label(const struct evaluation *v, int (*each)(const struct evaluated_label *l, void *context),

@@ -1,9 +1,11 @@
-/* Evaluation: predictions against gold labels. What is measured, and the formulas, are metrics.c's; here names become
- * what it needs: each text's gold labels with their 1/p and decile, and the prediction's labels with what they hit.
+/* Evaluation: what a grid of settings predicts against gold labels, from one retrieval per text; without a grid, the
+ * engine's own setting. What is measured, and the formulas, are metrics.c's, the settings are grid.c's; here texts are
+ * retrieved and their gold labels looked up: numbers, 1/p and deciles. Also leave-one-out: the memory's own instances,
+ * each without its own key.
  * The surprise: labels of equal score share their ranks, else the hash that orders ties would decide: on debtags, where
- * labels share a text, by 1.5 points of P@1. For that every label is asked for, so that a run of ties is seen to its
- * end. */
+ * labels share a text, by 1.5 points of P@1. */
 #include <math.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -13,16 +15,25 @@ struct evaluation {
     struct engine *g;
     struct evaluation_options options;
     struct predict_options predict;
+    struct grid own; /* where no grid was given: predict's setting */
+    const struct grid *grid;
+    size_t settings;
     struct cutoffs cutoffs;
     struct decile deciles[METRICS_DECILES];
-    double c; /* C of the propensity model; NaN where N < 3 */
-    struct metrics_sums sums;
+    double c;                  /* C of the propensity model; NaN where N < 3 */
+    struct metrics_sums *sums; /* [settings] */
     struct metrics_deciles by_decile;
     struct label_counts by_label;
-    /* The labels of the text in hand: [labels_capacity]. */
-    struct ranked_label *labels;
-    const struct slice **names;
-    size_t labels_capacity;
+    struct metrics_text *texts; /* [kept, settings], with keep_texts */
+    size_t kept, kept_capacity;
+    size_t workers;
+    struct worker { /* one a stream of the backend */
+        struct evaluation *v;
+        struct scorer *scorer;
+        struct metrics_sums *sums; /* [settings] */
+        const struct judged *text; /* in hand */
+        size_t number;             /* where its values are kept */
+    } * worker;
 };
 
 /* ---- opening ---- */
@@ -61,6 +72,19 @@ static int counts_from_memory(struct memory *memory, uint64_t *n, struct counts 
     return failed;
 }
 
+static void workers_open(struct evaluation *v)
+{
+    v->workers = v->g->backend->ops->streams(v->g->backend);
+    v->worker = mem_zero(v->workers, sizeof *v->worker);
+    for (size_t i = 0; i < v->workers; i++) {
+        v->worker[i] = (struct worker){
+            .v = v,
+            .scorer = scorer_open(v->grid, v->predict.lexical_candidates, v->cutoffs.deepest),
+            .sums = mem_zero(v->settings, sizeof *v->worker[i].sums),
+        };
+    }
+}
+
 int evaluation_open(struct evaluation **out, struct engine *g, const struct evaluation_options *options,
                     struct error *e)
 {
@@ -80,26 +104,43 @@ int evaluation_open(struct evaluation **out, struct engine *g, const struct eval
     struct evaluation *v = mem_zero(1, sizeof *v);
     v->g = g;
     v->options = *options;
-    v->predict = g->options;
-    v->predict.labels_max = 0;
-    v->predict.min_score = 0;
-    v->predict.evidence_max = 0;
+    v->predict = engine_options(g);
+    v->own = (struct grid){.joint = !v->predict.apart,
+                           .apart = v->predict.apart,
+                           .lambdas = &v->predict.lambda,
+                           .taus = &v->predict.tau,
+                           .lexicals = &v->predict.lexical,
+                           .bs = &v->predict.b,
+                           .lambdas_count = 1,
+                           .taus_count = 1,
+                           .lexicals_count = 1,
+                           .bs_count = 1};
+    v->grid = options->grid ? options->grid : &v->own;
+    v->settings = grid_count(v->grid);
+    v->sums = mem_zero(v->settings, sizeof *v->sums);
     v->c = n < 3 ? (double)NAN : (log((double)n) - 1) * pow(source->b + 1, source->a);
     cutoffs_set(&v->cutoffs, options->at, options->at_count);
     deciles_cut(v->deciles, counts.values, counts.count);
     free(counts.values);
+    workers_open(v);
     *out = v;
     return 0;
 }
 
 void evaluation_close(struct evaluation *v)
 {
-    if (v) {
-        label_counts_free(&v->by_label);
-        free(v->names);
-        free(v->labels);
-        free(v);
+    if (!v) {
+        return;
     }
+    for (size_t i = 0; i < v->workers; i++) {
+        scorer_close(v->worker[i].scorer);
+        free(v->worker[i].sums);
+    }
+    label_counts_free(&v->by_label);
+    free(v->worker);
+    free(v->texts);
+    free(v->sums);
+    free(v);
 }
 
 /* ---- propensities ---- */
@@ -132,180 +173,452 @@ static int label_count(const struct evaluation *v, const struct snapshot *snapsh
     return found < 0 ? -1 : 0;
 }
 
-/* ---- one text ---- */
-
-struct gold {
-    struct slice *names; /* sorted by bytes */
-    uint32_t *places;    /* of each name, its place in labels */
-    struct gold_label *labels;
-    size_t count;
-};
-
-static void gold_free(struct gold *gold)
+/* 1/p and decile of a label that has `count` instances. */
+static struct gold_label gold_of(const struct evaluation *v, uint64_t count)
 {
-    free(gold->labels);
-    free(gold->places);
-    free(gold->names);
+    const struct propensity_source *source = &v->options.propensity;
+    return (struct gold_label){.inverse = 1 + v->c * pow((double)count + source->b, -source->a),
+                               .decile = decile_of(v->deciles, count)};
 }
 
-/* The names that do not count for one text: left out of the gold and of the prediction alike. */
-struct unwanted {
-    const struct slice *self; /* with exclude_self, else NULL */
-    const struct left_out *others;
+/* ---- judging ---- */
+
+static void judged_open(struct judged *text, size_t gold_max, size_t unwanted_max)
+{
+    text->gold = mem_alloc(gold_max * sizeof *text->gold);
+    text->gold_ids = mem_alloc(gold_max * sizeof *text->gold_ids);
+    text->unwanted = mem_alloc(unwanted_max * sizeof *text->unwanted);
+}
+
+static void judged_close(struct judged *text)
+{
+    free(text->gold);
+    free(text->gold_ids);
+    free(text->unwanted);
+}
+
+/* Brings the gold into the order that metrics ask for. */
+static void judged_sort(struct judged *text)
+{
+    uint32_t *places = mem_alloc(text->gold_count * sizeof *places);
+    uint32_t *ids = mem_alloc(text->gold_count * sizeof *ids);
+    gold_sort(text->gold, text->gold_count, places);
+    for (size_t i = 0; i < text->gold_count; i++) {
+        ids[places[i]] = text->gold_ids[i];
+    }
+    free(text->gold_ids);
+    text->gold_ids = ids;
+    free(places);
+}
+
+/* The text's values for one setting. */
+static void setting_judge(void *context, size_t setting, const struct ranked_label *labels, const uint32_t *ids,
+                          size_t count)
+{
+    struct worker *w = context;
+    struct evaluation *v = w->v;
+    struct metrics_text values;
+    (void)ids;
+    metrics_text(&v->cutoffs, w->text->gold, w->text->gold_count, labels, count, &values, NULL);
+    metrics_add(&w->sums[setting], &v->cutoffs, &values);
+    if (v->options.keep_texts) {
+        v->texts[w->number * v->settings + setting] = values;
+    }
+}
+
+struct judging {
+    struct evaluation *v;
+    const struct snapshot *snapshot;
+    const struct judged *texts;
+    size_t n;
+    atomic_size_t next;
 };
 
-static bool is_unwanted(const struct unwanted *u, struct slice name)
+static int texts_judge_work(struct stream *s, size_t i, void *context, struct error *e)
 {
-    bool is = u->self && slice_equal(name, *u->self);
-    for (size_t i = 0; u->others && !is && i < u->others->count; i++) {
-        is = slice_equal(name, u->others->labels[i]);
+    struct judging *j = context;
+    struct worker *w = &j->v->worker[i];
+    (void)s;
+    for (size_t at; (at = atomic_fetch_add(&j->next, 1)) < j->n;) {
+        w->text = &j->texts[at];
+        w->number = j->v->kept + at;
+        if (w->text->gold_count && scorer_text(w->scorer, j->snapshot, w->text, setting_judge, w, e)) {
+            return -1;
+        }
+    }
+    return 0;
+}
+
+/* Every setting for each text that has gold labels, by all workers. */
+static int texts_judge(struct evaluation *v, const struct snapshot *snapshot, const struct judged *texts, size_t n,
+                       struct error *e)
+{
+    struct judging j = {.v = v, .snapshot = snapshot, .texts = texts, .n = n};
+    if (v->options.keep_texts && v->kept + n > v->kept_capacity) {
+        v->kept_capacity = 2 * (v->kept + n);
+        v->texts = mem_resize(v->texts, v->kept_capacity * v->settings * sizeof *v->texts);
+        memset(v->texts + v->kept * v->settings, 0, (v->kept_capacity - v->kept) * v->settings * sizeof *v->texts);
+    }
+    int failed = v->g->backend->ops->parallel(v->g->backend, texts_judge_work, &j, e);
+    v->kept += v->options.keep_texts ? n : 0;
+    return failed;
+}
+
+/* ---- a test text ---- */
+
+static bool is_left_out(const struct left_out *left_out, const struct slice *self, struct slice name)
+{
+    bool is = self && slice_equal(name, *self);
+    for (size_t i = 0; left_out && !is && i < left_out->count; i++) {
+        is = slice_equal(name, left_out->labels[i]);
     }
     return is;
 }
 
-static int gold_fill(struct gold *gold, const struct evaluation *v, const struct snapshot *snapshot,
-                     const struct instance_record *text, const struct unwanted *unwanted, struct error *e)
+static int label_id(const struct snapshot *snapshot, struct slice name, uint32_t *id, struct error *e)
 {
-    const struct propensity_source *source = &v->options.propensity;
-    gold->names = mem_alloc(text->labels_count * sizeof *gold->names);
-    gold->places = mem_alloc(text->labels_count * sizeof *gold->places);
-    gold->labels = mem_alloc(text->labels_count * sizeof *gold->labels);
-    for (size_t i = 0; i < text->labels_count; i++) {
-        uint64_t count;
-        if (is_unwanted(unwanted, text->labels[i])) {
-            continue;
-        }
-        if (label_count(v, snapshot, text->labels[i], &count, e)) {
+    struct memory_label label;
+    int found = snapshot_label_named(snapshot, name, &label, e);
+    *id = found > 0 ? label.id : NO_LABEL;
+    return found < 0 ? -1 : 0;
+}
+
+/* What the text is judged by; its matches are set elsewhere. */
+static int text_judged(struct judged *out, const struct evaluation *v, const struct snapshot *snapshot,
+                       const struct instance_record *text, const struct left_out *left_out, struct error *e)
+{
+    const struct slice *self = v->options.exclude_self ? &text->id : NULL;
+    size_t others = left_out ? left_out->count : 0;
+    judged_open(out, text->labels_count, others + 1);
+    for (size_t i = 0; i < others + (self != NULL); i++) {
+        if (label_id(snapshot, i < others ? left_out->labels[i] : *self, &out->unwanted[out->unwanted_count++], e)) {
             return -1;
         }
-        gold->names[gold->count] = text->labels[i];
-        gold->labels[gold->count++] = (struct gold_label){
-            .inverse = 1 + v->c * pow((double)count + source->b, -source->a), .decile = decile_of(v->deciles, count)};
     }
-    gold_sort(gold->labels, gold->count, gold->places);
+    for (size_t i = 0; i < text->labels_count; i++) {
+        uint64_t count;
+        if (is_left_out(left_out, self, text->labels[i])) {
+            continue;
+        }
+        if (label_count(v, snapshot, text->labels[i], &count, e) ||
+            label_id(snapshot, text->labels[i], &out->gold_ids[out->gold_count], e)) {
+            return -1;
+        }
+        out->gold[out->gold_count++] = gold_of(v, count);
+    }
+    judged_sort(out);
     return 0;
 }
 
-static int32_t gold_find(const struct gold *gold, struct slice name)
-{
-    size_t low = 0, high = gold->count;
-    while (low < high) {
-        size_t middle = low + (high - low) / 2;
-        int order = slice_compare(gold->names[middle], name);
-        if (order == 0) {
-            return (int32_t)gold->places[middle];
-        }
-        low = order < 0 ? middle + 1 : low;
-        high = order < 0 ? high : middle;
-    }
-    return METRICS_NOT_GOLD;
-}
+/* ---- deciles and counts of labels: one setting alone ---- */
 
-/* The one place that looks into a prediction: v->labels and v->names. Returns how many labels there are. */
-static size_t labels_fill(struct evaluation *v, const struct prediction *p, const struct gold *gold,
-                          const struct unwanted *unwanted)
-{
-    size_t count = 0;
-    if (p->labels_count > v->labels_capacity) {
-        v->labels_capacity = 2 * p->labels_count;
-        v->labels = mem_resize(v->labels, v->labels_capacity * sizeof *v->labels);
-        v->names = mem_resize(v->names, v->labels_capacity * sizeof *v->names);
-    }
-    for (size_t i = 0; i < p->labels_count; i++) {
-        const struct predicted_label *label = &p->labels[i];
-        if (!is_unwanted(unwanted, label->label)) {
-            v->labels[count] = (struct ranked_label){label->score, gold_find(gold, label->label)};
-            v->names[count++] = &label->label;
-        }
-    }
-    return count;
-}
+struct detail {
+    struct evaluation *v;
+    const struct snapshot *snapshot;
+    const struct judged *text;
+    struct error *e;
+    bool failed;
+};
 
-static void labels_count(struct evaluation *v, const struct gold *gold, size_t count)
+/* What was predicted: each label's share of the ranks within each cutoff. */
+static void predictions_count(struct detail *d, const struct ranked_label *labels, const uint32_t *ids, size_t count)
 {
-    for (size_t i = 0; i < gold->count; i++) {
-        label_counts_of(&v->by_label, gold->names[i])->gold++;
-    }
+    struct evaluation *v = d->v;
     for (size_t start = 0, end; start < count && start < v->cutoffs.deepest; start = end) {
-        end = ties_end(v->labels, count, start);
-        for (size_t i = start; i < end; i++) {
-            struct evaluated_label *label = label_counts_of(&v->by_label, *v->names[i]);
+        end = ties_end(labels, count, start);
+        for (size_t i = start; i < end && !d->failed; i++) {
+            struct memory_label known;
+            int found = snapshot_label(d->snapshot, ids[i], &known, d->e);
+            if (found <= 0) {
+                d->failed = found < 0;
+                continue;
+            }
+            struct evaluated_label *label = label_counts_of(&v->by_label, known.name);
             for (size_t k = 0; k < v->cutoffs.count; k++) {
                 double chance = ties_chance(start, end, v->cutoffs.at[k]);
                 label->predicted[k] += chance;
-                label->hits[k] += v->labels[i].gold == METRICS_NOT_GOLD ? 0 : chance;
+                label->hits[k] += labels[i].gold == METRICS_NOT_GOLD ? 0 : chance;
             }
         }
     }
 }
 
-static int text_evaluate(struct evaluation *v, const struct snapshot *snapshot, const struct instance_record *text,
-                         const struct left_out *left_out, const struct prediction *p, struct error *e)
+static void detail_judge(void *context, size_t setting, const struct ranked_label *labels, const uint32_t *ids,
+                         size_t count)
 {
-    const struct unwanted unwanted = {v->options.exclude_self ? &text->id : NULL, left_out};
-    struct gold gold = {0};
-    int result = gold_fill(&gold, v, snapshot, text, &unwanted, e);
-    if (result == 0 && gold.count) {
-        struct metrics_text values;
-        size_t count = labels_fill(v, p, &gold, &unwanted);
-        metrics_text(&v->cutoffs, gold.labels, gold.count, v->labels, count, &values, &v->by_decile);
-        metrics_add(&v->sums, &v->cutoffs, &values);
-        if (v->options.per_label) {
-            labels_count(v, &gold, count);
+    struct detail *d = context;
+    struct metrics_text values;
+    metrics_text(&d->v->cutoffs, d->text->gold, d->text->gold_count, labels, count, &values, &d->v->by_decile);
+    metrics_add(&d->v->sums[setting], &d->v->cutoffs, &values);
+    if (d->v->options.per_label) {
+        predictions_count(d, labels, ids, count);
+    }
+}
+
+static int text_detail(struct evaluation *v, const struct snapshot *snapshot, const struct judged *judged,
+                       const struct instance_record *text, const struct left_out *left_out, struct error *e)
+{
+    struct detail d = {.v = v, .snapshot = snapshot, .text = judged, .e = e};
+    const struct slice *self = v->options.exclude_self ? &text->id : NULL;
+    if (judged->gold_count == 0) {
+        return 0;
+    }
+    for (size_t i = 0; v->options.per_label && i < text->labels_count; i++) {
+        if (!is_left_out(left_out, self, text->labels[i])) {
+            label_counts_of(&v->by_label, text->labels[i])->gold++;
         }
     }
-    gold_free(&gold);
+    return scorer_text(v->worker[0].scorer, snapshot, judged, detail_judge, &d, e) || d.failed ? -1 : 0;
+}
+
+/* ---- test texts ---- */
+
+static int slice_evaluate(struct evaluation *v, struct retrieval *r, const struct instance_record *texts,
+                          const struct left_out *left_out, size_t n, struct error *e)
+{
+    struct judged *judged = mem_zero(n, sizeof *judged);
+    int result = 0;
+    for (size_t i = 0; i < n && result == 0; i++) {
+        const struct left_out *out = left_out ? &left_out[i] : NULL;
+        judged[i].matches = r->matches[i];
+        result = text_judged(&judged[i], v, r->snapshot, &texts[i], out, e);
+        if (result == 0 && !v->options.grid) {
+            result = text_detail(v, r->snapshot, &judged[i], &texts[i], out, e);
+        }
+    }
+    if (result == 0 && v->options.grid) {
+        result = texts_judge(v, r->snapshot, judged, n, e);
+    }
+    for (size_t i = 0; i < n; i++) {
+        judged_close(&judged[i]);
+    }
+    free(judged);
     return result;
 }
 
 int evaluation_add(struct evaluation *v, const struct instance_record *texts, const struct left_out *left_out, size_t n,
                    struct error *e)
 {
+    struct search search = grid_search(v->grid, v->predict.lexical_candidates);
     struct tokens *tokens = mem_zero(n, sizeof *tokens);
     const struct tokens **inputs = mem_alloc(n * sizeof *inputs);
-    struct prediction *predictions = mem_zero(n, sizeof *predictions);
-    struct snapshot *snapshot = NULL;
-    int result = -1;
+    struct retrieval r;
+    int result = 0;
+    retrieval_open(&r, v->g, &search, n);
     for (size_t i = 0; i < n; i++) {
         encoder_tokenize(v->g->encoder, ENCODER_TEXT, texts[i].text, &tokens[i]);
         inputs[i] = &tokens[i];
     }
-    if (engine_predict_with(v->g, &v->predict, inputs, n, predictions, NULL, e) ||
-        memory_look(v->g->memory, &snapshot, e)) {
+    for (size_t first = 0, count; first < n && result == 0; first += count) {
+        count = engine_slice(v->g, inputs + first, n - first, r.texts);
+        result = retrieval_slice(&r, inputs + first, count, e) ||
+                 slice_evaluate(v, &r, texts + first, left_out ? left_out + first : NULL, count, e);
+    }
+    retrieval_close(&r);
+    for (size_t i = 0; i < n; i++) {
+        tokens_free(&tokens[i]);
+    }
+    free(inputs);
+    free(tokens);
+    return result ? -1 : 0;
+}
+
+/* ---- leave-one-out ---- */
+
+struct own_row {
+    uint64_t order, slot;
+};
+
+static int by_order(const void *a, const void *b)
+{
+    const struct own_row *x = a, *y = b;
+    return x->order != y->order ? (x->order > y->order) - (x->order < y->order)
+                                : (x->slot > y->slot) - (x->slot < y->slot);
+}
+
+/* The sample: the instances with labels whose ids' hashes, mixed, are the smallest: the same on every replica. */
+static size_t rows_sample(const struct keys_view *view, size_t sample, struct own_row **out)
+{
+    struct own_row *rows = NULL;
+    size_t count = 0, capacity = 0;
+    for (size_t b = 0; b < view->count; b++) {
+        const struct keys_block *block = &view->blocks[b];
+        for (uint32_t r = 0; block->kind == KEY_INSTANCE && r < block->rows; r++) {
+            if (!block->candidate[r]) {
+                continue;
+            }
+            if (count == capacity) {
+                capacity = capacity ? 2 * capacity : 4096;
+                rows = mem_resize(rows, capacity * sizeof *rows);
+            }
+            rows[count++] =
+                (struct own_row){(block->ties[r] ^ block->ties[r] >> 29) * 0x9E3779B97F4A7C15U, block->first_slot + r};
+        }
+    }
+    if (count) {
+        qsort(rows, count, sizeof *rows, by_order);
+    }
+    *out = rows;
+    return count < sample ? count : sample;
+}
+
+static void row_vector(const struct keys_view *view, size_t block_rows, uint64_t slot, float *out)
+{
+    const struct keys_block *block = &view->blocks[slot / block_rows];
+    size_t at = slot % block_rows * view->dim;
+    for (size_t i = 0; i < view->dim; i++) {
+        if (view->dtype == KEY_F32) {
+            out[i] = ((const float *)block->vectors)[at + i];
+        } else {
+            uint32_t bits = (uint32_t)((const uint16_t *)block->vectors)[at + i] << 16;
+            memcpy(&out[i], &bits, sizeof out[i]);
+        }
+    }
+}
+
+/* The row's labels are the gold; with exclude_self the label named as its id is neither that nor predicted. */
+static int row_judged(struct judged *out, const struct evaluation *v, const struct snapshot *snapshot, uint64_t slot,
+                      struct error *e)
+{
+    struct memory_instance instance;
+    struct memory_label label;
+    int found = snapshot_instance_at(snapshot, slot, &instance, e);
+    if (found <= 0) {
+        return found < 0 ? -1
+                         : error_set(e, ERROR_FATAL, E_CORRUPT, "slot %llu holds a key, but nothing is known of it",
+                                     (unsigned long long)slot);
+    }
+    judged_open(out, instance.labels_count, 1);
+    if (v->options.exclude_self && label_id(snapshot, instance.id, &out->unwanted[out->unwanted_count++], e)) {
+        return -1;
+    }
+    for (size_t i = 0; i < instance.labels_count; i++) {
+        if (out->unwanted_count && instance.labels[i] == out->unwanted[0]) {
+            continue;
+        }
+        found = snapshot_label(snapshot, instance.labels[i], &label, e);
+        if (found <= 0) {
+            return found < 0 ? -1 : error_set(e, ERROR_FATAL, E_CORRUPT, "label %u is missing", instance.labels[i]);
+        }
+        out->gold_ids[out->gold_count] = label.id;
+        out->gold[out->gold_count++] = gold_of(v, label.instances);
+    }
+    judged_sort(out);
+    return 0;
+}
+
+/* Takes the row's own key out of its matches. */
+static void own_remove(struct matches *m, uint64_t slot)
+{
+    uint32_t kept = 0;
+    for (uint32_t i = 0; i < m->counts[INSTANCES]; i++) {
+        if (m->of[INSTANCES][i].slot != slot) {
+            m->of[INSTANCES][kept++] = m->of[INSTANCES][i];
+        }
+    }
+    m->counts[INSTANCES] = kept;
+}
+
+/* Retrieves, judges and adds the rows; the caller holds the turn. */
+static int rows_evaluate(struct evaluation *v, struct retrieval *r, const struct own_row *rows, size_t n,
+                         struct error *e)
+{
+    const struct keys_view *view = snapshot_keys(r->snapshot);
+    size_t block_rows = snapshot_block_rows(r->snapshot);
+    struct judged *judged = mem_zero(n, sizeof *judged);
+    int result = 0;
+    for (size_t i = 0; i < n; i++) {
+        row_vector(view, block_rows, rows[i].slot, r->queries + i * view->dim);
+    }
+    result = retrieval_search(r, n, e);
+    for (size_t i = 0; i < n && result == 0; i++) {
+        own_remove(&r->matches[i], rows[i].slot);
+        if (r->search.lexical) {
+            retrieval_score_own(r, rows[i].slot, &r->matches[i]);
+        }
+        judged[i].matches = r->matches[i];
+        result = row_judged(&judged[i], v, r->snapshot, rows[i].slot, e);
+    }
+    result = result || texts_judge(v, r->snapshot, judged, n, e) ? -1 : 0;
+    for (size_t i = 0; i < n; i++) {
+        judged_close(&judged[i]);
+    }
+    free(judged);
+    return result;
+}
+
+int evaluation_leave_one_out(struct evaluation *v, size_t sample,
+                             void (*progress)(size_t done, size_t n, void *context), void *context, struct error *e)
+{
+    enum { ROWS_AT_ONCE = 64 };
+    struct search search = grid_search(v->grid, v->predict.lexical_candidates);
+    struct own_row *rows = NULL;
+    struct retrieval r;
+    size_t n = 0;
+    int result = -1;
+    search.count++; /* its own key */
+    retrieval_open(&r, v->g, &search, ROWS_AT_ONCE);
+    if (memory_snapshot(v->g->memory, &r.snapshot, e)) {
         goto done;
     }
-    for (size_t i = 0; i < n; i++) {
-        if (text_evaluate(v, snapshot, &texts[i], left_out ? &left_out[i] : NULL, &predictions[i], e)) {
+    n = rows_sample(snapshot_keys(r.snapshot), sample, &rows);
+    for (size_t first = 0, count; first < n; first += count) {
+        count = n - first < r.texts ? n - first : r.texts;
+        turns_take(&v->g->turns, TURN_TEXT);
+        if (search.lexical) {
+            engine_lexical_sync(v->g, r.snapshot);
+        }
+        int failed = rows_evaluate(v, &r, rows + first, count, e);
+        turns_give(&v->g->turns);
+        if (failed) {
             goto done;
+        }
+        if (progress) {
+            progress(first + count, n, context);
         }
     }
     result = 0;
 done:
-    snapshot_release(snapshot);
-    for (size_t i = 0; i < n; i++) {
-        prediction_free(&predictions[i]);
-        tokens_free(&tokens[i]);
-    }
-    free(predictions);
-    free(inputs);
-    free(tokens);
+    retrieval_close(&r);
+    free(rows);
     return result;
 }
 
 /* ---- results ---- */
 
-void evaluation_metrics(const struct evaluation *v, struct metrics *out)
+/* What all workers have summed for one setting. */
+static struct metrics_sums sums_of(const struct evaluation *v, size_t setting)
 {
-    *out = (struct metrics){.n = v->sums.n, .calibration_error = metrics_calibration_error(&v->sums)};
+    struct metrics_sums sums = v->sums[setting];
+    for (size_t w = 0; w < v->workers; w++) {
+        metrics_merge(&sums, &v->worker[w].sums[setting]);
+    }
+    return sums;
+}
+
+size_t evaluation_settings(const struct evaluation *v)
+{
+    return v->settings;
+}
+
+const struct metrics_text *evaluation_text(const struct evaluation *v, size_t text, size_t setting)
+{
+    return text < v->kept ? &v->texts[text * v->settings + setting] : NULL;
+}
+
+void evaluation_metrics(const struct evaluation *v, size_t setting, struct metrics *out)
+{
+    struct metrics_sums sums = sums_of(v, setting);
+    *out = (struct metrics){.n = sums.n, .calibration_error = metrics_calibration_error(&sums)};
     for (size_t k = 0; k < v->cutoffs.count; k++) {
-        out->at[k] = metrics_values(&v->sums, &v->cutoffs, k);
+        out->at[k] = metrics_values(&sums, &v->cutoffs, k);
     }
     for (unsigned d = 0; d < METRICS_DECILES; d++) {
         struct metrics_decile *decile = &out->deciles[d];
         decile->labels = v->deciles[d];
         decile->gold = v->by_decile.gold[d];
         for (size_t k = 0; k < v->cutoffs.count; k++) {
-            decile->at[k] = metrics_decile_values(&v->sums, &v->by_decile, &v->cutoffs, d, k);
+            decile->at[k] = metrics_decile_values(&sums, &v->by_decile, &v->cutoffs, d, k);
             decile->recall[k] = 100 * v->by_decile.at[d][k].hits / (double)decile->gold;
         }
     }

@@ -103,6 +103,8 @@ void retrieval_open(struct retrieval *r, struct engine *g, const struct search *
 void retrieval_close(struct retrieval *r);
 /* Encodes and searches in one turn on the backend: n at most r->texts, together at most one slice of tokens. */
 int retrieval_slice(struct retrieval *r, const struct tokens *const *inputs, size_t n, struct error *e);
+/* The lexical score of matches of the row in `slot`, as if that row were not there; the caller holds the turn. */
+void retrieval_score_own(struct retrieval *r, uint64_t slot, struct matches *m);
 /* The same for r->queries [n] as they stand, without a lexical score; the caller holds the turn. */
 int retrieval_search(struct retrieval *r, size_t n, struct error *e);
 
@@ -134,6 +136,32 @@ void tally_free(struct tally *t);
 /* engine_predict with other options than the engine's. After an error, out holds nothing: freeing it is harmless. */
 int engine_predict_with(struct engine *g, const struct predict_options *options, const struct tokens *const *inputs,
                         size_t n, struct prediction *out, struct predict_times *times, struct error *e);
+
+/* ---- grids (grid.c): a text's matches by many settings ---- */
+
+/* What is searched so that every setting finds its keys. */
+struct search grid_search(const struct grid *g, size_t lexical_candidates);
+
+/* A text to be scored: its matches of each kind by falling q.k, and what its labels are judged by. */
+struct judged {
+    struct matches matches;
+    struct gold_label *gold; /* [gold_count], by falling 1/p */
+    uint32_t *gold_ids;      /* [gold_count]; NO_LABEL: the memory does not know it */
+    size_t gold_count;
+    uint32_t *unwanted; /* [unwanted_count]: labels that are not predicted */
+    size_t unwanted_count;
+};
+
+/* A setting's labels by falling score, to the end of the run of ties at the scorer's depth; ids are the memory's. */
+typedef void scorer_each(void *context, size_t setting, const struct ranked_label *labels, const uint32_t *ids,
+                         size_t count);
+
+struct scorer; /* one thread's; the grid is borrowed */
+struct scorer *scorer_open(const struct grid *grid, size_t lexical_candidates, size_t depth);
+void scorer_close(struct scorer *s);
+/* Calls each() once for every setting. */
+int scorer_text(struct scorer *s, const struct snapshot *snapshot, const struct judged *text, scorer_each *each,
+                void *context, struct error *e);
 
 /* ---- counts of labels ---- */
 

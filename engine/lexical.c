@@ -378,17 +378,6 @@ void lexical_sync(struct lexical *x, const struct snapshot *s)
     }
 }
 
-size_t lexical_pieces(const struct lexical *x, uint64_t slot, int32_t *pieces, size_t max)
-{
-    int32_t *row = NULL;
-    size_t capacity = 0, count = row_read(x, slot, &row, &capacity);
-    if (count) {
-        memcpy(pieces, row, (count < max ? count : max) * sizeof *pieces);
-    }
-    free(row);
-    return count;
-}
-
 static void key_change(struct lexical *x, uint64_t slot, uint32_t change)
 {
     size_t count = row_read(x, slot, &x->row, &x->row_capacity);
@@ -504,6 +493,12 @@ void lexical_query_set(struct lexical_query *q, const struct lexical *x, const i
     for (size_t i = 0; i < q->terms.count && squares > 0; i++) {
         q->weights[i] /= (float)sqrt(squares);
     }
+}
+
+void lexical_query_of(struct lexical_query *q, const struct lexical *x, uint64_t slot)
+{
+    size_t count = row_read(x, slot, &q->row, &q->row_capacity);
+    lexical_query_set(q, x, q->row, count);
 }
 
 /* ---- scores ---- */

@@ -17,9 +17,6 @@ void lexical_close(struct lexical *x); /* NULL is fine */
 /* Brings it to the snapshot's version; the cost follows what changed. Nobody may read meanwhile. */
 void lexical_sync(struct lexical *x, const struct snapshot *s);
 
-/* The word pieces of a key's text, at most `max` of them; the count of all. */
-size_t lexical_pieces(const struct lexical *x, uint64_t slot, int32_t *pieces, size_t max);
-
 /* As if the key were not there (leave-one-out), and back. Its own score is not asked for meanwhile. */
 void lexical_omit(struct lexical *x, uint64_t slot);
 void lexical_restore(struct lexical *x, uint64_t slot);
@@ -31,6 +28,7 @@ struct lexical_query *lexical_query_open(void);
 void lexical_query_close(struct lexical_query *q); /* NULL is fine */
 /* pieces [count]: the text as encoded, without [CLS] and [SEP]. */
 void lexical_query_set(struct lexical_query *q, const struct lexical *x, const int32_t *pieces, size_t count);
+void lexical_query_of(struct lexical_query *q, const struct lexical *x, uint64_t slot); /* the text of a key */
 /* cosines [n], of the keys in slots [n]: 0 where a text or a key has no term. */
 void lexical_cosines(struct lexical_query *q, struct lexical *x, const uint64_t *slots, size_t n, float *cosines);
 

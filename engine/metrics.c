@@ -156,6 +156,21 @@ void metrics_add(struct metrics_sums *sums, const struct cutoffs *c, const struc
     }
 }
 
+void metrics_merge(struct metrics_sums *sums, const struct metrics_sums *more)
+{
+    sums->n += more->n;
+    for (size_t i = 0; i < METRICS_CUTOFFS_MAX; i++) {
+        part_add(&sums->at[i], &more->at[i]);
+        sums->best[i].gain += more->best[i].gain;
+        sums->best[i].gain_dcg += more->best[i].gain_dcg;
+    }
+    for (size_t i = 0; i < METRICS_BINS; i++) {
+        sums->bins[i].n += more->bins[i].n;
+        sums->bins[i].score += more->bins[i].score;
+        sums->bins[i].hits += more->bins[i].hits;
+    }
+}
+
 static struct metrics_values values_of(const struct metrics_part *part, const struct metrics_sums *sums,
                                        const struct cutoffs *c, size_t cutoff)
 {

@@ -98,6 +98,8 @@ struct metrics_sums { /* zero-initialise */
 
 void metrics_add(struct metrics_sums *sums, const struct cutoffs *c, const struct metrics_text *text);
 
+void metrics_merge(struct metrics_sums *sums, const struct metrics_sums *more);
+
 /* In percent; NaN where not defined.
  *   P@k       mean over the texts of hits among the first k / k
  *   R@k       mean of hits / gold labels

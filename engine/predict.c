@@ -1,5 +1,5 @@
 /* Predict: retrieve, aggregate, name the labels and the evidence (arXiv 2502.10615, section 3).
- *   p = sum over the keys retrieved of weight * (lambda * y | (1 - lambda) * e)
+ *   p = lambda * sum over instances of weight * y  +  (1 - lambda) * sum over labels of weight * e
  * Aggregation reads only the snapshot and leaves the backend to others. The surprise: label names are read only for
  * labels that reach the output, and equal scores are common (labels of one instance share its weight), so the cut at
  * labels_max reads on to the end of its run of ties. */
@@ -29,7 +29,7 @@ struct prediction_run {
     double *weights[KINDS]; /* [matches_max] each, of one text */
     double factors[KINDS];  /* lambda, 1 - lambda */
     struct tally tally;
-    double *sums; /* by the tally's places */
+    double *sums[KINDS]; /* by the tally's places */
     struct scored *scored;
     size_t scored_capacity;
     struct candidate *candidates;
@@ -42,7 +42,9 @@ static void scored_reserve(struct prediction_run *r)
 {
     if (r->tally.count > r->scored_capacity) {
         r->scored_capacity = 2 * (size_t)r->tally.count;
-        r->sums = mem_resize(r->sums, r->scored_capacity * sizeof *r->sums);
+        for (int kind = 0; kind < KINDS; kind++) {
+            r->sums[kind] = mem_resize(r->sums[kind], r->scored_capacity * sizeof *r->sums[kind]);
+        }
         r->scored = mem_resize(r->scored, r->scored_capacity * sizeof *r->scored);
     }
 }
@@ -58,16 +60,19 @@ static int matches_tally(struct prediction_run *r, const struct matches *m, stru
             if (snapshot_values(r->retrieval.snapshot, m->of[kind][i].slot, &labels, &labels_count, e)) {
                 return -1;
             }
-            double share = r->weights[kind][i] * r->factors[kind];
             for (size_t l = 0; l < labels_count; l++) {
                 uint32_t before = r->tally.count, at = tally_place(&r->tally, labels[l]);
                 scored_reserve(r);
-                r->sums[at] = (at == before ? 0 : r->sums[at]) + share;
+                if (at == before) {
+                    r->sums[INSTANCES][at] = r->sums[LABELS][at] = 0;
+                }
+                r->sums[kind][at] += r->weights[kind][i];
             }
         }
     }
     for (uint32_t i = 0; i < r->tally.count; i++) {
-        r->scored[i] = (struct scored){r->tally.labels[i], (float)r->sums[i]};
+        double score = r->factors[INSTANCES] * r->sums[INSTANCES][i] + r->factors[LABELS] * r->sums[LABELS][i];
+        r->scored[i] = (struct scored){r->tally.labels[i], (float)score};
     }
     return 0;
 }
@@ -267,9 +272,9 @@ static void run_close(struct prediction_run *r)
     retrieval_close(&r->retrieval);
     for (int kind = 0; kind < KINDS; kind++) {
         free(r->weights[kind]);
+        free(r->sums[kind]);
     }
     tally_free(&r->tally);
-    free(r->sums);
     free(r->scored);
     free(r->candidates);
 }

@@ -111,12 +111,11 @@ struct lexical_work {
     atomic_size_t next;
 };
 
-static void text_score(struct retrieval *r, struct lexical_query *q, const struct tokens *input, struct matches *m)
+static void matches_score(struct retrieval *r, struct lexical_query *q, struct matches *m)
 {
     enum { AT_ONCE = 1024 };
     uint64_t slots[AT_ONCE];
     float cosines[AT_ONCE];
-    lexical_query_set(q, r->g->lexical, input->ids + 1, input->count - 2); /* without [CLS] and [SEP] */
     for (int kind = 0; kind < KINDS; kind++) {
         for (uint32_t first = 0, count; first < m->counts[kind]; first += count) {
             struct match *of = m->of[kind] + first;
@@ -132,12 +131,24 @@ static void text_score(struct retrieval *r, struct lexical_query *q, const struc
     }
 }
 
+void retrieval_score_own(struct retrieval *r, uint64_t slot, struct matches *m)
+{
+    struct lexical *x = r->g->lexical;
+    struct lexical_query *q = r->g->lexical_queries[0];
+    lexical_omit(x, slot);
+    lexical_query_of(q, x, slot);
+    matches_score(r, q, m);
+    lexical_restore(x, slot);
+}
+
 static int lexical_work(struct stream *s, size_t i, void *context, struct error *e)
 {
     (void)s, (void)e;
     struct lexical_work *w = context;
     for (size_t at; (at = atomic_fetch_add_explicit(&w->next, 1, memory_order_relaxed)) < w->n;) {
-        text_score(w->r, w->r->g->lexical_queries[i], w->inputs[at], &w->r->matches[at]);
+        struct lexical_query *q = w->r->g->lexical_queries[i];
+        lexical_query_set(q, w->r->g->lexical, w->inputs[at]->ids + 1, w->inputs[at]->count - 2); /* no [CLS], [SEP] */
+        matches_score(w->r, q, &w->r->matches[at]);
     }
     return 0;
 }
