@@ -10,12 +10,16 @@ enum { BATCH_TEXTS = 512, BATCH_BYTES = 256 << 10 };
 
 static const struct config_command command = {
     .name = "eval",
-    .usage = "--test FILE [--at LIST] [--exclude-self] [--train FILE] [--deciles] [--per-label FILE] [--json]",
-    .help = "Predicts the texts of a labelled file and compares, in percent: P@k, R@k, nDCG@k, PSP@k and PSnDCG@k "
-            "(propensity-scored: hits on rare labels count more), and ECE, the expected calibration error of the first "
-            "label's score. labels_max and min_score do not apply. Gold labels that the memory lacks count as missed. "
-            "Labels of equal score count as the mean over their orders. A FILE may also be one of an LF-XMC or DEXML "
-            "data set, or the set's folder; its filter_labels_*.txt is heeded.",
+    .usage =
+        "--test FILE [--at LIST] [--exclude-self] [--train FILE] [--deciles] [--per-label FILE] [--show N | --json]",
+    .help =
+        "Predicts the texts of a labelled file and compares, in percent: P@k, R@k, nDCG@k, PSP@k and PSnDCG@k "
+        "(propensity-scored: hits on rare labels count more), and ECE, the expected calibration error of the first "
+        "label's score. labels_max and min_score do not apply. Gold labels that the memory lacks count as missed. "
+        "Labels of equal score count as the mean over their orders. --show prints the first N texts that have a gold "
+        "label, ahead of the metrics, 1 to 1000; there labels_max and min_score do apply. A FILE may also be one of an "
+        "LF-XMC or DEXML "
+        "data set, or the set's folder; its filter_labels_*.txt is heeded.",
     .example = "engram eval --memory my-memory --test examples/debtags/test.jsonl.gz",
     .flags =
         (const struct config_flag[]){
@@ -32,6 +36,7 @@ static const struct config_command command = {
              false},
             {"per-label", "FILE",
              "write each label's counts as lines of JSON: train, gold, predicted and hits at each k", false},
+            {"show", "N", "print N texts with their right and wrong tags and the evidence for each", false},
             {"json", NULL, "one JSON object", false},
             {0}},
 };
@@ -53,6 +58,7 @@ struct eval {
     struct progress progress;
     struct eval_cutoffs cutoffs;
     struct evaluation *evaluation;
+    struct eval_show show;
     struct arena arena; /* of the texts that wait */
     struct instance_record texts[BATCH_TEXTS];
     struct left_out left_out[BATCH_TEXTS]; /* by filter_labels_*.txt */
@@ -126,7 +132,8 @@ static int train_read(struct eval *v, const char *path, struct error *e)
 
 static int test_flush(struct eval *v, struct error *e)
 {
-    if (evaluation_add(v->evaluation, v->texts, v->left_out, v->count, e)) {
+    if (evaluation_add(v->evaluation, v->texts, v->left_out, v->count, e) ||
+        eval_show_add(&v->show, v->texts, v->left_out, v->count, e)) {
         return -1;
     }
     v->done += v->count;
@@ -173,6 +180,7 @@ static int eval_measure(struct eval *v, const struct config *config, struct cli_
     if (cli_open(opened, config, CLI_MEMORY_READ, e) || evaluation_open(&v->evaluation, opened->engine, &options, e)) {
         return -1;
     }
+    eval_show_start(&v->show, opened, options.exclude_self, config);
     progress_start(&v->progress, "evaluating", "texts");
     int result = test_read(v, e);
     progress_end(&v->progress, v->done);
@@ -198,6 +206,7 @@ static int eval_run(struct eval *v, const struct config *config)
     if (arguments_has(v->arguments, "json")) {
         eval_json(&metrics, &v->cutoffs, deciles, &out);
     } else {
+        buffer_append(&out, v->show.out.data, v->show.out.bytes);
         eval_table(&metrics, &v->cutoffs, &out);
         if (deciles) {
             eval_decile_tables(&metrics, &v->cutoffs, &out);
@@ -243,6 +252,26 @@ static bool cutoffs_read(struct eval *v, int *status)
     return good;
 }
 
+/* --show N, 0 without one. */
+static bool show_read(struct eval *v, int *status)
+{
+    const char *value = arguments_value(v->arguments, "show");
+    size_t digits = value ? strspn(value, "0123456789") : 0;
+    if (!value) {
+        return true;
+    }
+    v->show.wanted = digits && digits < 5 && !value[digits] ? strtoul(value, NULL, 10) : 0;
+    if (v->show.wanted < 1 || v->show.wanted > EVAL_SHOW_MAX) {
+        *status = cli_usage(command.name, "--show is \"%s\": it must be a number from 1 to %d", value, EVAL_SHOW_MAX);
+        return false;
+    }
+    if (arguments_has(v->arguments, "json")) {
+        *status = cli_usage(command.name, "--show prints texts to read: it does not go with --json");
+        return false;
+    }
+    return true;
+}
+
 int command_eval(int argc, char **argv)
 {
     struct eval *v = mem_zero(1, sizeof *v);
@@ -262,12 +291,14 @@ int command_eval(int argc, char **argv)
         status = cli_usage(command.name, "only one of --test and --train can be standard input");
     } else if (per_label && strcmp(per_label, "-") == 0) {
         status = cli_usage(command.name, "--per-label needs a file: standard output has the metrics");
-    } else if (cutoffs_read(v, &status) && data_text_flag(command.name, arguments, &v->content, &status) &&
+    } else if (cutoffs_read(v, &status) && show_read(v, &status) &&
+               data_text_flag(command.name, arguments, &v->content, &status) &&
                number_read(arguments, "psp-a", 0, &v->propensity.a, &status) &&
                number_read(arguments, "psp-b", 0.001, &v->propensity.b, &status)) {
         status = eval_run(v, &config);
     }
 done:
+    buffer_free(&v->show.out);
     arena_free(&v->arena);
     arena_free(&v->train_arena);
     name_set_free(&v->train_names);

@@ -136,6 +136,27 @@ void eval_decile_tables(const struct metrics *m, const struct eval_cutoffs *c, s
 /* A line of JSON for each label into f, which is open; finished, not yet published. */
 int eval_labels_write(const struct evaluation *v, const struct eval_cutoffs *c, struct out_file *f, struct error *e);
 
+/* eval_show.c: texts with their right, wrong and missed labels and the evidence, to read. */
+enum { EVAL_SHOW_MAX = 1000 };
+
+struct eval_show {
+    size_t wanted, shown; /* texts; wanted 0: none */
+    struct buffer out;    /* the caller prints and frees it */
+    struct engine *engine;
+    struct memory *memory;
+    struct predict_options options; /* every candidate, every piece of evidence */
+    size_t labels_max;              /* of the options in force; 0: no limit */
+    double min_score;
+    bool exclude_self;
+    size_t columns;
+};
+
+void eval_show_start(struct eval_show *s, const struct cli_engine *opened, bool exclude_self,
+                     const struct config *config);
+/* Appends those of the texts that have a gold label, until `wanted` are shown. Arguments as evaluation_add. */
+int eval_show_add(struct eval_show *s, const struct instance_record *texts, const struct left_out *left_out, size_t n,
+                  struct error *e);
+
 /* Lines of standard input, read ahead by a thread of its own, so that a batch is whatever waits: whole ones from a
  * file, one line at a time from somebody who types. */
 struct input;

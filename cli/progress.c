@@ -3,22 +3,13 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include "base/clock.h"
 #include "cli/internal.h"
+#include "cli/terminal.h"
 
 enum { REDRAW_US = 100000, LINE_US = 5000000, BAR_MIN = 4, BAR_MAX = 30 };
-
-static size_t terminal_columns(void)
-{
-    struct winsize size;
-    if (ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0) {
-        return size.ws_col;
-    }
-    return 80;
-}
 
 /* 1234567 as "1,234,567". */
 static void number_grouped(struct buffer *out, uint64_t number)
@@ -69,7 +60,7 @@ static void draw(const struct progress *p, double fraction, bool over)
     buffer_format(&line, "%s ", p->what);
     if (fraction >= 0 && p->terminal) {
         size_t others = strlen(p->what) + text.bytes + sizeof " [] 100%  ";
-        size_t columns = terminal_columns();
+        size_t columns = terminal_columns(STDERR_FILENO);
         size_t bar = columns > others + BAR_MIN ? columns - others : BAR_MIN;
         bar = bar > BAR_MAX ? BAR_MAX : bar;
         size_t full = (size_t)((double)bar * fraction);

@@ -8,6 +8,7 @@
 #include "base/json.h"
 #include "base/utf8.h"
 #include "cli/internal.h"
+#include "cli/terminal.h"
 #include "record/record.h"
 
 enum { LINES_MAX = 1024 }; /* taken at once */
@@ -74,21 +75,6 @@ static void item_read(struct tag *t, struct slice line)
 }
 
 /* ---- the card ---- */
-
-/* Text from outside on a terminal: control characters would move its cursor. */
-static void plain_append(struct buffer *out, struct slice text, size_t bytes_max)
-{
-    size_t bytes = utf8_cut(text.data, text.bytes, bytes_max);
-    for (size_t i = 0; i < bytes; i++) {
-        unsigned char c = (unsigned char)text.data[i];
-        bool c1 = c == 0xc2 && i + 1 < bytes && (unsigned char)text.data[i + 1] < 0xa0;
-        buffer_byte(out, c < 0x20 || c == 0x7f || c1 ? ' ' : text.data[i]);
-        i += c1;
-    }
-    if (bytes < text.bytes) {
-        buffer_string(out, "...");
-    }
-}
 
 static void card_labels(struct buffer *out, const struct prediction *p)
 {

@@ -56,6 +56,10 @@ struct predict_times { /* microseconds spent, for metrics; may be NULL */
 };
 int engine_predict(struct engine *g, const struct tokens *const *inputs, size_t n, struct prediction *out,
                    struct predict_times *times, struct error *e);
+/* engine_predict with other options than the engine's, for this call alone; they must be in the ranges that engine_open
+ * asks for. After an error, out holds nothing: freeing it is harmless. */
+int engine_predict_with(struct engine *g, const struct predict_options *options, const struct tokens *const *inputs,
+                        size_t n, struct prediction *out, struct predict_times *times, struct error *e);
 
 /* One change of the memory, in the order of its partition. */
 enum fold_kind {

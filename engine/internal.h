@@ -133,10 +133,6 @@ uint32_t tally_place(struct tally *t, uint32_t label);      /* its place, a new 
 uint32_t tally_find(const struct tally *t, uint32_t label); /* NO_LABEL: it has none */
 void tally_free(struct tally *t);
 
-/* engine_predict with other options than the engine's. After an error, out holds nothing: freeing it is harmless. */
-int engine_predict_with(struct engine *g, const struct predict_options *options, const struct tokens *const *inputs,
-                        size_t n, struct prediction *out, struct predict_times *times, struct error *e);
-
 /* ---- grids (grid.c): a text's matches by many settings ---- */
 
 /* What is searched so that every setting finds its keys. */

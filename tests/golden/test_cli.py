@@ -93,6 +93,19 @@ def test_eval_refuses_cutoffs(at, wrong):
     assert done.stderr.startswith(f'engram eval: --at is "{at}": '.encode()) and wrong.encode() in done.stderr
 
 
+@pytest.mark.parametrize("n", ["0", "1001", "-1", "", "3x", "+3", " 3", "99999999999999999999"])
+def test_eval_refuses_to_show(n):
+    done = engram("eval", "--test", "absent", f"--show={n}")
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr.startswith(f'engram eval: --show is "{n}": it must be a number from 1 to 1000\n'.encode())
+
+
+def test_eval_shows_texts_to_readers_alone():
+    done = engram("eval", "--test", "absent", "--show", "3", "--json")
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr.startswith(b"engram eval: --show prints texts to read: it does not go with --json\n")
+
+
 def test_config_says_what_is_in_force_and_from_where(tmp_path):
     file = tmp_path / "engram.conf"
     file.write_text("[predict]\nb = 7\n\n[kafka]\nsasl.password = a ;b\n")

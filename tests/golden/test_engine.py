@@ -7,10 +7,12 @@ import json
 import os
 import pty
 import random
+import re
 import select
 import shutil
 import subprocess
 import tempfile
+import unicodedata
 from pathlib import Path
 
 import engine_reference as reference
@@ -377,6 +379,131 @@ def test_per_label_file_is_whole_or_absent(folder):
     assert sorted(folder.glob("out*")) == [out, folder / "out.jsonl.gz"]
     engram("eval", "--test", test, "--per-label", folder / "no" / "such", *world.flags, status=1)
     engram("eval", "--test", test, "--per-label", "-", *world.flags, status=2)
+
+
+# ---- eval --show ----------------------------------------------------------------------------------------------------
+
+EVIDENCE = re.compile(r'           (-?\d\.\d{3}) (?:(\d+\.\d{3}) )?(\d\.\d{3})  (instance|label   ) (.+?)  "(.*)"')
+
+
+def cases(lines):
+    """What eval --show printed, parsed: id, text, published [(mark, score, label, keys, more)], missed {label: why}."""
+    found = []
+    for line in lines[: lines.index(next(line for line in lines if line.startswith("%")))]:
+        if head := re.fullmatch(r"(\d+)\. (.*)", line):
+            assert int(head[1]) == len(found) + 1
+            found.append({"id": head[2], "published": [], "missed": {}})
+        elif not found or not line:
+            continue
+        elif text := re.fullmatch(r'  "(.*)"', line):
+            found[-1]["text"] = text[1]
+        elif tag := re.fullmatch(r"  (right|wrong)   (\d\.\d{3})  (.*)", line):
+            found[-1]["published"].append({"mark": tag[1], "score": float(tag[2]), "label": tag[3], "keys": [], "more": 0})
+        elif tag := re.fullmatch(r"  missed  (\d\.\d{3}|    -)  (.*)  \((.*)\)", line):
+            found[-1]["missed"][tag[2]] = (None if tag[1] == "    -" else float(tag[1]), tag[3])
+        elif more := re.fullmatch(r"           and (\d+) more", line):
+            found[-1]["published"][-1]["more"] = int(more[1])
+        elif key := EVIDENCE.fullmatch(line):
+            found[-1]["published"][-1]["keys"].append(key.groups())
+        else:
+            assert line.startswith("  no labels: "), line
+    return found
+
+
+def check_case(world, case, test, prediction, labels_max, min_score, exclude_self):
+    """prediction: tag's, of every label and every key."""
+    gold = set(test["labels"]) - ({test["id"]} if exclude_self else set())
+    ranked = [x for x in prediction["labels"] if not (exclude_self and x["label"] == test["id"])]
+    published = [x for x in ranked[: labels_max or None] if x["score"] >= min_score]
+    assert (case["id"], case["text"]) == (test["id"], test["text"])
+    assert [x["label"] for x in case["published"]] == [x["label"] for x in published]
+    for got, want in zip(case["published"], published):
+        assert got["score"] == pytest.approx(want["score"], abs=6e-4)
+        assert got["mark"] == ("right" if want["label"] in gold else "wrong")
+        gave = [x for x in prediction["evidence"]
+                if want["label"] in (x["labels"] if x["kind"] == "instance" else [x["label"]])]
+        assert got["more"] == max(0, len(gave) - 2) and len(got["keys"]) == min(2, len(gave)) > 0
+        for key, piece in zip(got["keys"], gave):
+            kind, name = piece["kind"], piece["id"] if piece["kind"] == "instance" else piece["label"]
+            assert (key[3].strip(), key[4]) == (kind, name)
+            assert want["label"] in world.instances[name][1] if kind == "instance" else name == want["label"]
+            assert float(key[0]) == pytest.approx(piece["similarity"], abs=6e-4)
+            assert float(key[2]) == pytest.approx(piece["weight"], abs=6e-4)
+            assert (key[1] is None) == ("lexical" not in piece)
+            assert key[1] is None or float(key[1]) == pytest.approx(piece["lexical"], abs=6e-4)
+            text = world.instances[name][0] if kind == "instance" else world.labels[name]
+            assert key[5] == text or text.startswith(key[5].removesuffix("...")) and len(key[5]) > 20
+    ranks = {x["label"]: (rank, x["score"]) for rank, x in enumerate(ranked, 1)}
+    assert case["missed"].keys() == gold - {x["label"] for x in published}
+    for label, (score, why) in case["missed"].items():
+        if label in ranks:
+            assert why == f"rank {ranks[label][0]}" and score == pytest.approx(ranks[label][1], abs=6e-4)
+        else:
+            known = label in memory_counts(world)
+            assert (score, why) == (None, "not among the candidates" if known else "the memory does not know it")
+
+
+@pytest.mark.parametrize("seed, flags, labels_max, min_score, exclude_self", [
+    (0, ("--b", 5), 3, 0, False), (1, ("--pool", "apart", "--lexical", 1, "--b", 8), 4, 0.02, True),
+    (2, ("--lambda", 0.9), 0, 0, True), (3, (), 10, 0.95, False), (4, ("--b", 1), 1, 0, False)])
+def test_show(folder, seed, flags, labels_max, min_score, exclude_self):
+    world = World(seed, folder)
+    test = random_test(world, 60)
+    path = write_lines(folder / "test.jsonl", test)
+    with_gold = [t for t in test if set(t["labels"]) - ({t["id"]} if exclude_self else set())]
+    evaluated = ["eval", "--test", path, *(["--exclude-self"] if exclude_self else []), *world.flags, *flags]
+    lines = engram(*evaluated, "--show", 20, "--labels-max", labels_max, "--min-score", min_score)
+    found = cases(lines)
+    assert len(found) == 20
+    predictions = world.tag([t["text"] for t in with_gold[:20]], *flags, "--labels-max", 0, "--min-score", 0,
+                            "--evidence-max", 1000)
+    for case, t, prediction in zip(found, with_gold, predictions):
+        check_case(world, case, t, prediction, labels_max, min_score, exclude_self)
+    table = engram(*evaluated)
+    assert lines[-len(table):] == table, "the metrics stand behind, as without --show"
+    assert len(cases(engram(*evaluated, "--show", 1000))) == len(with_gold)
+
+
+def test_show_leaves_pairs_out(folder):
+    """What filter_labels_test.txt names is neither shown as predicted nor as missed."""
+    world = World(5, folder)
+    names = sorted(world.labels)
+    titles = [world.text() for _ in range(4)]
+    targets = [[0, 1], [2], [3, 4], [5]]
+    write_lines(folder / "lbl.json", [{"uid": f"u{i}", "title": name} for i, name in enumerate(names)])
+    write_lines(folder / "tst.json", [{"uid": f"t{i}", "title": title, "target_ind": ls, "target_rel": [1.0] * len(ls)}
+                                      for i, (title, ls) in enumerate(zip(titles, targets))])
+    pairs = [(0, 0), (1, 2), (3, 7)]
+    (folder / "filter_labels_test.txt").write_text("".join(f"{row} {label}\n" for row, label in pairs))
+    world.instances = {f"i{i}": (t, [f"u{n}" for n in ls]) for i, (t, ls) in enumerate(zip(titles, targets))}
+    world.instances["j"] = (titles[3], ["u7"])
+    world.load()
+    found = cases(engram("eval", "--test", folder, "--show", 9, "--labels-max", 0, *world.flags))
+    shown = {case["id"]: [x["label"] for x in case["published"]] for case in found}
+    assert list(shown) == ["t0", "t2", "t3"], "a text whose every label is left out is passed over"
+    assert "u0" not in shown["t0"] and "u7" not in shown["t3"] and {"u0", "u7"} <= set(shown["t2"])
+    assert {"u1", "u2"} <= set(shown["t0"]) and not any(case["missed"] for case in found)
+
+
+def test_show_cannot_steer_the_terminal(folder):
+    world = World(6, folder, instances=0, labels=0)
+    bad = "a\x1b[31mb\rc\x9bd\x7fe\u202ef\u2028g\u2066h\ni"
+    world.instances = {f"i{bad}": (f"the {bad}", [f"l{bad}"])}
+    world.labels = {f"l{bad}": f"label {bad}"}
+    world.load()
+    test = [{"id": f"t{bad}", "text": f"the {bad} 世界 " + "wide 世界 " * 200, "labels": [f"l{bad}", f"missed {bad}"]}]
+    path = write_lines(folder / "test.jsonl", test)
+    lines = engram("eval", "--test", path, "--show", 1, "--at", 1, *world.flags)
+    card = on_a_terminal("eval", "--test", path, "--show", 1, "--at", 1, *world.flags)
+    for out, columns in (("\n".join(lines), 120), (card.replace("\r\n", "\n"), 80)):
+        clean = "a [31mb c d e f g h i"
+        for line in (f"1. t{clean}", f"  missed      -  missed {clean}  (the memory does not know it)"):
+            assert line in out.split("\n")
+        assert f"instance i{clean}  \"the {clean}\"" in out and f"label    l{clean}  \"label {clean}\"" in out
+        assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u202e\u2066]", out)
+        text, = [line for line in out.split("\n") if line.startswith(f'  "the {clean}')]
+        width = sum(2 if unicodedata.east_asian_width(c) == "W" else 1 for c in text)
+        assert 3 * columns - 3 <= width <= 3 * columns and text.endswith('..."')
 
 
 # ---- load -----------------------------------------------------------------------------------------------------------
