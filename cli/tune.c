@@ -1,7 +1,8 @@
 /* engram tune: leave-one-out over the memory. A sample of its own instances is predicted, each without its own key, by
- * every setting of a grid from one retrieval; the best is shown beside the one in force, and put into the configuration
- * file where --write asks for it. The gain is measured again with both settings side by side, for its standard error.
- * Read-only for the memory, beside a running stage too. */
+ * every setting of a grid from one retrieval; the best few of them are tried again on other instances, and what is best
+ * there is chosen: the best of thousands on one sample owes part of its lead to that sample. The chosen one and the one
+ * in force are then compared instance by instance, for the standard error of the gain. --write puts the choice into the
+ * configuration file. Read-only for the memory, beside a running stage too. */
 #include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
@@ -38,7 +39,8 @@ static const size_t bs[] = {50, 100, 200, 400};
 
 #define COUNT(array) (sizeof(array) / sizeof *(array))
 
-enum { P1, P5, NDCG5, PSP5, MEASURES, TRADES_MAX = 8 };
+enum { P1, P5, NDCG5, PSP5, MEASURES };
+enum { TRADES_MAX = 8, FINALISTS = 12, FINAL_SAMPLES = 2 /* times --sample */ };
 static const char *const measure_flags[MEASURES] = {"p@1", "p@5", "ndcg@5", "psp@5"};
 static const char *const measure_names[MEASURES] = {"P@1", "P@5", "nDCG@5", "PSP@5"};
 static const size_t cutoffs[] = {1, 5};
@@ -54,8 +56,10 @@ struct tune {
     const char *by;
     bool exclude_self;
     struct progress progress;
-    size_t passed; /* instances of the passes before */
-    size_t n;
+    size_t skip, final_sample; /* of the second look */
+    double done, share;        /* of the work: before this pass, and its own */
+    uint64_t passed;           /* instances of the passes before */
+    size_t n;                  /* instances of the last pass */
     struct setting today, best;
     struct figures today_figures, best_figures;
     double gain, error; /* of the objective */
@@ -105,13 +109,12 @@ static double objective_of(const struct tune *t, const double of[MEASURES])
     return sum;
 }
 
-static struct figures figures_of(const struct tune *t, const struct evaluation *v, size_t setting, size_t *n)
+static struct figures figures_of(const struct tune *t, const struct evaluation *v, size_t setting)
 {
     struct metrics metrics;
     evaluation_metrics(v, setting, &metrics);
     struct figures f = {{metrics.at[0].precision, metrics.at[1].precision, metrics.at[1].ndcg, metrics.at[1].psp}, 0};
     f.objective = objective_of(t, f.of);
-    *n = metrics.n;
     return f;
 }
 
@@ -120,11 +123,13 @@ static struct figures figures_of(const struct tune *t, const struct evaluation *
 static void tune_progress(size_t done, size_t n, void *context)
 {
     struct tune *t = context;
-    progress_update(&t->progress, t->passed + done, (double)(t->passed + done) / (double)(2 * n));
+    progress_update(&t->progress, t->passed + done, t->done + t->share * (double)done / (double)n);
+    t->n = n;
 }
 
-static int evaluate(struct tune *t, struct engine *engine, const struct grid *grid, bool keep, struct evaluation **out,
-                    struct error *e)
+/* share: of the whole work, by the clock. */
+static int evaluate(struct tune *t, struct engine *engine, const struct grid *grid, size_t skip, size_t sample,
+                    double share, bool keep, struct evaluation **out, struct error *e)
 {
     struct evaluation_options options = {.propensity = {.a = 0.55, .b = 1.5},
                                          .grid = grid,
@@ -132,10 +137,72 @@ static int evaluate(struct tune *t, struct engine *engine, const struct grid *gr
                                          .at_count = COUNT(cutoffs),
                                          .exclude_self = t->exclude_self};
     memcpy(options.at, cutoffs, sizeof cutoffs);
-    return evaluation_open(out, engine, &options, e) || evaluation_leave_one_out(*out, t->sample, tune_progress, t, e)
-               ? -1
-               : 0;
+    t->share = share;
+    if (evaluation_open(out, engine, &options, e) ||
+        evaluation_leave_one_out(*out, skip, sample, tune_progress, t, e)) {
+        return -1;
+    }
+    t->passed += t->n;
+    t->done += share;
+    return 0;
 }
+
+/* ---- grids ---- */
+
+/* A grid of the values that some settings have. */
+struct values {
+    struct grid grid;
+    double lambdas[FINALISTS], taus[FINALISTS], lexicals[FINALISTS];
+    size_t bs[FINALISTS];
+};
+
+static void value_add(double *values, size_t *count, double value)
+{
+    for (size_t i = 0; i < *count; i++) {
+        if (values[i] == value) {
+            return;
+        }
+    }
+    values[(*count)++] = value;
+}
+
+static void values_of(struct values *v, const struct setting *settings, size_t count)
+{
+    double sizes[FINALISTS];
+    *v = (struct values){0};
+    for (size_t i = 0; i < count; i++) {
+        v->grid.joint |= !settings[i].apart;
+        v->grid.apart |= settings[i].apart;
+        value_add(v->lambdas, &v->grid.lambdas_count, settings[i].lambda);
+        value_add(v->taus, &v->grid.taus_count, settings[i].tau);
+        value_add(v->lexicals, &v->grid.lexicals_count, settings[i].lexical);
+        value_add(sizes, &v->grid.bs_count, (double)settings[i].b);
+    }
+    for (size_t i = 0; i < v->grid.bs_count; i++) {
+        v->bs[i] = (size_t)sizes[i];
+    }
+    v->grid.lambdas = v->lambdas;
+    v->grid.taus = v->taus;
+    v->grid.lexicals = v->lexicals;
+    v->grid.bs = v->bs;
+}
+
+static bool setting_same(const struct setting *a, const struct setting *b)
+{
+    return a->apart == b->apart && a->lambda == b->lambda && a->tau == b->tau && a->lexical == b->lexical &&
+           a->b == b->b;
+}
+
+static size_t setting_find(const struct grid *grid, const struct setting *s)
+{
+    size_t i = 0;
+    for (struct setting other = grid_setting(grid, 0); !setting_same(&other, s); other = grid_setting(grid, i)) {
+        i++;
+    }
+    return i;
+}
+
+/* ---- the two looks ---- */
 
 static int by_falling_p1(const void *a, const void *b)
 {
@@ -164,7 +231,31 @@ static void trades_find(struct tune *t, const struct trade *all, size_t count)
     free(sorted);
 }
 
-static int grid_walk(struct tune *t, struct engine *engine, struct error *e)
+static int by_falling_objective(const void *a, const void *b)
+{
+    double x = ((const struct trade *)a)->figures.objective, y = ((const struct trade *)b)->figures.objective;
+    return (x < y) - (x > y);
+}
+
+/* Every setting of the grid, measured; the caller frees *all. */
+static int settings_measure(struct tune *t, struct engine *engine, const struct grid *grid, size_t skip, size_t sample,
+                            double share, struct trade **all, size_t *count, struct error *e)
+{
+    struct evaluation *v = NULL;
+    int result = evaluate(t, engine, grid, skip, sample, share, false, &v, e);
+    *all = NULL;
+    *count = grid_count(grid);
+    if (result == 0) {
+        *all = mem_alloc(*count * sizeof **all);
+        for (size_t i = 0; i < *count; i++) {
+            (*all)[i] = (struct trade){grid_setting(grid, i), figures_of(t, v, i)};
+        }
+    }
+    evaluation_close(v);
+    return result;
+}
+
+static int best_find(struct tune *t, struct engine *engine, struct error *e)
 {
     const struct grid grid = {.joint = true,
                               .apart = true,
@@ -176,38 +267,27 @@ static int grid_walk(struct tune *t, struct engine *engine, struct error *e)
                               .taus_count = COUNT(taus),
                               .lexicals_count = COUNT(lexicals),
                               .bs_count = COUNT(bs)};
-    struct evaluation *v = NULL;
-    struct trade *all = NULL;
-    int result = evaluate(t, engine, &grid, false, &v, e);
+    struct trade *all, *finals = NULL;
+    struct setting finalists[FINALISTS];
+    struct values values;
+    size_t count, finals_count;
+    int result = settings_measure(t, engine, &grid, 0, t->sample, 0.5, &all, &count, e);
     if (result == 0) {
-        size_t count = grid_count(&grid);
-        all = mem_alloc(count * sizeof *all);
-        for (size_t i = 0; i < count; i++) {
-            all[i] = (struct trade){grid_setting(&grid, i), figures_of(t, v, i, &t->n)};
-            if (i == 0 || all[i].figures.objective > t->best_figures.objective) {
-                t->best = all[i].setting;
-                t->best_figures = all[i].figures;
-            }
+        qsort(all, count, sizeof *all, by_falling_objective);
+        for (size_t i = 0; i < FINALISTS; i++) {
+            finalists[i] = all[i].setting;
         }
-        trades_find(t, all, count);
+        values_of(&values, finalists, FINALISTS);
+        result = settings_measure(t, engine, &values.grid, t->skip, t->final_sample, 0.3, &finals, &finals_count, e);
     }
+    if (result == 0) {
+        trades_find(t, finals, finals_count);
+        qsort(finals, finals_count, sizeof *finals, by_falling_objective);
+        t->best = finals[0].setting;
+    }
+    free(finals);
     free(all);
-    evaluation_close(v);
     return result;
-}
-
-static struct grid grid_of(const struct setting *s)
-{
-    return (struct grid){.joint = !s->apart,
-                         .apart = s->apart,
-                         .lambdas = &s->lambda,
-                         .taus = &s->tau,
-                         .lexicals = &s->lexical,
-                         .bs = &s->b,
-                         .lambdas_count = 1,
-                         .taus_count = 1,
-                         .lexicals_count = 1,
-                         .bs_count = 1};
 }
 
 /* Each text's part of the objective, so that their mean is the objective. best_gain: the mean of PSP's denominator. */
@@ -218,40 +298,44 @@ static double text_objective(const struct tune *t, const struct metrics_text *te
     return objective_of(t, of);
 }
 
-/* Today's and the best setting over the same instances: the gain, and the standard error of the mean difference. */
+/* The gain, and the standard error of the mean difference over the same instances. */
+static void gain_set(struct tune *t, const struct evaluation *v, size_t today, size_t best)
+{
+    const struct metrics_text *a, *b;
+    double gold_gain = 0, sum = 0, squares = 0;
+    size_t n = 0;
+    for (size_t i = 0; (a = evaluation_text(v, i, today)); i++) {
+        gold_gain += a->best[1].gain;
+        n += a->best[0].gain_dcg != 0; /* it has gold labels */
+    }
+    gold_gain /= (double)n;
+    for (size_t i = 0; (a = evaluation_text(v, i, today)) && (b = evaluation_text(v, i, best)); i++) {
+        if (a->best[0].gain_dcg != 0) {
+            double difference = text_objective(t, b, gold_gain) - text_objective(t, a, gold_gain);
+            sum += difference;
+            squares += difference * difference;
+        }
+    }
+    t->n = n;
+    t->gain = sum / (double)n;
+    t->error = n > 1 ? sqrt(fmax(0, squares - sum * t->gain) / (double)(n - 1) / (double)n) : 0;
+    t->better = t->gain > t->error; /* also false where it is no number */
+}
+
 static int gain_measure(struct tune *t, struct engine *engine, struct error *e)
 {
-    const struct grid grids[2] = {grid_of(&t->today), grid_of(&t->best)};
-    struct evaluation *v[2] = {NULL, NULL};
-    size_t n = 0;
-    int result = 0;
-    for (int i = 0; i < 2 && result == 0; i++) {
-        result = evaluate(t, engine, &grids[i], true, &v[i], e);
-        t->passed += t->n / 2;
-    }
+    const struct setting both[2] = {t->today, t->best};
+    struct values values;
+    struct evaluation *v = NULL;
+    values_of(&values, both, 2);
+    int result = evaluate(t, engine, &values.grid, t->skip, t->final_sample, 0.2, true, &v, e);
     if (result == 0) {
-        const struct metrics_text *a, *b;
-        double best_gain = 0, sum = 0, squares = 0;
-        t->today_figures = figures_of(t, v[0], 0, &t->n);
-        t->best_figures = figures_of(t, v[1], 0, &t->n);
-        for (size_t i = 0; (a = evaluation_text(v[0], i, 0)); i++) {
-            best_gain += a->best[1].gain;
-        }
-        best_gain /= (double)t->n;
-        for (size_t i = 0; (a = evaluation_text(v[0], i, 0)) && (b = evaluation_text(v[1], i, 0)); i++) {
-            if (a->best[0].gain_dcg != 0) { /* it has gold labels */
-                double difference = text_objective(t, b, best_gain) - text_objective(t, a, best_gain);
-                sum += difference;
-                squares += difference * difference;
-                n++;
-            }
-        }
-        t->gain = sum / (double)n;
-        t->error = n > 1 ? sqrt((squares - sum * t->gain) / (double)(n - 1) / (double)n) : 0;
-        t->better = t->gain > t->error; /* also false where it is no number */
+        size_t today = setting_find(&values.grid, &t->today), best = setting_find(&values.grid, &t->best);
+        t->today_figures = figures_of(t, v, today);
+        t->best_figures = figures_of(t, v, best);
+        gain_set(t, v, today, best);
     }
-    evaluation_close(v[0]);
-    evaluation_close(v[1]);
+    evaluation_close(v);
     return result;
 }
 
@@ -412,16 +496,17 @@ static int tune_measure(struct tune *t, const struct config *config, struct erro
         snapshot_stats(snapshot, &stats, e)) {
         goto done;
     }
-    progress_start(&t->progress, "leave-one-out", "instances");
-    result = grid_walk(t, opened.engine, e);
-    t->passed = t->n;
-    if (result == 0 && t->n < 2) {
-        result = error_set(e, ERROR_FATAL, E_USAGE,
-                           "%s: %zu labelled instances to predict: tuning needs at least 2, load or teach some first",
-                           config->memory, t->n);
+    if (stats.instances < 2) {
+        error_set(e, ERROR_FATAL, E_USAGE, "%s: %" PRIu64 " instances: tuning needs more, load or teach some first",
+                  config->memory, stats.instances);
+        goto done;
     }
-    result = result == 0 ? gain_measure(t, opened.engine, e) : result;
-    progress_end(&t->progress, 2 * t->n);
+    bool others = stats.instances >= 2 * t->sample; /* enough for a second look */
+    t->skip = others ? t->sample : 0;
+    t->final_sample = others ? FINAL_SAMPLES * t->sample : t->sample;
+    progress_start(&t->progress, "leave-one-out", "instances");
+    result = best_find(t, opened.engine, e) || gain_measure(t, opened.engine, e) ? -1 : 0;
+    progress_end(&t->progress, t->passed);
 done:
     snapshot_release(snapshot);
     memory_stats_free(&stats);

@@ -166,10 +166,11 @@ struct left_out {
  * labels_max and min_score. */
 int evaluation_add(struct evaluation *v, const struct instance_record *texts, const struct left_out *left_out, size_t n,
                    struct error *e);
-/* Leave-one-out: up to `sample` of the memory's labelled instances (always the same ones), each retrieved and scored as
- * if its own key were not there, its labels the gold; with exclude_self also without the label named as its id. Needs a
- * grid and propensities from the memory. progress (may be NULL) is called between batches. */
-int evaluation_leave_one_out(struct evaluation *v, size_t sample,
+/* Leave-one-out: `sample` of the memory's labelled instances (an order by their ids' hashes, the same for every
+ * replica; `skip` of them are passed over), each retrieved and scored as if its own key were not there, its labels the
+ * gold; with exclude_self also without the label named as its id. Needs a grid and propensities from the memory.
+ * progress (may be NULL) is called between batches. */
+int evaluation_leave_one_out(struct evaluation *v, size_t skip, size_t sample,
                              void (*progress)(size_t done, size_t n, void *context), void *context, struct error *e);
 size_t evaluation_settings(const struct evaluation *v);
 void evaluation_metrics(const struct evaluation *v, size_t setting, struct metrics *out); /* setting 0 without a grid */

@@ -436,8 +436,8 @@ static int by_order(const void *a, const void *b)
                                 : (x->slot > y->slot) - (x->slot < y->slot);
 }
 
-/* The sample: the instances with labels whose ids' hashes, mixed, are the smallest: the same on every replica. */
-static size_t rows_sample(const struct keys_view *view, size_t sample, struct own_row **out)
+/* All instances with labels, in an order that is the same on every replica: by their ids' hashes, mixed. */
+static size_t rows_order(const struct keys_view *view, struct own_row **out)
 {
     struct own_row *rows = NULL;
     size_t count = 0, capacity = 0;
@@ -459,7 +459,7 @@ static size_t rows_sample(const struct keys_view *view, size_t sample, struct ow
         qsort(rows, count, sizeof *rows, by_order);
     }
     *out = rows;
-    return count < sample ? count : sample;
+    return count;
 }
 
 static void row_vector(const struct keys_view *view, size_t block_rows, uint64_t slot, float *out)
@@ -547,7 +547,7 @@ static int rows_evaluate(struct evaluation *v, struct retrieval *r, const struct
     return result;
 }
 
-int evaluation_leave_one_out(struct evaluation *v, size_t sample,
+int evaluation_leave_one_out(struct evaluation *v, size_t skip, size_t sample,
                              void (*progress)(size_t done, size_t n, void *context), void *context, struct error *e)
 {
     enum { ROWS_AT_ONCE = 64 };
@@ -561,8 +561,9 @@ int evaluation_leave_one_out(struct evaluation *v, size_t sample,
     if (memory_snapshot(v->g->memory, &r.snapshot, e)) {
         goto done;
     }
-    n = rows_sample(snapshot_keys(r.snapshot), sample, &rows);
-    for (size_t first = 0, count; first < n; first += count) {
+    n = rows_order(snapshot_keys(r.snapshot), &rows);
+    n = n > skip && n - skip > sample ? skip + sample : n;
+    for (size_t first = skip, count; first < n; first += count) {
         count = n - first < r.texts ? n - first : r.texts;
         turns_take(&v->g->turns, TURN_TEXT);
         if (search.lexical) {
@@ -574,7 +575,7 @@ int evaluation_leave_one_out(struct evaluation *v, size_t sample,
             goto done;
         }
         if (progress) {
-            progress(first + count, n, context);
+            progress(first + count - skip, n - skip, context);
         }
     }
     result = 0;
