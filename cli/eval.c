@@ -11,7 +11,8 @@ enum { BATCH_TEXTS = 512, BATCH_BYTES = 256 << 10 };
 static const struct config_command command = {
     .name = "eval",
     .usage =
-        "--test FILE [--at LIST] [--exclude-self] [--train FILE] [--deciles] [--per-label FILE] [--show N | --json]",
+        "--test FILE [--at LIST] [--exclude-self] [--train FILE] [--deciles] [--per-label FILE] [--show N | --sweep] "
+        "[--json]",
     .help =
         "Predicts the texts of a labelled file and compares, in percent: P@k, R@k, nDCG@k, PSP@k and PSnDCG@k "
         "(propensity-scored: hits on rare labels count more), and ECE, the expected calibration error of the first "
@@ -37,6 +38,9 @@ static const struct config_command command = {
             {"per-label", "FILE",
              "write each label's counts as lines of JSON: train, gold, predicted and hits at each k", false},
             {"show", "N", "print N texts with their right and wrong tags and the evidence for each", false},
+            {"sweep", NULL,
+             "P@1, P@5, nDCG@5 and PSP@5 for a grid of pool, lambda, tau and lexical, from one retrieval per text",
+             false},
             {"json", NULL, "one JSON object", false},
             {0}},
 };
@@ -59,6 +63,9 @@ struct eval {
     struct eval_cutoffs cutoffs;
     struct evaluation *evaluation;
     struct eval_show show;
+    bool sweep;
+    size_t b;
+    struct grid grid;   /* of the sweep */
     struct arena arena; /* of the texts that wait */
     struct instance_record texts[BATCH_TEXTS];
     struct left_out left_out[BATCH_TEXTS]; /* by filter_labels_*.txt */
@@ -173,6 +180,13 @@ static int eval_measure(struct eval *v, const struct config *config, struct cli_
                                      .pairs = true,
                                      .progress = &v->progress};
     memcpy(options.at, v->cutoffs.at, sizeof options.at);
+    if (v->sweep) {
+        v->b = (size_t)config->b;
+        v->grid = sweep_grid(&v->b);
+        options.grid = &v->grid;
+        options.at_count = MEASURE_CUTOFFS;
+        memcpy(options.at, measure_cutoffs, sizeof measure_cutoffs);
+    }
     if (data_open(&v->test, &test, e) || (train && train_read(v, train, e))) {
         return -1;
     }
@@ -203,7 +217,9 @@ static int eval_run(struct eval *v, const struct config *config)
         goto done;
     }
     evaluation_metrics(v->evaluation, 0, &metrics);
-    if (arguments_has(v->arguments, "json")) {
+    if (v->sweep) {
+        (arguments_has(v->arguments, "json") ? sweep_json : sweep_table)(v->evaluation, &v->grid, &out);
+    } else if (arguments_has(v->arguments, "json")) {
         eval_json(&metrics, &v->cutoffs, deciles, &out);
     } else {
         buffer_append(&out, v->show.out.data, v->show.out.bytes);
@@ -272,6 +288,20 @@ static bool show_read(struct eval *v, int *status)
     return true;
 }
 
+/* --sweep shows four measures of each setting, and nothing else. */
+static bool sweep_read(struct eval *v, int *status)
+{
+    static const char *const others[] = {"at", "deciles", "per-label", "show"};
+    v->sweep = arguments_has(v->arguments, "sweep");
+    for (size_t i = 0; v->sweep && i < sizeof others / sizeof *others; i++) {
+        if (arguments_has(v->arguments, others[i])) {
+            *status = cli_usage(command.name, "--sweep does not go with --%s", others[i]);
+            return false;
+        }
+    }
+    return true;
+}
+
 int command_eval(int argc, char **argv)
 {
     struct eval *v = mem_zero(1, sizeof *v);
@@ -291,7 +321,7 @@ int command_eval(int argc, char **argv)
         status = cli_usage(command.name, "only one of --test and --train can be standard input");
     } else if (per_label && strcmp(per_label, "-") == 0) {
         status = cli_usage(command.name, "--per-label needs a file: standard output has the metrics");
-    } else if (cutoffs_read(v, &status) && show_read(v, &status) &&
+    } else if (cutoffs_read(v, &status) && show_read(v, &status) && sweep_read(v, &status) &&
                data_text_flag(command.name, arguments, &v->content, &status) &&
                number_read(arguments, "psp-a", 0, &v->propensity.a, &status) &&
                number_read(arguments, "psp-b", 0.001, &v->propensity.b, &status)) {

@@ -121,6 +121,19 @@ int out_finish(struct out_file *f, struct error *e);  /* everything on the disk,
 int out_publish(struct out_file *f, struct error *e); /* after out_finish: under its own name */
 void out_close(struct out_file *f);                   /* always; what was not published is gone */
 
+/* settings.c: settings of the prediction with what they reach, in percent. */
+enum { P1, P5, NDCG5, PSP5, MEASURES, MEASURE_CUTOFFS = 2 };
+extern const size_t measure_cutoffs[MEASURE_CUTOFFS]; /* what an evaluation must be asked for, for measures_read */
+struct json_writer;
+void measures_read(const struct evaluation *v, size_t setting, double of[MEASURES]);
+void setting_head(struct buffer *out);
+void setting_row(struct buffer *out, const char *name, const struct setting *s, const double of[MEASURES]);
+void setting_json(struct json_writer *w, const struct setting *s, const double of[MEASURES]);
+/* The grid of `eval --sweep`, with that b (borrowed), and its results. */
+struct grid sweep_grid(const size_t *b);
+void sweep_table(const struct evaluation *v, const struct grid *grid, struct buffer *out);
+void sweep_json(const struct evaluation *v, const struct grid *grid, struct buffer *out);
+
 /* eval_output.c: what `engram eval` shows; at[count]: the cutoffs. */
 struct eval_cutoffs {
     size_t at[METRICS_CUTOFFS_MAX];

@@ -39,11 +39,8 @@ static const size_t bs[] = {50, 100, 200, 400};
 
 #define COUNT(array) (sizeof(array) / sizeof *(array))
 
-enum { P1, P5, NDCG5, PSP5, MEASURES };
 enum { TRADES_MAX = 8, FINALISTS = 12, FINAL_SAMPLES = 2 /* times --sample */ };
 static const char *const measure_flags[MEASURES] = {"p@1", "p@5", "ndcg@5", "psp@5"};
-static const char *const measure_names[MEASURES] = {"P@1", "P@5", "nDCG@5", "PSP@5"};
-static const size_t cutoffs[] = {1, 5};
 
 struct figures {
     double of[MEASURES]; /* percent */
@@ -111,9 +108,8 @@ static double objective_of(const struct tune *t, const double of[MEASURES])
 
 static struct figures figures_of(const struct tune *t, const struct evaluation *v, size_t setting)
 {
-    struct metrics metrics;
-    evaluation_metrics(v, setting, &metrics);
-    struct figures f = {{metrics.at[0].precision, metrics.at[1].precision, metrics.at[1].ndcg, metrics.at[1].psp}, 0};
+    struct figures f;
+    measures_read(v, setting, f.of);
     f.objective = objective_of(t, f.of);
     return f;
 }
@@ -134,9 +130,9 @@ static int evaluate(struct tune *t, struct engine *engine, const struct grid *gr
     struct evaluation_options options = {.propensity = {.a = 0.55, .b = 1.5},
                                          .grid = grid,
                                          .keep_texts = keep,
-                                         .at_count = COUNT(cutoffs),
+                                         .at_count = MEASURE_CUTOFFS,
                                          .exclude_self = t->exclude_self};
-    memcpy(options.at, cutoffs, sizeof cutoffs);
+    memcpy(options.at, measure_cutoffs, sizeof measure_cutoffs);
     t->share = share;
     if (evaluation_open(out, engine, &options, e) ||
         evaluation_leave_one_out(*out, skip, sample, tune_progress, t, e)) {
@@ -341,38 +337,19 @@ static int gain_measure(struct tune *t, struct engine *engine, struct error *e)
 
 /* ---- output ---- */
 
-static void setting_row(struct buffer *out, const char *name, const struct setting *s, const struct figures *f)
-{
-    buffer_format(out, "%-7s%-7s%7g%7g%6zu%9g", name, s->apart ? "apart" : "joint", s->lambda, s->tau, s->b,
-                  s->lexical);
-    for (size_t m = 0; m < MEASURES; m++) {
-        buffer_format(out, "%9.2f", f->of[m]);
-    }
-    buffer_byte(out, '\n');
-}
-
-static void head_row(struct buffer *out)
-{
-    buffer_format(out, "%-7s%-7s%7s%7s%6s%9s", "", "pool", "lambda", "tau", "b", "lexical");
-    for (size_t m = 0; m < MEASURES; m++) {
-        buffer_format(out, "%9s", measure_names[m]);
-    }
-    buffer_byte(out, '\n');
-}
-
 static void table_write(const struct tune *t, struct buffer *out)
 {
     buffer_format(out, "Leave-one-out over %zu instances, by %s, in percent\n\n", t->n, t->by);
-    head_row(out);
-    setting_row(out, "today", &t->today, &t->today_figures);
-    setting_row(out, "best", &t->best, &t->best_figures);
+    setting_head(out);
+    setting_row(out, "today", &t->today, t->today_figures.of);
+    setting_row(out, "best", &t->best, t->best_figures.of);
     buffer_format(out, "\ngain %.2f, standard error %.2f%s\n", t->gain, t->error,
                   t->better ? "" : ": nothing better was found");
     buffer_string(
         out, "\nWhat P@1 (the head) and PSP@5 (the tail) cost each other: no setting beats one of these in both\n");
-    head_row(out);
+    setting_head(out);
     for (size_t i = 0; i < t->trades_count; i++) {
-        setting_row(out, "", &t->trades[i].setting, &t->trades[i].figures);
+        setting_row(out, "", &t->trades[i].setting, t->trades[i].figures.of);
     }
 }
 
@@ -380,25 +357,6 @@ static void number_json(struct json_writer *w, const char *name, double value)
 {
     json_name(w, name);
     json_write_double(w, value);
-}
-
-static void setting_json(struct json_writer *w, const char *name, const struct setting *s, const struct figures *f)
-{
-    if (name) {
-        json_name(w, name);
-    }
-    json_object_begin(w);
-    json_name(w, "pool");
-    json_write_string(w, slice_of(s->apart ? "apart" : "joint"));
-    number_json(w, "lambda", s->lambda);
-    number_json(w, "tau", s->tau);
-    json_name(w, "b");
-    json_write_uint(w, s->b);
-    number_json(w, "lexical", s->lexical);
-    for (size_t m = 0; m < MEASURES; m++) {
-        number_json(w, measure_names[m], f->of[m]);
-    }
-    json_object_end(w);
 }
 
 static void json_write(const struct tune *t, bool written, struct buffer *out)
@@ -409,8 +367,10 @@ static void json_write(const struct tune *t, bool written, struct buffer *out)
     json_write_uint(&w, t->n);
     json_name(&w, "by");
     json_write_string(&w, slice_of(t->by));
-    setting_json(&w, "today", &t->today, &t->today_figures);
-    setting_json(&w, "best", &t->best, &t->best_figures);
+    json_name(&w, "today");
+    setting_json(&w, &t->today, t->today_figures.of);
+    json_name(&w, "best");
+    setting_json(&w, &t->best, t->best_figures.of);
     number_json(&w, "gain", t->gain);
     number_json(&w, "standard_error", t->error);
     json_name(&w, "better");
@@ -418,7 +378,7 @@ static void json_write(const struct tune *t, bool written, struct buffer *out)
     json_name(&w, "trade_off");
     json_array_begin(&w);
     for (size_t i = 0; i < t->trades_count; i++) {
-        setting_json(&w, NULL, &t->trades[i].setting, &t->trades[i].figures);
+        setting_json(&w, &t->trades[i].setting, t->trades[i].figures.of);
     }
     json_array_end(&w);
     json_name(&w, "written");
