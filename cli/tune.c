@@ -391,10 +391,19 @@ static void json_write(const struct tune *t, bool written, struct buffer *out)
 
 enum { CHANGES_MAX = 5 };
 
-/* The options that differ; values live in the arena. */
-static size_t changes_find(const struct tune *t, struct arena *arena, struct config_change *changes)
+static struct setting setting_in(const struct config *config)
 {
-    const struct setting *a = &t->today, *b = &t->best;
+    return (struct setting){.apart = config->pool == CONFIG_APART,
+                            .lambda = config->lambda,
+                            .tau = config->tau,
+                            .lexical = config->lexical,
+                            .b = (size_t)config->b};
+}
+
+/* The options in which b differs from a; values live in the arena. */
+static size_t changes_find(const struct setting *a, const struct setting *b, struct arena *arena,
+                           struct config_change *changes)
+{
     const struct {
         const char *name;
         bool differs;
@@ -418,13 +427,31 @@ static size_t changes_find(const struct tune *t, struct arena *arena, struct con
     return count;
 }
 
+/* What the file says, without the flags of this command. */
+static int setting_saved(const struct config *config, struct setting *out, struct error *e)
+{
+    char flag[] = "-c";
+    char *path = mem_string(config_file(config), strlen(config_file(config)));
+    char *argv[] = {flag, path};
+    struct config saved = {0};
+    int result = config_read_again(&command, 2, argv, config, &saved, e);
+    *out = setting_in(&saved);
+    config_free(&saved);
+    free(path);
+    return result;
+}
+
 /* Writes what changed where --write asks for it, and says it on standard error. */
 static int changes_take(const struct tune *t, const struct config *config, bool write, bool *written, struct error *e)
 {
     struct config_change changes[CHANGES_MAX];
+    struct setting saved = t->today;
     struct arena arena = {0};
     struct buffer text = {0};
-    size_t count = t->better ? changes_find(t, &arena, changes) : 0;
+    if (t->better && write && setting_saved(config, &saved, e)) {
+        return -1;
+    }
+    size_t count = t->better ? changes_find(&saved, &t->best, &arena, changes) : 0;
     int result = 0;
     for (size_t i = 0; i < count; i++) {
         buffer_format(&text, "%s%s = %s", i ? ", " : "", changes[i].name, changes[i].value);
@@ -480,8 +507,7 @@ static int tune_run(struct tune *t, const struct config *config, const struct ar
     struct error e = {0};
     bool written = false;
     int status = STATUS_FAILED;
-    t->today =
-        (struct setting){config->pool == CONFIG_APART, config->lambda, config->tau, config->lexical, (size_t)config->b};
+    t->today = setting_in(config);
     if (tune_measure(t, config, &e) || changes_take(t, config, arguments_has(arguments, "write"), &written, &e)) {
         status = cli_fail(command.name, &e);
         goto done;
