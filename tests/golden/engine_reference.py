@@ -2,6 +2,9 @@
 the metrics from their papers and definitions.
 """
 
+from collections import Counter
+from typing import NamedTuple
+
 import numpy as np
 
 
@@ -12,43 +15,89 @@ def bf16(x):
     return rounded.astype(np.uint32).view(np.float32)
 
 
-def searches(values, lam, b, pool):
-    """[(candidates, how many to retrieve)]: one search over all kinds (joint), or one for each (apart, arXiv
-    2511.13189)."""
+# ---- the lexical score ----------------------------------------------------------------------------------------------
+
+
+def terms(pieces):
+    """How often each word piece and each pair of neighbours stands in a text."""
+    return Counter([*pieces, *zip(pieces, pieces[1:])])
+
+
+def lexical_cosines(query, keys):
+    """cos(t(q), t(k)) of every key [n], t being TF-IDF over word pieces and their pairs; 0 where one of them is empty.
+
+    query: word pieces without [CLS] and [SEP]; keys: those of every key of the memory, whatever its labels.
+    """
+    n, df = len(keys), Counter(term for pieces in keys for term in set(terms(pieces)))
+
+    def vector(pieces):
+        weights = {term: (1 + np.log(tf)) * (np.log((1 + n) / (1 + df[term])) + 1)
+                   for term, tf in terms(pieces).items() if df[term]}
+        norm = np.sqrt(sum(weight**2 for weight in weights.values()))
+        return {term: weight / norm for term, weight in weights.items()}
+
+    of_query, of_keys = vector(query), [vector(pieces) for pieces in keys]
+    return np.array([sum(weight * of_key.get(term, 0) for term, weight in of_query.items()) for of_key in of_keys])
+
+
+# ---- prediction -----------------------------------------------------------------------------------------------------
+
+
+class Words(NamedTuple):
+    """What ranks keys beside the similarity: a * cosines [n], for the best of each kind by similarity."""
+
+    a: float
+    cosines: np.ndarray
+    candidates: int
+
+
+def best(indices, scores, count):
+    """The count best in falling order, and how far the last one stands from the next: below float's precision the choice
+    is anybody's."""
+    order = sorted(indices, key=lambda i: -scores[i])
+    gap = scores[order[count - 1]] - scores[order[count]] if len(order) > count else 1.0
+    return order[:count], gap
+
+
+def retrieve(q, keys, values, lam, b, pool, words):
+    """[[(index, similarity, lexical)], falling in the sum of both]: of one search over all kinds (joint), or of one for
+    each (apart, arXiv 2511.13189); and the smallest gap of those that cut."""
+    similarity = keys.astype(np.float64) @ q.astype(np.float64)
+    lexical = words.a * words.cosines if words else np.zeros(len(keys))
     factor = {"instance": lam, "label": 1 - lam}
-    kinds = [{"instance", "label"}] if pool == "joint" else [{"instance"}, {"label"}]
-    found = [[i for i, (kind, labels) in enumerate(values) if kind in wanted and labels and factor[kind] > 0]
-             for wanted in kinds]
-    return [(candidates, b if pool == "joint" else max(1, b // 2)) for candidates in found if candidates]
+    kinds, gaps = [], []
+    for kind in factor:
+        candidates = [i for i, (k, labels) in enumerate(values) if k == kind and labels and factor[kind] > 0]
+        if words:
+            candidates, gap = best(candidates, similarity, words.candidates)
+            gaps.append(gap)
+        kinds.append(candidates)
+    searches = []
+    for candidates in [kinds[0] + kinds[1]] if pool == "joint" else kinds:
+        top, gap = best(candidates, similarity + lexical, b if pool == "joint" else max(1, b // 2))
+        gaps.append(gap)
+        searches.append([(i, similarity[i], lexical[i]) for i in top])
+    return [found for found in searches if found], min(gaps)
 
 
-def predict(q, keys, values, lam, tau, b, pool="joint"):
-    """p [labels], and of each retrieved key (index, similarity, weight, what it gave).
+def predict(q, keys, values, lam, tau, b, pool="joint", words=None):
+    """p [labels], of each retrieved key (index, similarity, lexical, weight, what it gave), and the gap of retrieve.
 
-    q [d]; keys [n, d]; values: of each key ("instance" | "label", [label numbers]).
+    q [d]; keys [n, d]; values: of each key ("instance" | "label", [label numbers]); words: Words, or None.
     """
     factor = {"instance": lam, "label": 1 - lam}
     p, hits = {}, []
-    for candidates, count in searches(values, lam, b, pool):
-        scores = keys[candidates].astype(np.float64) @ q.astype(np.float64)
-        top = np.argsort(-scores, kind="stable")[:count]
-        weights = np.exp((scores[top] - scores[top[0]]) / tau)
+    searches, gap = retrieve(q, keys, values, lam, b, pool, words)
+    for found in searches:
+        scores = np.array([similarity + lexical for _, similarity, lexical in found])
+        weights = np.exp((scores - scores[0]) / tau)
         weights /= weights.sum()
-        for at, weight in zip(top, weights):
-            kind, labels = values[candidates[at]]
-            hits.append((candidates[at], scores[at], weight, weight * factor[kind]))
+        for (at, similarity, lexical), weight in zip(found, weights):
+            kind, labels = values[at]
+            hits.append((at, similarity, lexical, weight, weight * factor[kind]))
             for label in labels:
                 p[label] = p.get(label, 0.0) + weight * factor[kind]
-    return p, hits
-
-
-def gap_at(q, keys, values, lam, b, pool="joint"):
-    """How far the last retrieved candidate stands from the next one: below float's precision the choice is anybody's."""
-    gaps = [1.0]
-    for candidates, count in searches(values, lam, b, pool):
-        scores = np.sort(keys[candidates].astype(np.float64) @ q.astype(np.float64))[::-1]
-        gaps += [scores[count - 1] - scores[count]] if len(scores) > count else []
-    return min(gaps)
+    return p, hits, gap
 
 
 # ---- metrics --------------------------------------------------------------------------------------------------------

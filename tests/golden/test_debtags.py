@@ -21,7 +21,11 @@ TABLE = {  # (lambda, tau), b = 200
     (0.75, 0.1): (73.59, 57.42, 44.24, 46.25, 57.18, 60.64, 86.93, 98.62, 76.98),
     (0, 0.1): (39.37, 28.74, 21.84, 37.26, 38.27, 38.12, 46.69, 76.93, 36.46),
 }
-APART = {"P@1": 77.07, "P@5": 44.71, "PSP@5": 62.22, "nDCG@5": 78.95}  # lambda 0.5, tau 0.15, b 200
+SCORED = {  # (pool, lambda, tau, lexical), b = 200: P@1, P@5, PSP@5, nDCG@5
+    ("apart", 0.5, 0.15, 0): (77.07, 44.71, 62.22, 78.95),
+    ("apart", 0.5, 0.5, 1): (80.12, 44.88, 61.51, 80.42),
+    ("joint", 0.5, 0.3, 1): (75.90, 44.35, 60.27, 78.05),
+}
 
 
 def engram(*arguments):
@@ -49,10 +53,12 @@ def test_metrics(memory, lam, tau):
     assert [got[name] for name in METRICS] == pytest.approx(TABLE[lam, tau], abs=0.3)
 
 
-def test_metrics_of_two_searches(memory):
-    got = json.loads(engram("eval", "--memory", memory, "--test", DATA / "test.jsonl.gz", "--json", "--pool", "apart",
-                            "--lambda", 0.5, "--tau", 0.15, "--b", 200))
-    assert {name: got[name] for name in APART} == pytest.approx(APART, abs=0.3)
+@pytest.mark.parametrize("pool, lam, tau, lexical", SCORED)
+def test_metrics_by_pool_and_lexical_score(memory, pool, lam, tau, lexical):
+    got = json.loads(engram("eval", "--memory", memory, "--test", DATA / "test.jsonl.gz", "--json", "--pool", pool,
+                            "--lambda", lam, "--tau", tau, "--b", 200, "--lexical", lexical))
+    want = dict(zip(("P@1", "P@5", "PSP@5", "nDCG@5"), SCORED[pool, lam, tau, lexical]))
+    assert {name: got[name] for name in want} == pytest.approx(want, abs=0.3)
 
 
 def test_memory(memory):

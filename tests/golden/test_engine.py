@@ -70,48 +70,57 @@ class World:
         engram("load", "--labels", labels, "--instances", instances, *self.flags)
 
     def encode(self, texts):
+        """Vectors [n, d], and the word pieces of each without [CLS] and [SEP]."""
         lines = engram("encode", "--stdin", "--model", MODEL, "--threads", 1, lines=texts)
-        return np.array([json.loads(line)["embedding"] for line in lines], np.float32)
+        encoded = [json.loads(line) for line in lines]
+        return (np.array([e["embedding"] for e in encoded], np.float32).reshape(len(texts), -1),
+                [e["tokens"][1:-1] for e in encoded])
 
     def keys(self):
-        """names, keys [n, d] as the memory holds them, values."""
+        """names, keys [n, d] as the memory holds them, their word pieces, values."""
         names = list(self.instances) + list(self.labels)
-        keys = self.encode([t for t, _ in self.instances.values()] + list(self.labels.values()))
+        keys, pieces = self.encode([t for t, _ in self.instances.values()] + list(self.labels.values()))
         values = ([("instance", ls) for _, ls in self.instances.values()] + [("label", [n]) for n in self.labels])
-        return names, reference.bf16(keys) if self.key_dtype == "bf16" else keys, values
+        return names, reference.bf16(keys) if self.key_dtype == "bf16" else keys, pieces, values
 
     def tag(self, texts, *flags):
         lines = engram("tag", "--stdin", *self.flags, *flags, lines=texts)
         return [json.loads(line) for line in lines]
 
 
-def compare(world, texts, lam, tau, b, bound=1e-4, pool="joint"):
-    names, keys, values = world.keys()
-    queries = world.encode(texts)
+def compare(world, texts, lam, tau, b, bound=1e-4, pool="joint", lexical=0, candidates=1000):
+    """`engram tag` against the reference; how many texts were compared."""
+    names, keys, pieces, values = world.keys()
+    queries, query_pieces = world.encode(texts)
     got = world.tag(texts, "--lambda", lam, "--tau", tau, "--b", b, "--labels-max", 0, "--evidence-max", 8,
-                    "--pool", pool)
+                    "--pool", pool, "--lexical", lexical, "--lexical-candidates", candidates)
     assert len(got) == len(texts)
-    for text, q, prediction in zip(texts, queries, got):
-        if reference.gap_at(q, keys, values, lam, b, pool) < 1e-6:
+    compared = 0
+    for text, q, said, prediction in zip(texts, queries, query_pieces, got):
+        words = reference.Words(lexical, reference.lexical_cosines(said, pieces), candidates) if lexical else None
+        p, hits, gap = reference.predict(q, keys, values, lam, tau, b, pool, words)
+        if gap < 1e-6:
             continue
-        p, hits = reference.predict(q, keys, values, lam, tau, b, pool)
+        compared += 1
         scores = {label["label"]: label["score"] for label in prediction["labels"]}
         assert scores.keys() == p.keys(), text
         for label, score in scores.items():
             assert score == pytest.approx(p[label], abs=bound), (text, label)
         order = [label["score"] for label in prediction["labels"]]
         assert order == sorted(order, reverse=True)
-        compare_evidence(names, values, hits, prediction["evidence"], bound)
+        compare_evidence(names, values, hits, prediction["evidence"], bound, lexical > 0)
+    return compared
 
 
-def compare_evidence(names, values, hits, evidence, bound):
-    by_name = {(values[i][0], names[i]): (i, similarity, weight, gave) for i, similarity, weight, gave in hits}
+def compare_evidence(names, values, hits, evidence, bound, has_lexical):
+    by_name = {(values[hit[0]][0], names[hit[0]]): hit for hit in hits}
     gains = sorted((gave for *_, gave in hits), reverse=True)
     assert len(evidence) == min(8, len(hits))
     for rank, item in enumerate(evidence):
         name = item["id"] if item["kind"] == "instance" else item["label"]
-        i, similarity, weight, gave = by_name.pop((item["kind"], name))
+        i, similarity, lexical, weight, gave = by_name.pop((item["kind"], name))
         assert item["similarity"] == pytest.approx(similarity, abs=bound)
+        assert ("lexical" in item) == has_lexical and item.get("lexical", 0) == pytest.approx(lexical, abs=bound)
         assert item["weight"] == pytest.approx(weight, abs=bound)
         assert gave == pytest.approx(gains[rank], abs=bound)
         if item["kind"] == "instance":
@@ -130,9 +139,8 @@ def test_predictions(folder, key_dtype, seed):
             compare(world, texts, lam, tau, b, pool=pool)
 
 
-def test_changes_are_folded(folder):
-    """Replaces and forgets: the reference sees only what is left."""
-    world = World(11, folder)
+def change(world):
+    """Replaces and forgets, of instances and labels."""
     for name in world.rng.sample(list(world.instances), 40):
         world.instances[name] = (world.text(), world.rng.choice(([], ["label 3"], ["a new label", "label 1"])))
     world.labels["label 0"] = world.text()
@@ -140,7 +148,52 @@ def test_changes_are_folded(folder):
     for name in world.rng.sample(list(world.instances), 30):
         del world.instances[name]
         engram("forget", name, "--local", *world.flags)
+
+
+def test_changes_are_folded(folder):
+    """The reference sees only what is left."""
+    world = World(11, folder)
+    change(world)
     compare(world, [world.text() for _ in range(20)], 0.5, 0.1, 50)
+
+
+class Texts(World):
+    """Few words, so that they are shared and come twice; texts of one word and of none."""
+
+    def text(self):
+        return " ".join(self.rng.choices(WORDS[:30], k=self.rng.choice((0, 1, 2, 5, 12))))
+
+
+LEXICAL_TEXTS = ["", WORDS[0], f"{WORDS[1]} " * 9, f"{WORDS[40]} {WORDS[41]}", f"{WORDS[40]} {WORDS[2]}", f"{WORDS[3]} {WORDS[4]} " * 60]
+
+
+@pytest.mark.parametrize("pool", ["joint", "apart"])
+@pytest.mark.parametrize("key_dtype", ["f32", "bf16"])
+def test_lexical_score(folder, key_dtype, pool):
+    """Also of a text whose words no key has; the last one is longer than the model reads."""
+    world = Texts(21, folder, key_dtype, instances=300)
+    _, _, pieces, _ = world.keys()
+    _, (_, one, repeated, foreign, *_) = world.encode(LEXICAL_TEXTS)
+    known = {piece for key in pieces for piece in key}
+    assert not known & set(foreign) and len(one) <= 2 < len(repeated) and [] in pieces
+    for changed in (False, True):
+        if changed:
+            change(world)
+        texts = LEXICAL_TEXTS + [world.text() for _ in range(20)]
+        compared = 0
+        for lexical in (0.3, 1, 4):
+            for candidates in (1000, 10, 3):
+                compared += compare(world, texts, world.rng.choice((0.2, 0.5, 1, 0)), 0.3, world.rng.choice((7, 200)),
+                                    pool=pool, lexical=lexical, candidates=candidates)
+        assert compared > 0.3 * 9 * len(texts), "too many ties: the test compares little"
+
+
+def test_lexical_score_without_a_key_that_has_words(folder):
+    world = Texts(22, folder, instances=0, labels=0)
+    world.instances = {"a": ("", ["x"]), "b": ("", ["y"])}
+    world.load()
+    for item in world.tag(["some text"], "--lexical", 1)[0]["evidence"]:
+        assert item["lexical"] == 0
 
 
 def test_empty_memory(folder):
