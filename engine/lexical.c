@@ -336,8 +336,10 @@ static void rows_copy(const struct lexical *x, struct rows *out, const struct pi
     out->rows = rows;
     out->version = version;
     memcpy(out->starts, from->starts, starts_bytes);
-    memcpy(out->used, from->used, rows);
-    memcpy(out->ids, from->ids, ids_bytes);
+    if (rows) {
+        memcpy(out->used, from->used, rows);
+        memcpy(out->ids, from->ids, ids_bytes);
+    }
 }
 
 static void blocks_reserve(struct lexical *x, size_t count)
@@ -361,16 +363,21 @@ void lexical_sync(struct lexical *x, const struct snapshot *s)
     x->piece_bytes = snapshot_piece_bytes(s);
     x->block_rows = snapshot_block_rows(s);
     blocks_reserve(x, view->count);
-    for (size_t i = 0; i < view->count; i++) {
+    for (size_t i = 0; i < x->blocks_count; i++) {
+        static const struct keys_block none = {0}; /* a block that an older snapshot does not have yet */
+        static const uint32_t starts[1] = {0};
+        const struct keys_block *now = i < view->count ? &view->blocks[i] : &none;
         struct rows *mine = &x->blocks[i];
-        struct pieces_block block;
-        if (mine->version == view->blocks[i].version) {
+        struct pieces_block block = {.starts = starts};
+        if (mine->version == now->version) {
             continue;
         }
-        snapshot_pieces(s, i, &block);
-        rows_count(x, mine, &block, view->blocks[i].rows, UINT32_MAX);
-        rows_count(x, mine, &block, view->blocks[i].rows, 1);
-        rows_copy(x, mine, &block, view->blocks[i].rows, view->blocks[i].version);
+        if (i < view->count) {
+            snapshot_pieces(s, i, &block);
+        }
+        rows_count(x, mine, &block, now->rows, UINT32_MAX);
+        rows_count(x, mine, &block, now->rows, 1);
+        rows_copy(x, mine, &block, now->rows, now->version);
         changed = true;
     }
     if (changed) {
