@@ -103,13 +103,17 @@ static void card_labels(struct buffer *out, const struct prediction *p)
 
 static void card_evidence(struct buffer *out, const struct prediction *p)
 {
+    bool lexical = p->evidence_count && p->evidence[0].has_lexical;
     if (p->evidence_count) {
-        buffer_string(out, "  because of (similarity, weight)\n");
+        buffer_format(out, "  because of (%s, weight)\n", lexical ? "similarity + lexical" : "similarity");
     }
     for (size_t i = 0; i < p->evidence_count; i++) {
         const struct evidence *v = &p->evidence[i];
-        buffer_format(out, "  %.3f %.3f  %s ", (double)v->similarity, (double)v->weight,
-                      v->kind == EVIDENCE_INSTANCE ? "instance" : "label   ");
+        buffer_format(out, "  %.3f", (double)v->similarity);
+        if (lexical) {
+            buffer_format(out, " + %.3f", (double)v->lexical);
+        }
+        buffer_format(out, " %.3f  %s ", (double)v->weight, v->kind == EVIDENCE_INSTANCE ? "instance" : "label   ");
         plain_append(out, v->name, 255);
         if (v->text.data) {
             buffer_string(out, "  \"");
@@ -117,7 +121,7 @@ static void card_evidence(struct buffer *out, const struct prediction *p)
             buffer_byte(out, '"');
         }
         for (size_t l = 0; l < v->labels_count; l++) {
-            buffer_string(out, l == 0 ? "\n                          " : ", ");
+            buffer_format(out, "%s%*s", l == 0 ? "\n" : ", ", l > 0 ? 0 : lexical ? 34 : 26, "");
             plain_append(out, v->labels[l], 255);
         }
         buffer_byte(out, '\n');

@@ -34,8 +34,19 @@ static void print_prediction(const struct text_record *text, struct buffer *out)
     struct predicted_label labels[] = {{slice_of("\xc3\xa9\"\n"), 0.1f}, {slice_of("b"), 0.73123455f}};
     struct slice names[] = {slice_of("b"), slice_of("\xc3\xa9\"\n")};
     struct evidence evidence[] = {
-        {EVIDENCE_INSTANCE, slice_of("vim"), -0.25f, 1e-20f, names, 2, slice_of("an editor")},
-        {EVIDENCE_LABEL, slice_of("b"), 0.99999994f, 3.4028235e38f, NULL, 0, {NULL, 0}},
+        {.kind = EVIDENCE_INSTANCE,
+         .name = slice_of("vim"),
+         .similarity = -0.25f,
+         .weight = 1e-20f,
+         .labels = names,
+         .labels_count = 2,
+         .text = slice_of("an editor")},
+        {.kind = EVIDENCE_LABEL,
+         .name = slice_of("b"),
+         .similarity = 0.99999994f,
+         .has_lexical = true,
+         .lexical = 0.3f,
+         .weight = 3.4028235e38f},
     };
     struct prediction p = {.labels = labels,
                            .labels_count = 2,

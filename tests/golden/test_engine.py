@@ -281,7 +281,12 @@ def test_card_on_a_terminal(folder):
     card = on_a_terminal("tag", text, *world.flags)
     best = json.loads(engram("tag", text, *world.flags)[0])["labels"][0]
     assert f"{best['label']} " in card and f"{best['score']:.3f}" in card and "because of" in card
+    assert "(similarity, weight)" in card and " + " not in card
     assert "\x1b" not in card, "a text must not steer the terminal"
+    lexical = on_a_terminal("tag", text, "--lexical", 1, *world.flags)
+    item = json.loads(engram("tag", text, "--lexical", 1, *world.flags)[0])["evidence"][0]
+    assert "(similarity + lexical, weight)" in lexical
+    assert f"  {item['similarity']:.3f} + {item['lexical']:.3f} {item['weight']:.3f}  {item['kind']}" in lexical
     assert json.loads(on_a_terminal("tag", text, "--json", *world.flags))["labels"][0] == best
 
 

@@ -251,7 +251,7 @@ def tool(tmp_path_factory):
     subprocess.run(["make", "-s", "room-base", "room-record"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     sources = [str(o) for room in OBJECTS for o in sorted(room.glob("*.o")) if (ROOT / room.name / f"{o.stem}.c").exists()]
     subprocess.run(["cc", "-std=c17", "-I.", "-D_POSIX_C_SOURCE=200809L", "-o", program, "tests/golden/record_tool.c",
-                    *sources, "-lmsgpackc", "-lyajl", "-lz", "-lxxhash", "-lm"], cwd=ROOT, check=True)
+                    *sources, "-lmsgpackc", "-lyajl", "-lz", "-lzip", "-lxxhash", "-lm"], cwd=ROOT, check=True)
     return program
 
 
@@ -269,7 +269,8 @@ def expected_prediction(said, packed):
         "evidence": [
             {"kind": "instance", "id": "vim", "similarity": -0.25, "weight": figure(1e-20), "labels": ["b", 'é"\n'],
              "text": "an editor"},
-            {"kind": "label", "label": "b", "similarity": figure(0.99999994), "weight": figure(3.4028235e38)},
+            {"kind": "label", "label": "b", "similarity": figure(0.99999994), "lexical": figure(0.3),
+             "weight": figure(3.4028235e38)},
         ],
         "truncated": True,
         "model_version": "0123456789abcdef",

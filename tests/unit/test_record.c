@@ -620,11 +620,17 @@ static void fill_prediction(struct prediction *p)
          .labels_count = 2,
          .text = {"an editor", 9}},
         {.kind = EVIDENCE_LABEL, .name = {"use::editing", 12}, .similarity = NAN, .weight = 1e-7f},
+        {.kind = EVIDENCE_LABEL,
+         .name = {"b", 1},
+         .similarity = 0.5f,
+         .has_lexical = true,
+         .lexical = 0.125f,
+         .weight = 0.25f},
     };
     *p = (struct prediction){.labels = labels,
                              .labels_count = 2,
                              .evidence = evidence,
-                             .evidence_count = 2,
+                             .evidence_count = 3,
                              .model_version = "0123456789abcdef",
                              .memory_version = UINT64_MAX};
 }
@@ -644,7 +650,8 @@ static void test_prediction_json(void **state)
         "\"score\":0.1}],"
         "\"evidence\":[{\"kind\":\"instance\",\"id\":\"vim\",\"similarity\":0.75,\"weight\":0.25,\"labels\":[\"a\","
         "\"b\"],"
-        "\"text\":\"an editor\"},{\"kind\":\"label\",\"label\":\"use::editing\",\"similarity\":null,\"weight\":1e-07}],"
+        "\"text\":\"an editor\"},{\"kind\":\"label\",\"label\":\"use::editing\",\"similarity\":null,\"weight\":1e-07},"
+        "{\"kind\":\"label\",\"label\":\"b\",\"similarity\":0.5,\"lexical\":0.125,\"weight\":0.25}],"
         "\"truncated\":true,\"model_version\":\"0123456789abcdef\",\"memory_version\":18446744073709551615,"
         "\"metadata\":{\"a\":1e400},\"source\":{\"topic\":\"texts\",\"partition\":3,\"offset\":9223372036854775807}}");
     buffer_clear(&out);
@@ -682,7 +689,9 @@ static void test_prediction_msgpack(void **state)
         "{\"label\"=>\"\xc3\xa9\n\", "
         "\"score\"=>0.100000}], \"evidence\"=>[{\"kind\"=>\"instance\", \"id\"=>\"vim\", \"similarity\"=>0.750000, "
         "\"weight\"=>0.250000, \"labels\"=>[\"a\", \"b\"]}, {\"kind\"=>\"label\", \"label\"=>\"use::editing\", "
-        "\"similarity\"=>nan, \"weight\"=>0.000000}], \"truncated\"=>false, \"model_version\"=>\"0123456789abcdef\", "
+        "\"similarity\"=>nan, \"weight\"=>0.000000}, {\"kind\"=>\"label\", \"label\"=>\"b\", "
+        "\"similarity\"=>0.500000, \"lexical\"=>0.125000, \"weight\"=>0.250000}], \"truncated\"=>false, "
+        "\"model_version\"=>\"0123456789abcdef\", "
         "\"memory_version\"=>18446744073709551615, \"metadata\"=>[7], \"source\"=>{\"topic\"=>\"texts\", "
         "\"partition\"=>3, \"offset\"=>12}}");
     msgpack_unpacked_destroy(&unpacked);
