@@ -540,12 +540,15 @@ static void test_options_outside_their_range(void **state)
 {
     (void)state;
     struct world *w = world_open(&defaults, 64 << 20, 0);
-    struct predict_options wrong[] = {defaults, defaults, defaults, defaults};
+    struct predict_options wrong[] = {defaults, defaults, defaults, defaults, defaults, defaults, defaults};
     wrong[0].lambda = 1.5;
     wrong[1].tau = 0;
     wrong[2].tau = (double)NAN;
     wrong[3].b = 0;
-    for (size_t i = 0; i < 4; i++) {
+    wrong[4].lexical = -1;
+    wrong[5].lexical = (double)INFINITY;
+    wrong[6].lexical = 1; /* of no candidates */
+    for (size_t i = 0; i < 7; i++) {
         struct engine *g;
         struct error e = {0};
         assert_int_equal(engine_open(&g, w->backend, w->encoder, w->memory, &wrong[i], &e), -1);
