@@ -8,7 +8,7 @@
 #include <string.h>
 
 #include "base/npz.h"
-#include "cli/data.h"
+#include "cli/data_forms.h"
 
 struct dexml {
     const char *prefix;

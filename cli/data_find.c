@@ -6,7 +6,7 @@
 #include <sys/stat.h>
 
 #include "base/json.h"
-#include "cli/data.h"
+#include "cli/data_forms.h"
 
 enum { PARTS = 3 };
 

@@ -6,7 +6,7 @@
 #include <string.h>
 
 #include "base/json.h"
-#include "cli/data.h"
+#include "cli/data_forms.h"
 
 struct lfxmc {
     bool content, texts_only;

@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "cli/data.h"
+#include "cli/data_forms.h"
 
 enum { PAIR_BYTES_MAX = 256 };
 
