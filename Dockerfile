@@ -25,6 +25,7 @@ RUN apt-get update -q && sed 's/#.*//' /tmp/packages-debian-13-run.txt | \
     install -d -o engram -g engram /var/lib/engram /backup
 COPY --from=build /install/ /
 COPY examples/debtags /usr/local/share/engram/examples/debtags
+COPY examples/debrel /usr/local/share/engram/examples/debrel
 COPY deploy/ready /usr/local/bin/engram-ready
 ENV ENGRAM_MEMORY=/var/lib/engram \
     ENGRAM_LISTEN=0.0.0.0
