@@ -141,12 +141,17 @@ uninstall: ## remove what `make install` put there
 	$(Q)rm -rf '$(SHARE)/engram/models/$(MODEL)' '$(SHARE)/doc/engram'
 	$(Q)rmdir '$(SHARE)/engram/models' '$(SHARE)/engram' 2>/dev/null || true
 
-.PHONY: demo bench
+.PHONY: demo quality bench
 demo: ## install what is needed, build, and show the stage at work on a real broker
 	@tools/deps.sh
 	@tools/model.sh
 	@$(SUBMAKE) all
 	@examples/demo.py
+quality: ## tune on both example sets and hold their test parts against the targets in docs/QUALITY.md
+	@tools/deps.sh
+	@tools/model.sh
+	@$(SUBMAKE) all
+	@tests/quality.py
 bench: ## measure speed beside peers (installs them, 6 GB, into build/bench-env; takes long)
 	@tools/deps.sh
 	@tools/deps.sh --dev

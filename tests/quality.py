@@ -1,0 +1,105 @@
+#!/usr/bin/python3
+"""What `engram tune` reaches on the example sets (`make quality`; docs/QUALITY.md tells how to read it).
+
+For each set: the train part is loaded into a memory of its own, the test part is evaluated as things stand without a setting,
+`engram tune --write` picks one by leave-one-out over that memory, and the test part is evaluated again with the file that it
+wrote. The test part has no say in the choice. Prints a table in markdown; ends with 1 where a figure misses its target.
+
+    tests/quality.py [debtags] [debrel]
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+ENGRAM = ROOT / os.environ.get("BUILD", "build") / "engram"
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("ENGRAM_")}
+METRICS = ("P@1", "P@5", "PSP@5", "nDCG@5")
+SETTING = ("pool", "lambda", "tau", "b", "lexical")
+SETS = {  # flags of tune and eval, and the least that the test part must give
+    "debtags": ([], {"P@1": 80.0, "P@5": 44.8, "nDCG@5": 80.4}),
+    "debrel": (["--exclude-self"], {"P@1": 54.0, "P@5": 23.0, "PSP@5": 49.5}),
+}
+
+
+class Failed(Exception):
+    """One line for the user."""
+
+
+def engram(*arguments, quiet=False):
+    command = [ENGRAM, *map(str, arguments)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE if quiet else None, text=True,
+                          env=ENVIRONMENT, check=False)
+    if done.returncode != 0:
+        raise Failed(f"{' '.join(map(str, command))} ended with {done.returncode}: {(done.stderr or '').strip()[-500:]}")
+    return done.stdout
+
+
+def load(file, labels, instances, **how):
+    engram("load", "-c", file, "--labels", labels, "--instances", instances, **how)
+
+
+def evaluate(file, test, *flags, **how):
+    return json.loads(engram("eval", "-c", file, "--test", test, "--json", *flags, **how))
+
+
+def tune(file, *flags, **how):
+    """What `engram tune` says, and the seconds that it took."""
+    begun = time.monotonic()
+    found = json.loads(engram("tune", "-c", file, "--write", "--json", *flags, **how))
+    return found, time.monotonic() - begun
+
+
+def setting(found):
+    return found["pool"] + "".join(f", {name} {found[name]:g}" for name in SETTING[1:])
+
+
+def row(*cells):
+    print("| " + " | ".join(cells) + " |", flush=True)
+
+
+def measure(name):
+    """Prints the lines of one set; returns what missed its target."""
+    flags, targets = SETS[name]
+    data = ROOT / "examples" / name
+    with tempfile.TemporaryDirectory(prefix=f"engram-quality-{name}-") as folder:
+        file = Path(folder) / "engram.conf"
+        file.write_text(f"[memory]\nmemory = {folder}/memory\n", encoding="utf-8")
+        load(file, data / "labels.jsonl.gz", data / "train.jsonl.gz")
+        before = evaluate(file, data / "test.jsonl.gz", *flags)
+        found, seconds = tune(file, *flags)
+        after = evaluate(file, data / "test.jsonl.gz", *flags)
+    row(name, f"as installed: {setting(found['today'])}", *(f"{before[m]:.2f}" for m in METRICS), "")
+    row(name, f"tuned: {setting(found['best'])}", *(f"{after[m]:.2f}" for m in METRICS), f"{seconds:.0f}")
+    row(name, "at least", *(f"{targets[m]:.1f}" if m in targets else "" for m in METRICS), "60")
+    return [f"{name}: {m} {after[m]:.2f}, wanted {least}" for m, least in targets.items() if after[m] < least]
+
+
+def main(names):
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    unknown = [name for name in names if name not in SETS]
+    if unknown:
+        print(f"quality: no set '{unknown[0]}'; there are: {', '.join(SETS)}", file=sys.stderr)
+        return 2
+    try:
+        row("set", "setting", *METRICS, "tune, s")
+        row("---", "---", *("---:" for _ in METRICS), "---:")
+        missed = [line for name in names or SETS for line in measure(name)]
+    except Failed as failed:
+        print(f"quality: {failed}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    for line in missed:
+        print(f"quality: missed: {line}", file=sys.stderr)
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
