@@ -59,6 +59,7 @@ class Demo:
     def __init__(self, folder):
         self.folder = folder
         self.memory = os.path.join(folder, "memory")
+        self.file = os.path.join(folder, "engram.conf")
         self.log = os.path.join(folder, "stage.log")
         self.broker_started = False
         self.stage = None
@@ -85,14 +86,19 @@ class Demo:
         self.bootstrap = started.stdout.split()[-1]
 
     def start_stage(self):
+        with open(self.file, "w", encoding="utf-8") as file:
+            file.write(f"[memory]\nmemory = {self.memory}\n")
         with open(self.log, "wb") as log:
-            self.stage = subprocess.Popen([ENGRAM, "run", "--memory", self.memory, "--port", "0",
-                                           *self.kafka_flags()], stderr=log, stdout=subprocess.DEVNULL)
+            self.stage = subprocess.Popen([ENGRAM, "run", "-c", self.file, "--port", "0", *self.kafka_flags()],
+                                          stderr=log, stdout=subprocess.DEVNULL)
+        self.wait_for_log("ready")
+
+    def wait_for_log(self, word):
         deadline = time.monotonic() + 60
-        while "ready" not in self.stage_log():
+        while word not in self.stage_log():
             self.check_stage()
             if time.monotonic() > deadline:
-                raise Failed(f"the stage is not ready after 60 s: {self.stage_log()[-500:]}")
+                raise Failed(f"the stage's log has no '{word}' after 60 s: {self.stage_log()[-500:]}")
             time.sleep(0.1)
 
     def stage_log(self):
@@ -123,6 +129,16 @@ class Demo:
             bar.update(done)
         replay.wait()
         return time.monotonic() - started
+
+    def tune(self):
+        """Picks the setting by leave-one-out beside the running stage, which takes it; returns it and the seconds."""
+        started = time.monotonic()
+        print("  tuning ...", file=sys.stderr, flush=True)
+        tuned = json.loads(self.engram("tune", "-c", self.file, "--write", "--json", quiet=False))["best"]
+        seconds = time.monotonic() - started
+        self.stage.send_signal(signal.SIGHUP)
+        self.wait_for_log(f"reloaded {self.file}")
+        return tuned, seconds
 
     def tag(self, texts):
         """Replays the test texts; returns {id: prediction} and the seconds from the first input to the last output."""
@@ -209,6 +225,7 @@ def run(demo):
     demo.start_broker()
     demo.start_stage()
     fold_seconds = demo.fold(len(train))
+    tuned, tune_seconds = demo.tune()
     predictions, tag_seconds = demo.tag(len(test))
     latencies = demo.teach(TAUGHT)
     stats = demo.stats()
@@ -217,6 +234,8 @@ def run(demo):
     print("\nEngram on debtags: Debian package titles -> tags, through Kafka")
     print(f"  instances folded   {len(train)} with {stats['label_keys']} label texts in {fold_seconds:.1f} s"
           f" ({len(train) / fold_seconds:.0f}/s), no training")
+    print(f"  tuned              in {tune_seconds:.1f} s, the memory asked about itself: {tuned['pool']}"
+          + "".join(f", {name} {tuned[name]:g}" for name in ("lambda", "tau", "b", "lexical")))
     print(f"  texts tagged       {len(predictions)} in {tag_seconds:.1f} s ({len(predictions) / tag_seconds:.0f}/s)")
     print("  on the test part   " + "   ".join(f"P@{k} {precision(predictions, gold, k):.1f}" for k in (1, 3, 5)))
     print(f"  label to live      p50 {statistics.median(latencies):.0f} ms, p99 {latencies[int(0.99 * TAUGHT) - 1]:.0f} ms"
