@@ -1,8 +1,8 @@
 /* RAE inference (arXiv 2502.10615) on encoder, backend and memory: predict, fold, forget, evaluate. No Kafka here: the
- * stage and the command line use it as it is. p = sum over the top-b keys of softmax(q.k / tau) * v,  v = lambda * y
- * for instances, (1 - lambda) * e for labels The engine owns the backend and hands it out in slices: a waiting fold
- * goes first, but never twice in a row while texts wait. engine_predict and engine_fold may be called from two threads
- * at once. */
+ * stage and the command line use it as it is. p = sum over the top-b keys of softmax(score / tau) * v, score = q.k, or
+ * q.k + a cos(t(q), t(k)); v = lambda * y for instances, (1 - lambda) * e for labels. The engine owns the backend and
+ * hands it out in slices: a waiting fold goes first, but never twice in a row while texts wait. engine_predict and
+ * engine_fold may be called from two threads at once. */
 #ifndef ENGRAM_ENGINE_ENGINE_H
 #define ENGRAM_ENGINE_ENGINE_H
 
