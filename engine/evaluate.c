@@ -533,8 +533,9 @@ static int rows_evaluate(struct evaluation *v, struct retrieval *r, const struct
     result = retrieval_search(r, n, e);
     for (size_t i = 0; i < n && result == 0; i++) {
         own_remove(&r->matches[i], rows[i].slot);
-        if (r->search.lexical) {
-            retrieval_score_own(r, rows[i].slot, &r->matches[i]);
+        if (r->search.lexical && retrieval_score_own(r, rows[i].slot, &r->matches[i], e)) {
+            result = -1;
+            break;
         }
         judged[i].matches = r->matches[i];
         result = row_judged(&judged[i], v, r->snapshot, rows[i].slot, e);

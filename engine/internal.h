@@ -104,7 +104,7 @@ void retrieval_close(struct retrieval *r);
 /* Encodes and searches in one turn on the backend: n at most r->texts, together at most one slice of tokens. */
 int retrieval_slice(struct retrieval *r, const struct tokens *const *inputs, size_t n, struct error *e);
 /* The lexical score of matches of the row in `slot`, as if that row were not there; the caller holds the turn. */
-void retrieval_score_own(struct retrieval *r, uint64_t slot, struct matches *m);
+int retrieval_score_own(struct retrieval *r, uint64_t slot, struct matches *m, struct error *e);
 /* The same for r->queries [n] as they stand, without a lexical score; the caller holds the turn. */
 int retrieval_search(struct retrieval *r, size_t n, struct error *e);
 

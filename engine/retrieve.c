@@ -111,34 +111,52 @@ struct lexical_work {
     atomic_size_t next;
 };
 
-static void matches_score(struct retrieval *r, struct lexical_query *q, struct matches *m)
+/* The lexical scores of one of `parts` equal parts of the matches. */
+static void matches_score(struct retrieval *r, struct lexical_query *q, struct matches *m, size_t part, size_t parts)
 {
     enum { AT_ONCE = 1024 };
     uint64_t slots[AT_ONCE];
     float cosines[AT_ONCE];
     for (int kind = 0; kind < KINDS; kind++) {
-        for (uint32_t first = 0, count; first < m->counts[kind]; first += count) {
+        size_t end = m->counts[kind] * (part + 1) / parts;
+        for (size_t first = m->counts[kind] * part / parts, count; first < end; first += count) {
             struct match *of = m->of[kind] + first;
-            count = m->counts[kind] - first < AT_ONCE ? m->counts[kind] - first : AT_ONCE;
-            for (uint32_t i = 0; i < count; i++) {
+            count = end - first < AT_ONCE ? end - first : AT_ONCE;
+            for (size_t i = 0; i < count; i++) {
                 slots[i] = of[i].slot;
             }
             lexical_cosines(q, r->g->lexical, slots, count, cosines);
-            for (uint32_t i = 0; i < count; i++) {
+            for (size_t i = 0; i < count; i++) {
                 of[i].lexical = cosines[i];
             }
         }
     }
 }
 
-void retrieval_score_own(struct retrieval *r, uint64_t slot, struct matches *m)
+struct own_work {
+    struct retrieval *r;
+    uint64_t slot;
+    struct matches *matches;
+};
+
+static int own_work(struct stream *s, size_t i, void *context, struct error *e)
 {
-    struct lexical *x = r->g->lexical;
-    struct lexical_query *q = r->g->lexical_queries[0];
-    lexical_omit(x, slot);
-    lexical_query_of(q, x, slot);
-    matches_score(r, q, m);
-    lexical_restore(x, slot);
+    (void)s, (void)e;
+    struct own_work *w = context;
+    struct engine *g = w->r->g;
+    lexical_query_of(g->lexical_queries[i], g->lexical, w->slot);
+    matches_score(w->r, g->lexical_queries[i], w->matches, i, g->backend->ops->streams(g->backend));
+    return 0;
+}
+
+int retrieval_score_own(struct retrieval *r, uint64_t slot, struct matches *m, struct error *e)
+{
+    struct backend *b = r->g->backend;
+    struct own_work work = {r, slot, m};
+    lexical_omit(r->g->lexical, slot);
+    int failed = b->ops->parallel(b, own_work, &work, e);
+    lexical_restore(r->g->lexical, slot);
+    return failed;
 }
 
 static int lexical_work(struct stream *s, size_t i, void *context, struct error *e)
@@ -148,7 +166,7 @@ static int lexical_work(struct stream *s, size_t i, void *context, struct error 
     for (size_t at; (at = atomic_fetch_add_explicit(&w->next, 1, memory_order_relaxed)) < w->n;) {
         struct lexical_query *q = w->r->g->lexical_queries[i];
         lexical_query_set(q, w->r->g->lexical, w->inputs[at]->ids + 1, w->inputs[at]->count - 2); /* no [CLS], [SEP] */
-        matches_score(w->r, q, &w->r->matches[at]);
+        matches_score(w->r, q, &w->r->matches[at], 0, 1);
     }
     return 0;
 }
