@@ -215,7 +215,8 @@ def show(prediction, text, gold):
     for key in prediction["evidence"][:3]:
         name = key.get("id") or key.get("label")
         labels = ", ".join(key.get("labels", [])[:4])
-        print(f"      because of {key['kind']} {name} (similarity {key['similarity']:.2f}, weight {key['weight']:.2f})"
+        words = f", words in common {key['lexical']:.2f}" if "lexical" in key else ""
+        print(f"      because of {key['kind']} {name} (similarity {key['similarity']:.2f}{words}, weight {key['weight']:.2f})"
               + (f": {labels}" if labels else ""))
 
 
