@@ -194,7 +194,7 @@ class Broker:
     def _meet(self, producer, topic):
         """Let a producer know the topic before its first record to it: librdkafka would look for it in 1 s. And have each
         leader asked itself: metadata name one before it takes records, and a first batch that is refused while the second
-        is taken comes back as a repeat of it, acknowledged and never written."""
+        is taken may pass for a repeat when it is sent again, acknowledged and never written."""
         if (producer, topic) not in self._met:
             self.ends(topic)
             wait_until(lambda: producer.list_topics(topic, timeout=WAIT_S).topics[topic].error is None, f"topic {topic}")
