@@ -76,6 +76,18 @@ int slice_compare(struct slice a, struct slice b)
     return order ? order : (a.bytes > b.bytes) - (a.bytes < b.bytes);
 }
 
+int slice_order(const void *a, const void *b)
+{
+    return slice_compare(*(const struct slice *)a, *(const struct slice *)b);
+}
+
+void slices_sort(struct slice *slices, size_t count)
+{
+    if (count) { /* qsort takes no NULL */
+        qsort(slices, count, sizeof *slices, slice_order);
+    }
+}
+
 void buffer_reserve(struct buffer *b, size_t more)
 {
     size_t need = b->bytes + more + 1;

@@ -23,6 +23,8 @@ struct slice {
 struct slice slice_of(const char *string); /* of a C string; NULL gives the empty slice */
 bool slice_equal(struct slice a, struct slice b);
 int slice_compare(struct slice a, struct slice b); /* by bytes, as memcmp; a prefix sorts first */
+int slice_order(const void *a, const void *b);     /* the same for qsort and bsearch */
+void slices_sort(struct slice *slices, size_t count);
 struct slice slice_of_last_name(const char *path); /* "b" of "/a/b" and of "/a/b//"; borrowed */
 
 /* A growing buffer; zero-initialise to start, buffer_free to end. data is kept NUL-terminated behind `bytes`

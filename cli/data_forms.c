@@ -31,17 +31,10 @@ int data_text(struct slice text, const char *what, struct arena *arena, struct s
     return 0;
 }
 
-static int by_bytes(const void *a, const void *b)
-{
-    return slice_compare(*(const struct slice *)a, *(const struct slice *)b);
-}
-
 void data_names_sort(struct slice *names, size_t *count)
 {
     size_t kept = 0;
-    if (*count) {
-        qsort(names, *count, sizeof *names, by_bytes);
-    }
+    slices_sort(names, *count);
     for (size_t i = 0; i < *count; i++) {
         if (kept == 0 || !slice_equal(names[kept - 1], names[i])) {
             names[kept++] = names[i];

@@ -51,14 +51,9 @@ static bool is_unwanted(const struct eval_show *s, const struct shown_text *text
     return is;
 }
 
-static int by_bytes(const void *a, const void *b)
-{
-    return slice_compare(*(const struct slice *)a, *(const struct slice *)b);
-}
-
 static bool has_label(const struct slice *labels, size_t count, struct slice label)
 {
-    return count && bsearch(&label, labels, count, sizeof *labels, by_bytes);
+    return count && bsearch(&label, labels, count, sizeof *labels, slice_order);
 }
 
 static bool has_gold(const struct eval_show *s, const struct shown_text *text)

@@ -24,11 +24,6 @@ struct export
     bool failed;
 };
 
-static int by_bytes(const void *a, const void *b)
-{
-    return slice_compare(*(const struct slice *)a, *(const struct slice *)b);
-}
-
 int memory_label_names(const struct snapshot *snapshot, const struct memory_instance *i, struct slice **names,
                        struct error *e)
 {
@@ -46,9 +41,7 @@ int memory_label_names(const struct snapshot *snapshot, const struct memory_inst
         }
         sorted[l] = label.name;
     }
-    if (i->labels_count) {
-        qsort(sorted, i->labels_count, sizeof *sorted, by_bytes);
-    }
+    slices_sort(sorted, i->labels_count);
     *names = sorted;
     return 0;
 }

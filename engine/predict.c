@@ -137,11 +137,6 @@ static int labels_select(struct prediction_run *r, struct prediction *out, struc
 
 /* ---- evidence ---- */
 
-static int by_bytes(const void *a, const void *b)
-{
-    return slice_compare(*(const struct slice *)a, *(const struct slice *)b);
-}
-
 static int evidence_lost(const struct match *match, struct error *e)
 {
     return error_set(e, ERROR_FATAL, E_CORRUPT, "slot %llu holds a key, but nothing is known of it",
@@ -171,7 +166,7 @@ static int evidence_instance(struct prediction_run *r, const struct match *match
         }
         out->labels[i] = arena_slice(&p->arena, label.name);
     }
-    qsort(out->labels, out->labels_count, sizeof *out->labels, by_bytes);
+    slices_sort(out->labels, out->labels_count);
     return 0;
 }
 

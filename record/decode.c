@@ -137,11 +137,6 @@ static struct slice cut_text(struct slice text, struct arena *arena)
     return arena_slice(arena, (struct slice){text.data, utf8_cut(text.data, text.bytes, RECORD_TEXT_BYTES_MAX)});
 }
 
-static int compare_names(const void *a, const void *b)
-{
-    return slice_compare(*(const struct slice *)a, *(const struct slice *)b);
-}
-
 /* Checks the listed names and hands them out sorted, each once. */
 static int take_labels(const struct fields *fields, struct arena *arena, struct instance_record *out, struct error *e)
 {
@@ -152,9 +147,7 @@ static int take_labels(const struct fields *fields, struct arena *arena, struct 
             return error_set(e, ERROR_POISON, code, "labels[%zu] %s", i, fault);
         }
     }
-    if (fields->labels_count > 0) {
-        qsort(fields->labels, fields->labels_count, sizeof *fields->labels, compare_names);
-    }
+    slices_sort(fields->labels, fields->labels_count);
     out->labels = arena_alloc(arena, fields->labels_count * sizeof *out->labels);
     for (size_t i = 0; i < fields->labels_count; i++) {
         if (i == 0 || !slice_equal(fields->labels[i], fields->labels[i - 1])) {

@@ -305,11 +305,6 @@ static int slot_holds(struct verify *v, uint64_t slot, uint32_t kind, struct sli
     return found < 0 ? -1 : 0;
 }
 
-static int name_order(const void *a, const void *b)
-{
-    return slice_compare(*(const struct slice *)a, *(const struct slice *)b);
-}
-
 /* The names of an instance's labels, sorted. 1, or 0 where something was broken and reported. */
 static int instance_names(struct verify *v, uint64_t slot, struct slice **names, size_t *count, struct error *e)
 {
@@ -338,9 +333,7 @@ static int instance_names(struct verify *v, uint64_t slot, struct slice **names,
             return settle(v, &fault, e);
         }
     }
-    if (*count) {
-        qsort(*names, *count, sizeof **names, name_order);
-    }
+    slices_sort(*names, *count);
     return 1;
 }
 
