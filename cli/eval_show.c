@@ -44,11 +44,7 @@ struct shown_text {
 
 static bool is_unwanted(const struct eval_show *s, const struct shown_text *text, struct slice label)
 {
-    bool is = s->exclude_self && slice_equal(label, text->record->id);
-    for (size_t i = 0; !is && i < text->left_out->count; i++) {
-        is = slice_equal(label, text->left_out->labels[i]);
-    }
-    return is;
+    return is_left_out(text->left_out, s->exclude_self ? &text->record->id : NULL, label);
 }
 
 static bool has_label(const struct slice *labels, size_t count, struct slice label)

@@ -162,6 +162,8 @@ struct left_out {
     const struct slice *labels;
     size_t count;
 };
+/* Is the label one of them, or `self`, the text's own name? Both may be NULL. */
+bool is_left_out(const struct left_out *left_out, const struct slice *self, struct slice label);
 /* Predicts the texts and adds them; labels[i] are text i's gold names (sorted). left_out[n], or NULL. Ignores
  * labels_max and min_score. */
 int evaluation_add(struct evaluation *v, const struct instance_record *texts, const struct left_out *left_out, size_t n,

@@ -266,11 +266,11 @@ static int texts_judge(struct evaluation *v, const struct snapshot *snapshot, co
 
 /* ---- a test text ---- */
 
-static bool is_left_out(const struct left_out *left_out, const struct slice *self, struct slice name)
+bool is_left_out(const struct left_out *left_out, const struct slice *self, struct slice label)
 {
-    bool is = self && slice_equal(name, *self);
+    bool is = self && slice_equal(label, *self);
     for (size_t i = 0; left_out && !is && i < left_out->count; i++) {
-        is = slice_equal(name, left_out->labels[i]);
+        is = slice_equal(label, left_out->labels[i]);
     }
     return is;
 }
