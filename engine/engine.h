@@ -122,7 +122,8 @@ struct setting grid_setting(const struct grid *g, size_t i);
 
 struct evaluation_options {
     struct propensity_source propensity; /* its names and counts are borrowed */
-    const struct grid *grid;        /* NULL: the engine's options, one setting; then deciles and label counts too */
+    /* NULL: the engine's options, one setting, and only then deciles and label counts. */
+    const struct grid *grid;
     bool keep_texts;                /* for evaluation_text */
     size_t at[METRICS_CUTOFFS_MAX]; /* the k's, each 1 to METRICS_RANK_MAX */
     size_t at_count;                /* at least 1 */
@@ -174,7 +175,6 @@ int evaluation_add(struct evaluation *v, const struct instance_record *texts, co
  * progress (may be NULL) is called between batches. */
 int evaluation_leave_one_out(struct evaluation *v, size_t skip, size_t sample,
                              void (*progress)(size_t done, size_t n, void *context), void *context, struct error *e);
-size_t evaluation_settings(const struct evaluation *v);
 void evaluation_metrics(const struct evaluation *v, size_t setting, struct metrics *out); /* setting 0 without a grid */
 /* With keep_texts: a text's own values, in the order of adding, all 0 where it has no gold labels; NULL behind the
  * last.

@@ -20,8 +20,7 @@ struct evaluation {
     size_t settings;
     struct cutoffs cutoffs;
     struct decile deciles[METRICS_DECILES];
-    double c;                  /* C of the propensity model; NaN where N < 3 */
-    struct metrics_sums *sums; /* [settings] */
+    double c; /* C of the propensity model; NaN where N < 3 */
     struct metrics_deciles by_decile;
     struct label_counts by_label;
     struct metrics_text *texts; /* [kept, settings], with keep_texts */
@@ -54,7 +53,7 @@ static int count_add(const struct memory_label *label, void *context)
     return 0;
 }
 
-/* N, and how many instances each label of the memory has. */
+/* N, and how many instances each label of the memory has (out NULL: not asked for). */
 static int counts_from_memory(struct memory *memory, uint64_t *n, struct counts *out, struct error *e)
 {
     struct snapshot *snapshot;
@@ -66,7 +65,7 @@ static int counts_from_memory(struct memory *memory, uint64_t *n, struct counts 
     if (!failed) {
         *n = stats.instances;
         memory_stats_free(&stats);
-        failed = snapshot_each_label(snapshot, count_add, out, e);
+        failed = out ? snapshot_each_label(snapshot, count_add, out, e) : 0;
     }
     snapshot_release(snapshot);
     return failed;
@@ -93,7 +92,7 @@ int evaluation_open(struct evaluation **out, struct engine *g, const struct eval
     uint64_t n = source->n;
     *out = NULL;
     if (!source->from_train) {
-        if (counts_from_memory(g->memory, &n, &counts, e)) {
+        if (counts_from_memory(g->memory, &n, options->grid ? NULL : &counts, e)) {
             free(counts.values);
             return -1;
         }
@@ -117,7 +116,6 @@ int evaluation_open(struct evaluation **out, struct engine *g, const struct eval
                            .bs_count = 1};
     v->grid = options->grid ? options->grid : &v->own;
     v->settings = grid_count(v->grid);
-    v->sums = mem_zero(v->settings, sizeof *v->sums);
     v->c = n < 3 ? (double)NAN : (log((double)n) - 1) * pow(source->b + 1, source->a);
     cutoffs_set(&v->cutoffs, options->at, options->at_count);
     deciles_cut(v->deciles, counts.values, counts.count);
@@ -139,7 +137,6 @@ void evaluation_close(struct evaluation *v)
     label_counts_free(&v->by_label);
     free(v->worker);
     free(v->texts);
-    free(v->sums);
     free(v);
 }
 
@@ -159,17 +156,16 @@ static uint64_t count_in_train(const struct propensity_source *p, struct slice n
     return low < p->names_count && slice_equal(p->names[low], name) ? p->name_counts[low] : 0;
 }
 
-/* N_l; 0 for a label that nobody knows. */
-static int label_count(const struct evaluation *v, const struct snapshot *snapshot, struct slice name, uint64_t *out,
-                       struct error *e)
+/* The label's number in the memory, NO_LABEL where that does not know it, and N_l, 0 where nobody does. */
+static int label_look(const struct evaluation *v, const struct snapshot *snapshot, struct slice name, uint32_t *id,
+                      uint64_t *count, struct error *e)
 {
     struct memory_label label;
-    if (v->options.propensity.from_train) {
-        *out = count_in_train(&v->options.propensity, name);
-        return 0;
-    }
     int found = snapshot_label_named(snapshot, name, &label, e);
-    *out = found > 0 ? label.instances : 0;
+    *id = found > 0 ? label.id : NO_LABEL;
+    *count = v->options.propensity.from_train ? count_in_train(&v->options.propensity, name)
+             : found > 0                      ? label.instances
+                                              : 0;
     return found < 0 ? -1 : 0;
 }
 
@@ -275,33 +271,25 @@ bool is_left_out(const struct left_out *left_out, const struct slice *self, stru
     return is;
 }
 
-static int label_id(const struct snapshot *snapshot, struct slice name, uint32_t *id, struct error *e)
-{
-    struct memory_label label;
-    int found = snapshot_label_named(snapshot, name, &label, e);
-    *id = found > 0 ? label.id : NO_LABEL;
-    return found < 0 ? -1 : 0;
-}
-
 /* What the text is judged by; its matches are set elsewhere. */
 static int text_judged(struct judged *out, const struct evaluation *v, const struct snapshot *snapshot,
                        const struct instance_record *text, const struct left_out *left_out, struct error *e)
 {
     const struct slice *self = v->options.exclude_self ? &text->id : NULL;
     size_t others = left_out ? left_out->count : 0;
+    uint64_t count;
     judged_open(out, text->labels_count, others + 1);
     for (size_t i = 0; i < others + (self != NULL); i++) {
-        if (label_id(snapshot, i < others ? left_out->labels[i] : *self, &out->unwanted[out->unwanted_count++], e)) {
+        struct slice name = i < others ? left_out->labels[i] : *self;
+        if (label_look(v, snapshot, name, &out->unwanted[out->unwanted_count++], &count, e)) {
             return -1;
         }
     }
     for (size_t i = 0; i < text->labels_count; i++) {
-        uint64_t count;
         if (is_left_out(left_out, self, text->labels[i])) {
             continue;
         }
-        if (label_count(v, snapshot, text->labels[i], &count, e) ||
-            label_id(snapshot, text->labels[i], &out->gold_ids[out->gold_count], e)) {
+        if (label_look(v, snapshot, text->labels[i], &out->gold_ids[out->gold_count], &count, e)) {
             return -1;
         }
         out->gold[out->gold_count++] = gold_of(v, count);
@@ -349,7 +337,7 @@ static void detail_judge(void *context, size_t setting, const struct ranked_labe
     struct detail *d = context;
     struct metrics_text values;
     metrics_text(&d->v->cutoffs, d->text->gold, d->text->gold_count, labels, count, &values, &d->v->by_decile);
-    metrics_add(&d->v->sums[setting], &d->v->cutoffs, &values);
+    metrics_add(&d->v->worker[0].sums[setting], &d->v->cutoffs, &values);
     if (d->v->options.per_label) {
         predictions_count(d, labels, ids, count);
     }
@@ -482,6 +470,7 @@ static int row_judged(struct judged *out, const struct evaluation *v, const stru
 {
     struct memory_instance instance;
     struct memory_label label;
+    uint64_t count;
     int found = snapshot_instance_at(snapshot, slot, &instance, e);
     if (found <= 0) {
         return found < 0 ? -1
@@ -489,7 +478,8 @@ static int row_judged(struct judged *out, const struct evaluation *v, const stru
                                      (unsigned long long)slot);
     }
     judged_open(out, instance.labels_count, 1);
-    if (v->options.exclude_self && label_id(snapshot, instance.id, &out->unwanted[out->unwanted_count++], e)) {
+    if (v->options.exclude_self &&
+        label_look(v, snapshot, instance.id, &out->unwanted[out->unwanted_count++], &count, e)) {
         return -1;
     }
     for (size_t i = 0; i < instance.labels_count; i++) {
@@ -591,16 +581,11 @@ done:
 /* What all workers have summed for one setting. */
 static struct metrics_sums sums_of(const struct evaluation *v, size_t setting)
 {
-    struct metrics_sums sums = v->sums[setting];
-    for (size_t w = 0; w < v->workers; w++) {
+    struct metrics_sums sums = v->worker[0].sums[setting];
+    for (size_t w = 1; w < v->workers; w++) {
         metrics_merge(&sums, &v->worker[w].sums[setting]);
     }
     return sums;
-}
-
-size_t evaluation_settings(const struct evaluation *v)
-{
-    return v->settings;
 }
 
 const struct metrics_text *evaluation_text(const struct evaluation *v, size_t text, size_t setting)
@@ -615,7 +600,7 @@ void evaluation_metrics(const struct evaluation *v, size_t setting, struct metri
     for (size_t k = 0; k < v->cutoffs.count; k++) {
         out->at[k] = metrics_values(&sums, &v->cutoffs, k);
     }
-    for (unsigned d = 0; d < METRICS_DECILES; d++) {
+    for (unsigned d = 0; d < METRICS_DECILES && !v->options.grid; d++) {
         struct metrics_decile *decile = &out->deciles[d];
         decile->labels = v->deciles[d];
         decile->gold = v->by_decile.gold[d];
@@ -634,7 +619,8 @@ int evaluation_each_label(const struct evaluation *v, int (*each)(const struct e
     int result = memory_look(v->g->memory, &snapshot, e);
     for (size_t i = 0; result == 0 && i < v->by_label.count; i++) {
         struct evaluated_label label = *sorted[i];
-        result = label_count(v, snapshot, label.name, &label.train, e);
+        uint32_t id;
+        result = label_look(v, snapshot, label.name, &id, &label.train, e);
         if (result == 0 && each(&label, context)) {
             break;
         }
