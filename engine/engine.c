@@ -39,9 +39,6 @@ static int keys_begin(struct engine *g, struct error *e)
         return -1;
     }
     struct keys_view view = *snapshot_keys(snapshot);
-    if (g->options.lexical > 0) { /* now, or the first text waits for it */
-        engine_lexical_sync(g, snapshot);
-    }
     snapshot_release(snapshot);
     if (view.dim != g->dim) {
         return error_set(e, ERROR_FATAL, E_FINGERPRINT,
@@ -148,8 +145,26 @@ size_t engine_slice_tokens(const struct engine *g)
     return g->slice_tokens;
 }
 
+/* So that the first text does not wait for it. What cannot be read here is told to that text. */
+static void words_count(struct engine *g)
+{
+    struct snapshot *snapshot;
+    if (!g->keys || engine_options(g).lexical <= 0) {
+        return;
+    }
+    turns_take(&g->turns, TURN_TEXT);
+    if (memory_snapshot(g->memory, &snapshot, NULL) == 0) {
+        engine_lexical_sync(g, snapshot);
+        snapshot_release(snapshot);
+    }
+    turns_give(&g->turns);
+}
+
 void engine_set_ready(struct engine *g, bool ready)
 {
+    if (ready) {
+        words_count(g);
+    }
     turns_ready(&g->turns, ready);
 }
 
