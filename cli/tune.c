@@ -476,27 +476,23 @@ static int changes_take(const struct tune *t, const struct config *config, bool 
 static int tune_measure(struct tune *t, const struct config *config, struct error *e)
 {
     struct cli_engine opened = {0};
-    struct memory_stats stats = {0};
-    struct snapshot *snapshot = NULL;
+    size_t labelled;
     int result = -1;
-    if (cli_open(&opened, config, CLI_MEMORY_READ, e) || memory_look(opened.memory, &snapshot, e) ||
-        snapshot_stats(snapshot, &stats, e)) {
+    if (cli_open(&opened, config, CLI_MEMORY_READ, e) || engine_labelled(opened.engine, &labelled, e)) {
         goto done;
     }
-    if (stats.instances < 2) {
-        error_set(e, ERROR_FATAL, E_USAGE, "%s: %" PRIu64 " instances: tuning needs more, load or teach some first",
-                  config->memory, stats.instances);
+    if (labelled < 2) {
+        error_set(e, ERROR_FATAL, E_USAGE, "%s: %zu instances with labels: tuning needs more, load or teach some first",
+                  config->memory, labelled);
         goto done;
     }
-    bool others = stats.instances >= 2 * t->sample; /* enough for a second look */
+    bool others = labelled >= 2 * t->sample; /* enough for a second look */
     t->skip = others ? t->sample : 0;
     t->final_sample = others ? FINAL_SAMPLES * t->sample : t->sample;
     progress_start(&t->progress, "leave-one-out", "instances");
     result = best_find(t, opened.engine, e) || gain_measure(t, opened.engine, e) ? -1 : 0;
     progress_end(&t->progress, t->passed);
 done:
-    snapshot_release(snapshot);
-    memory_stats_free(&stats);
     cli_close(&opened);
     return result;
 }

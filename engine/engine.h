@@ -88,7 +88,8 @@ struct fold {
  * found and moved are set for the records that were committed. */
 int engine_fold(struct engine *g, struct fold *folds, size_t n, size_t *applied, struct error *e);
 
-/* While false (a stage that catches up before it is ready), folds need not let texts through. */
+/* While false (a stage that catches up before it is ready), folds need not let texts through. true: also counts words,
+ * where a lexical score is asked for, so that no text waits for it. */
 void engine_set_ready(struct engine *g, bool ready);
 
 /* ---- evaluation ---- */
@@ -169,6 +170,8 @@ bool is_left_out(const struct left_out *left_out, const struct slice *self, stru
  * labels_max and min_score. */
 int evaluation_add(struct evaluation *v, const struct instance_record *texts, const struct left_out *left_out, size_t n,
                    struct error *e);
+/* How many instances have labels: what leave-one-out can draw from. */
+int engine_labelled(struct engine *g, size_t *count, struct error *e);
 /* Leave-one-out: `sample` of the memory's labelled instances (an order by their ids' hashes, the same for every
  * replica; `skip` of them are passed over), each retrieved and scored as if its own key were not there, its labels the
  * gold; with exclude_self also without the label named as its id. Needs a grid and propensities from the memory.

@@ -538,6 +538,19 @@ static int rows_evaluate(struct evaluation *v, struct retrieval *r, const struct
     return result;
 }
 
+int engine_labelled(struct engine *g, size_t *count, struct error *e)
+{
+    struct snapshot *snapshot;
+    struct own_row *rows;
+    if (memory_snapshot(g->memory, &snapshot, e)) {
+        return -1;
+    }
+    *count = rows_order(snapshot_keys(snapshot), &rows);
+    free(rows);
+    snapshot_release(snapshot);
+    return 0;
+}
+
 int evaluation_leave_one_out(struct evaluation *v, size_t skip, size_t sample,
                              void (*progress)(size_t done, size_t n, void *context), void *context, struct error *e)
 {

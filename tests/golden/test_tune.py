@@ -133,6 +133,17 @@ def test_wrong_flags(arguments, says):
     assert done.returncode == 2 and says in done.stderr.splitlines()[0]
 
 
+def test_few_of_many_instances_have_labels(folder):
+    """The second look draws from those with labels alone."""
+    world = World(7, folder, instances=30, labels=10)
+    world.instances = {f"u{i}": (world.text(), []) for i in range(200)} | {
+        f"l{i}": (world.text(), [f"label {i % 10}"]) for i in range(25)}
+    shutil.rmtree(world.memory)
+    world.load()
+    got = tune(world, "--sample", 20)
+    assert got["n"] == 20 and got["gain"] is not None and got["best"]["P@1"] is not None
+
+
 def test_nothing_to_tune_on(folder):
     world = World(6, folder, instances=0, labels=3)
     done = subprocess.run([ENGRAM, "tune", *map(str, world.flags)], capture_output=True, text=True, timeout=60)
