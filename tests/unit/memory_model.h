@@ -6,10 +6,12 @@
 
 #include <ftw.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 #include <xxhash.h>
@@ -681,6 +683,47 @@ static inline void batch_ok(struct memory *m, struct model *model, uint64_t seed
     }
     assert_int_equal(transaction_offset(t, names_slice("cluster"), names_slice("instances"), 0, to, &e), 0);
     commit_ok(t);
+}
+
+static inline void path_in(const char *folder, const char *name, char out[512])
+{
+    assert_true(snprintf(out, 512, "%s/%s", folder, name) < 512);
+}
+
+/* A child that ends with its parent, also when that is killed. */
+static inline pid_t fork_child(void)
+{
+    fflush(NULL);
+    pid_t parent = getpid(), pid = fork();
+    if (pid == 0 && (prctl(PR_SET_PDEATHSIG, SIGKILL) || getppid() != parent)) {
+        _exit(1);
+    }
+    assert_true(pid >= 0);
+    return pid;
+}
+
+static inline void refused(enum memory_mode mode, const struct memory_options *options, enum error_code code,
+                           const char *word)
+{
+    struct error e = {0};
+    struct memory *m;
+    assert_int_equal(memory_open(&m, mode, options, &e), -1);
+    assert_null(m);
+    assert_string_equal(error_code_name(e.code), error_code_name(code));
+    assert_int_equal(e.class, ERROR_FATAL);
+    if (!strstr(e.text, word)) {
+        fail_msg("\"%s\" does not say \"%s\"", e.text, word);
+    }
+    assert_null(strchr(e.text, '\n'));
+}
+
+static inline void filled(const struct memory_options *options, struct model *model, int64_t changes)
+{
+    struct memory *m = open_ok(MEMORY_WRITE, options);
+    for (int64_t at = 0; at < changes; at += 100) {
+        batch_ok(m, model, 11, at, at + 100);
+    }
+    memory_close(m);
 }
 
 #endif

@@ -6,28 +6,10 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
-#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 
 #include "memory_model.h"
-
-static void path_in(const char *folder, const char *name, char out[512])
-{
-    assert_true(snprintf(out, 512, "%s/%s", folder, name) < 512);
-}
-
-/* A child that ends with its parent, also when that is killed. */
-static pid_t fork_child(void)
-{
-    fflush(NULL);
-    pid_t parent = getpid(), pid = fork();
-    if (pid == 0 && (prctl(PR_SET_PDEATHSIG, SIGKILL) || getppid() != parent)) {
-        _exit(1);
-    }
-    assert_true(pid >= 0);
-    return pid;
-}
 
 static struct memory_options source_options(const char *folder, char path[512])
 {
