@@ -314,7 +314,7 @@ int command_eval(int argc, char **argv)
     const char *test = arguments_value(arguments, "test"), *train = arguments_value(arguments, "train");
     const char *per_label = arguments_value(arguments, "per-label");
     v->arguments = arguments;
-    v->propensity = (struct propensity_source){.a = 0.55, .b = 1.5};
+    v->propensity = (struct propensity_source)PROPENSITY_DEFAULT;
     if (!test) {
         status = cli_usage(command.name, "what to evaluate is missing: --test FILE");
     } else if (train && strcmp(test, "-") == 0 && strcmp(train, "-") == 0) {

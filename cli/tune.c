@@ -127,7 +127,7 @@ static void tune_progress(size_t done, size_t n, void *context)
 static int evaluate(struct tune *t, struct engine *engine, const struct grid *grid, size_t skip, size_t sample,
                     double share, bool keep, struct evaluation **out, struct error *e)
 {
-    struct evaluation_options options = {.propensity = {.a = 0.55, .b = 1.5},
+    struct evaluation_options options = {.propensity = PROPENSITY_DEFAULT,
                                          .grid = grid,
                                          .keep_texts = keep,
                                          .at_count = MEASURE_CUTOFFS,
