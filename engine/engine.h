@@ -94,13 +94,13 @@ void engine_set_ready(struct engine *g, bool ready);
 
 /* ---- evaluation ---- */
 
-/* Label counts and N for propensities and deciles. */
 /* A and B where the user names none: those of the field (Jain et al. 2016). */
 #define PROPENSITY_DEFAULT                                                                                             \
     {                                                                                                                  \
         .a = 0.55, .b = 1.5                                                                                            \
     }
 
+/* Label counts and N for propensities and deciles. */
 struct propensity_source {
     double a, b;
     bool from_train;             /* false: from the memory's instances */
