@@ -4,8 +4,10 @@
 
 #include <errno.h>
 #include <sched.h>
-#include <stdio.h>
 #include <time.h>
+#include <unistd.h>
+
+#include "base/cgroup.h"
 
 uint64_t clock_us(void)
 {
@@ -27,44 +29,15 @@ void clock_sleep_ms(unsigned ms)
     while (nanosleep(&left, &left) != 0 && errno == EINTR) {}
 }
 
-/* CPUs that a cgroup's quota grants, rounded up; 0 when there is no quota to be read. */
-static size_t threads_quota(void)
-{
-    double quota = -1;
-    double period = 0;
-    FILE *file = fopen("/sys/fs/cgroup/cpu.max", "re");
-    if (file) {
-        if (fscanf(file, "%lf %lf", &quota, &period) != 2) {
-            quota = -1; /* "max": no quota */
-        }
-        fclose(file);
-    } else if ((file = fopen("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "re"))) {
-        if (fscanf(file, "%lf", &quota) != 1) {
-            quota = -1;
-        }
-        fclose(file);
-        if ((file = fopen("/sys/fs/cgroup/cpu/cpu.cfs_period_us", "re"))) {
-            if (fscanf(file, "%lf", &period) != 1) {
-                period = 0;
-            }
-            fclose(file);
-        }
-    }
-    if (quota <= 0 || period <= 0) {
-        return 0;
-    }
-    size_t whole = (size_t)(quota / period);
-    return whole + ((double)whole * period < quota);
-}
-
 size_t threads_allowed(void)
 {
     cpu_set_t set;
-    size_t count = 1;
-    if (sched_getaffinity(0, sizeof set, &set) == 0) {
+    long online = sysconf(_SC_NPROCESSORS_ONLN);
+    size_t count = online > 0 ? (size_t)online : 1;
+    if (sched_getaffinity(0, sizeof set, &set) == 0) { /* fails beyond 1,024 CPUs */
         count = (size_t)CPU_COUNT(&set);
     }
-    size_t quota = threads_quota();
+    size_t quota = cgroup_cpus("");
     if (quota && quota < count) {
         count = quota;
     }

@@ -9,7 +9,7 @@ uint64_t clock_us(void);     /* monotonic, microseconds: for durations */
 int64_t clock_wall_ms(void); /* since 1970, milliseconds: as Kafka's timestamps */
 void clock_sleep_ms(unsigned ms);
 
-/* How many threads this process may keep busy: CPU affinity and the cgroup's quota (v1 and v2), at least 1. */
+/* How many threads this process may keep busy: CPU affinity and the cgroups' quota (base/cgroup.h), at least 1. */
 size_t threads_allowed(void);
 
 #endif
