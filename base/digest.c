@@ -10,6 +10,11 @@ uint64_t hash64(const void *data, size_t bytes)
     return XXH3_64bits(data, bytes);
 }
 
+uint64_t hash64_seeded(const void *data, size_t bytes, uint64_t seed)
+{
+    return XXH3_64bits_withSeed(data, bytes, seed);
+}
+
 struct digest digest_of(const void *data, size_t bytes)
 {
     XXH128_hash_t h = XXH3_128bits(data, bytes);

@@ -1,4 +1,4 @@
-/* Checksums and digests (XXH3, seed 0). */
+/* Checksums and digests (XXH3, seed 0 where none is given). */
 #ifndef ENGRAM_BASE_DIGEST_H
 #define ENGRAM_BASE_DIGEST_H
 
@@ -6,6 +6,7 @@
 #include <stdint.h>
 
 uint64_t hash64(const void *data, size_t bytes); /* XXH3-64 */
+uint64_t hash64_seeded(const void *data, size_t bytes, uint64_t seed);
 
 /* A number modulo 2^128; a sum of XXH3-128 hashes names a set whatever the order of its members. */
 struct digest {

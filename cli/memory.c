@@ -75,7 +75,7 @@ static void stats_json(const struct memory_stats *s, const char *digest, struct 
         json_name(&w, "partition");
         json_write_int(&w, s->offsets[i].partition);
         json_name(&w, "next");
-        json_write_int(&w, s->offsets[i].next);
+        json_write_int(&w, s->offsets[i].position.next);
         json_object_end(&w);
     }
     json_array_end(&w);
@@ -95,7 +95,7 @@ static void stats_table(const struct memory_stats *s, const char *digest, struct
     buffer_format(out, "local changes  %" PRIu64 "%s\n", s->local_changes,
                   s->local_changes ? " (by hand: outside the replicas' promise)" : "");
     for (size_t i = 0; i < s->offsets_count; i++) {
-        buffer_format(out, "next offset    %" PRId64 " of %s [%" PRId32 "], cluster %s\n", s->offsets[i].next,
+        buffer_format(out, "next offset    %" PRId64 " of %s [%" PRId32 "], cluster %s\n", s->offsets[i].position.next,
                       s->offsets[i].topic, s->offsets[i].partition, s->offsets[i].cluster);
     }
 }

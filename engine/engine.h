@@ -77,6 +77,7 @@ struct fold {
     const struct slice *labels; /* sorted, no repeats */
     size_t labels_count;
     struct memory_source source; /* topic bytes 0: by hand */
+    struct record_mark mark;     /* stored with the source's offset; may be unknown */
     bool found;                  /* out: for a forget, whether there was something to forget */
     bool moved;                  /* out: the key was last seen in another partition */
 };

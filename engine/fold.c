@@ -103,8 +103,8 @@ static int offsets_apply(struct transaction *t, const struct fold *folds, size_t
     for (size_t i = 0; i < n; i++) {
         const struct memory_source *s = &folds[i].source;
         bool last_of_run = i + 1 == n || !same_partition(s, &folds[i + 1].source);
-        if (s->topic.bytes && last_of_run &&
-            transaction_offset(t, s->cluster, s->topic, s->partition, s->offset + 1, e)) {
+        struct read_position read = {.next = s->offset + 1, .mark = folds[i].mark};
+        if (s->topic.bytes && last_of_run && transaction_offset(t, s->cluster, s->topic, s->partition, &read, e)) {
             return -1;
         }
     }

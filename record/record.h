@@ -9,6 +9,7 @@
 #include <stdint.h>
 
 #include "base/buffer.h"
+#include "base/digest.h"
 #include "base/error.h"
 
 enum {
@@ -68,6 +69,32 @@ enum record_format record_format_of(struct slice value); /* by the first byte; a
 void record_encode_text(const struct text_record *r, enum record_format format, struct buffer *out);
 void record_encode_instance(const struct instance_record *r, enum record_format format, struct buffer *out);
 void record_encode_label(const struct label_record *r, enum record_format format, struct buffer *out);
+
+/* ---- how far a partition was read ---- */
+
+/* A record by which a topic is known again: one that was deleted and created again has another record at this offset,
+ * or none. */
+struct record_mark {
+    int64_t offset;
+    int64_t time_ms;    /* Kafka's timestamp; -1: it has none */
+    struct digest hash; /* of key and value; zeros: no record is known, whatever the other two say */
+};
+
+/* Null and zero bytes are different keys and values. */
+struct record_mark record_mark_of(int64_t offset, int64_t time_ms, struct slice key, struct slice value);
+bool record_mark_known(const struct record_mark *m);
+bool record_mark_equal(const struct record_mark *a, const struct record_mark *b);
+
+enum { TOPIC_ID_BYTES = 16 };
+
+/* How far, and by what the topic is known again. */
+struct read_position {
+    int64_t next;                           /* the next offset to read; 0: nothing was read yet */
+    struct record_mark mark;                /* of a record below next */
+    unsigned char topic_id[TOPIC_ID_BYTES]; /* Kafka's: another one when the topic is created again; zeros: not known */
+};
+
+/* ---- predictions ---- */
 
 /* A prediction and its evidence. The engine fills it; everything it points to lives in its own arena. */
 struct predicted_label {

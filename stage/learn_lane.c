@@ -123,8 +123,9 @@ static int lane_note(struct learn_lane *l, bool positions, int64_t caught_up_ms,
     }
     struct learn_position p;
     struct slice cluster = slice_of(learn_consumer_cluster(l->consumer));
+    const struct read_position seen = {0};
     for (size_t i = 0; positions && learn_consumer_position(l->consumer, i, &p); i++) {
-        if (!p.stored && transaction_offset(t, cluster, slice_of(p.topic), p.partition, 0, e)) {
+        if (!p.stored && transaction_offset(t, cluster, slice_of(p.topic), p.partition, &seen, e)) {
             transaction_abort(t);
             return -1;
         }
@@ -157,7 +158,7 @@ static int lane_open(struct learn_lane *l, struct error *e)
     stored = mem_zero(stats.offsets_count, sizeof *stored);
     for (size_t i = 0; i < stats.offsets_count; i++) {
         const struct memory_offset *o = &stats.offsets[i];
-        stored[i] = (struct learn_offset){o->cluster, o->topic, o->partition, o->next};
+        stored[i] = (struct learn_offset){o->cluster, o->topic, o->partition, o->position.next};
     }
     if (learn_consumer_open(&l->consumer, s->config, stored, stats.offsets_count, stats.caught_up_ms, &s->wait_run,
                             e) ||
@@ -230,6 +231,7 @@ static struct fold lane_fold_of(const struct learn_lane *l, const struct consume
         .offset = c->offset,
         .time_ms = c->timestamp_ms,
     };
+    f.mark = record_mark_of(c->offset, c->timestamp_ms, c->key, c->value);
     return f;
 }
 

@@ -70,20 +70,26 @@ struct wide_key free_key(unsigned kind, uint64_t number)
     return key;
 }
 
-void checksum_set(void *value, size_t bytes)
+static uint64_t checksum_of(struct slice key, const void *value, size_t bytes)
 {
-    uint64_t sum = hash64((const char *)value + sizeof sum, bytes - sizeof sum);
+    return hash64_seeded((const char *)value + sizeof(uint64_t), bytes - sizeof(uint64_t),
+                         hash64(key.data, key.bytes));
+}
+
+void checksum_set(struct slice key, void *value, size_t bytes)
+{
+    uint64_t sum = checksum_of(key, value, bytes);
     memcpy(value, &sum, sizeof sum);
 }
 
-bool checksum_holds(const void *value, size_t bytes)
+bool checksum_holds(struct slice key, struct slice value)
 {
     uint64_t sum;
-    if (bytes < sizeof sum) {
+    if (value.bytes < sizeof sum) {
         return false;
     }
-    memcpy(&sum, value, sizeof sum);
-    return sum == hash64((const char *)value + sizeof sum, bytes - sizeof sum);
+    memcpy(&sum, value.data, sizeof sum);
+    return sum == checksum_of(key, value.data, value.bytes);
 }
 
 static MDB_val lmdb_val(struct slice s)
@@ -116,19 +122,19 @@ int entry_get(const struct memory *m, MDB_txn *txn, enum db db, struct slice key
     if (rc) {
         return memory_error(m, rc, "reading", e);
     }
-    if (v.mv_size < bytes_min || !checksum_holds(v.mv_data, v.mv_size)) {
+    *value = (struct slice){v.mv_data, v.mv_size};
+    if (value->bytes < bytes_min || !checksum_holds(key, *value)) {
         char printed[128];
         key_print(db, key, printed, sizeof printed);
         return corrupt(m, e, "the checksum of entry %s in '%s' does not hold", printed, db_name(db));
     }
-    *value = (struct slice){v.mv_data, v.mv_size};
     return 1;
 }
 
 int entry_put(const struct memory *m, MDB_txn *txn, enum db db, struct slice key, void *value, size_t bytes,
               struct error *e)
 {
-    checksum_set(value, bytes);
+    checksum_set(key, value, bytes);
     MDB_val k = lmdb_val(key), v = {bytes, value};
     int rc = mdb_put(txn, m->db[db], &k, &v, 0);
     return rc ? memory_error(m, rc, "writing", e) : 0;
@@ -146,7 +152,8 @@ int entry_delete(const struct memory *m, MDB_txn *txn, enum db db, struct slice 
 
 int meta_read(const struct memory *m, MDB_txn *txn, struct meta *out, struct slice *model, struct error *e)
 {
-    MDB_val k = {sizeof META_KEY - 1, (void *)(uintptr_t)META_KEY}, v;
+    const struct slice key = {META_KEY, sizeof META_KEY - 1};
+    MDB_val k = lmdb_val(key), v;
     int rc = mdb_get(txn, m->db[DB_META], &k, &v);
     if (rc && rc != MDB_NOTFOUND) {
         return memory_error(m, rc, "reading", e);
@@ -171,7 +178,7 @@ int meta_read(const struct memory *m, MDB_txn *txn, struct meta *out, struct sli
                 : "use the version that made it, or start an empty memory");
     }
     if (v.mv_size < sizeof *out || v.mv_size - sizeof *out != out->model_bytes ||
-        !checksum_holds(v.mv_data, v.mv_size)) {
+        !checksum_holds(key, (struct slice){v.mv_data, v.mv_size})) {
         return corrupt(m, e, "the checksum of 'meta' does not hold");
     }
     if (model) {
@@ -330,6 +337,18 @@ int offset_key(struct slice cluster, struct slice topic, int32_t partition, stru
         buffer_byte(out, (char)((uint32_t)partition >> shift));
     }
     return 0;
+}
+
+struct read_position offset_decode(struct slice value)
+{
+    struct offset_value stored;
+    memcpy(&stored, value.data, sizeof stored);
+    struct read_position position = {
+        .next = (int64_t)stored.next,
+        .mark = {stored.mark_offset, stored.mark_time_ms, {stored.mark_high, stored.mark_low}},
+    };
+    memcpy(position.topic_id, stored.topic_id, sizeof position.topic_id);
+    return position;
 }
 
 int offset_key_decode(const struct memory *m, struct slice key, struct slice *cluster, struct slice *topic,

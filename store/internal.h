@@ -15,7 +15,7 @@
 _Static_assert(sizeof(size_t) == 8 && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "64-bit little-endian machines only");
 
 enum {
-    MEMORY_FORMAT = 2,
+    MEMORY_FORMAT = 3,
     BLOCK_ROWS_DEFAULT = 128,
     BLOCK_ROWS_MAX = 256,
     ROW_PIECES_MAX = 65535, /* so that a block's starts fit their 32 bits */
@@ -45,7 +45,7 @@ enum db {
 
 /* ---- stored forms ---- */
 
-/* Every value starts with the XXH3-64 of the bytes behind it. */
+/* Every value starts with its checksum: the XXH3-64 of the bytes after it, seeded with the XXH3-64 of its key. */
 
 struct meta {
     uint64_t checksum;
@@ -119,7 +119,17 @@ struct slot_head { /* the name follows */
     uint32_t name_bytes;
 };
 
-struct number_value { /* label_names: the id; offsets: the next offset */
+struct offset_value {
+    uint64_t checksum;
+    uint64_t next;
+    int64_t mark_offset; /* the three of a struct record_mark */
+    int64_t mark_time_ms;
+    uint64_t mark_high, mark_low;
+    unsigned char topic_id[TOPIC_ID_BYTES];
+};
+_Static_assert(sizeof(struct offset_value) == 64, "no padding");
+
+struct number_value { /* label_names: the id; free, changes: what the key says */
     uint64_t checksum;
     uint64_t number;
 };
@@ -219,8 +229,8 @@ struct wide_key free_key(unsigned kind, uint64_t number);      /* 9 bytes */
 enum { CHANGES_KEY_BYTES = 16, FREE_KEY_BYTES = 9 };
 uint64_t big_endian_read(const unsigned char *bytes);
 
-void checksum_set(void *value, size_t bytes);
-bool checksum_holds(const void *value, size_t bytes);
+void checksum_set(struct slice key, void *value, size_t bytes);
+bool checksum_holds(struct slice key, struct slice value);
 
 /* 1: *value is the entry, of at least bytes_min, its checksum holds; 0: no such key; -1: an error. */
 int entry_get(const struct memory *m, MDB_txn *txn, enum db db, struct slice key, size_t bytes_min, struct slice *value,
@@ -254,6 +264,7 @@ struct pieces_block values_pieces(const struct memory *m, struct slice value);
 int values_lists_check(const struct memory *m, struct slice value, struct error *e);
 
 int offset_key(struct slice cluster, struct slice topic, int32_t partition, struct buffer *out, struct error *e);
+struct read_position offset_decode(struct slice value); /* of sizeof(struct offset_value) */
 int offset_key_decode(const struct memory *m, struct slice key, struct slice *cluster, struct slice *topic,
                       int32_t *partition, struct error *e);
 

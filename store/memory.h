@@ -14,6 +14,7 @@
 #include "base/digest.h"
 #include "base/error.h"
 #include "gpu/backend.h"
+#include "record/record.h"
 
 struct memory;
 
@@ -104,9 +105,9 @@ int snapshot_label_named(const struct snapshot *s, struct slice name, struct mem
 int snapshot_instance(const struct snapshot *s, struct slice id, struct memory_instance *out, struct error *e);
 int snapshot_instance_at(const struct snapshot *s, uint64_t slot, struct memory_instance *out, struct error *e);
 
-/* 1 and *next: the memory has an offset for this partition; 0: it has none; -1 error. */
+/* 1 and *out: the memory knows how far this partition was read; 0: it does not; -1 error. */
 int snapshot_offset(const struct snapshot *s, struct slice cluster, struct slice topic, int32_t partition,
-                    int64_t *next, struct error *e);
+                    struct read_position *out, struct error *e);
 
 /* Every label in the order of its name, every instance in the order of its id; each() returns 0 to go on, else the walk
  * ends there and returns 0. */
@@ -118,7 +119,7 @@ int snapshot_each_instance(const struct snapshot *s, int (*each)(const struct me
 struct memory_offset {
     char *cluster, *topic;
     int32_t partition;
-    int64_t next;
+    struct read_position position;
 };
 
 struct memory_stats {
@@ -195,9 +196,10 @@ int transaction_define(struct transaction *t, struct slice label, struct slice t
 int transaction_forget(struct transaction *t, struct slice id, bool *found, struct error *e);
 int transaction_undefine(struct transaction *t, struct slice label, bool *found, struct error *e);
 
-/* The next offset of a partition; what the memory's version sums. */
-int transaction_offset(struct transaction *t, struct slice cluster, struct slice topic, int32_t partition, int64_t next,
-                       struct error *e);
+/* How far a partition was read; the memory's version is the sum of all `next`. A mark or a topic's id that the position
+ * does not know stays as it is stored. */
+int transaction_offset(struct transaction *t, struct slice cluster, struct slice topic, int32_t partition,
+                       const struct read_position *position, struct error *e);
 /* Forgets that offset; found (may be NULL): whether there was one. For a partition that is read no longer. */
 int transaction_offset_forget(struct transaction *t, struct slice cluster, struct slice topic, int32_t partition,
                               bool *found, struct error *e);

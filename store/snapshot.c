@@ -282,18 +282,16 @@ int snapshot_instance_at(const struct snapshot *s, uint64_t slot, struct memory_
 }
 
 int snapshot_offset(const struct snapshot *s, struct slice cluster, struct slice topic, int32_t partition,
-                    int64_t *next, struct error *e)
+                    struct read_position *out, struct error *e)
 {
     struct buffer key = {0};
     struct slice value;
-    struct number_value number;
     int found = -1;
     if (offset_key(cluster, topic, partition, &key, e) == 0) {
-        found = look(s, DB_OFFSETS, (struct slice){key.data, key.bytes}, sizeof number, &value, e);
+        found = look(s, DB_OFFSETS, (struct slice){key.data, key.bytes}, sizeof(struct offset_value), &value, e);
     }
     if (found > 0) {
-        memcpy(&number, value.data, sizeof number);
-        *next = (int64_t)number.number;
+        *out = offset_decode(value);
     }
     buffer_free(&key);
     return found;
@@ -315,11 +313,11 @@ int snapshot_walk(const struct snapshot *s, enum db db, size_t bytes_min,
         rc = mdb_cursor_get(cursor, &k, &v, MDB_NEXT);
         if (rc == 0) {
             pthread_mutex_unlock(&s->reader->lock); /* each() looks things up */
-            if (v.mv_size < bytes_min || !checksum_holds(v.mv_data, v.mv_size)) {
+            struct slice key = {k.mv_data, k.mv_size}, value = {v.mv_data, v.mv_size};
+            if (value.bytes < bytes_min || !checksum_holds(key, value)) {
                 result = corrupt(s->m, e, "the checksum of an entry in '%s' does not hold", db_name(db));
             } else {
-                result =
-                    each(s, (struct slice){k.mv_data, k.mv_size}, (struct slice){v.mv_data, v.mv_size}, context, e);
+                result = each(s, key, value, context, e);
             }
             pthread_mutex_lock(&s->reader->lock);
         }
@@ -386,14 +384,12 @@ static int offset_step(const struct snapshot *s, struct slice key, struct slice 
     struct memory_stats *stats = context;
     struct slice cluster, topic;
     struct memory_offset offset = {0};
-    struct number_value number;
-    memcpy(&number, value.data, sizeof number);
     if (offset_key_decode(s->m, key, &cluster, &topic, &offset.partition, e)) {
         return -1;
     }
     offset.cluster = mem_string(cluster.data, cluster.bytes);
     offset.topic = mem_string(topic.data, topic.bytes);
-    offset.next = (int64_t)number.number;
+    offset.position = offset_decode(value);
     stats->offsets = mem_resize(stats->offsets, (stats->offsets_count + 1) * sizeof *stats->offsets);
     stats->offsets[stats->offsets_count++] = offset;
     return 0;
@@ -431,7 +427,7 @@ int snapshot_stats(const struct snapshot *s, struct memory_stats *out, struct er
                                  .caught_up_ms = s->meta.caught_up_ms};
     memcpy(out->fingerprint, s->m->fingerprint, sizeof out->fingerprint);
     if (bytes_in_use(s, &out->bytes, e) ||
-        snapshot_walk(s, DB_OFFSETS, sizeof(struct number_value), offset_step, out, e)) {
+        snapshot_walk(s, DB_OFFSETS, sizeof(struct offset_value), offset_step, out, e)) {
         memory_stats_free(out);
         return -1;
     }

@@ -377,28 +377,41 @@ int transaction_undefine(struct transaction *t, struct slice label, bool *found,
 
 /* ---- offsets ---- */
 
-/* Reads the offset of the key in `key`: 1, 0 (then *next is 0), -1. */
-static int offset_read(struct transaction *t, struct slice key, uint64_t *next, struct error *e)
+/* Reads the entry of `key`: 1, 0 (then *out is zeros), -1. */
+static int offset_read(struct transaction *t, struct slice key, struct offset_value *out, struct error *e)
 {
     struct slice value;
-    struct number_value number = {0};
-    int found = entry_get(t->m, t->txn, DB_OFFSETS, key, sizeof number, &value, e);
+    *out = (struct offset_value){0};
+    int found = entry_get(t->m, t->txn, DB_OFFSETS, key, sizeof *out, &value, e);
     if (found > 0) {
-        memcpy(&number, value.data, sizeof number);
+        memcpy(out, value.data, sizeof *out);
     }
-    *next = number.number;
     return found;
 }
 
-int transaction_offset(struct transaction *t, struct slice cluster, struct slice topic, int32_t partition, int64_t next,
-                       struct error *e)
+static void offset_change(struct offset_value *value, const struct read_position *position)
 {
-    uint64_t before;
-    struct number_value value = {.number = (uint64_t)next};
+    static const unsigned char unknown[TOPIC_ID_BYTES];
+    value->next = (uint64_t)position->next;
+    if (record_mark_known(&position->mark)) {
+        value->mark_offset = position->mark.offset;
+        value->mark_time_ms = position->mark.time_ms;
+        value->mark_high = position->mark.hash.high;
+        value->mark_low = position->mark.hash.low;
+    }
+    if (memcmp(position->topic_id, unknown, sizeof unknown) != 0) {
+        memcpy(value->topic_id, position->topic_id, sizeof value->topic_id);
+    }
+}
+
+int transaction_offset(struct transaction *t, struct slice cluster, struct slice topic, int32_t partition,
+                       const struct read_position *position, struct error *e)
+{
+    struct offset_value before, value;
     if (t->failed) {
         return broken(t, e);
     }
-    if (next < 0) {
+    if (position->next < 0) {
         return error_set(e, ERROR_FATAL, E_INTERNAL, "a next offset is not negative");
     }
     if (offset_key(cluster, topic, partition, &t->scratch, e)) {
@@ -406,20 +419,22 @@ int transaction_offset(struct transaction *t, struct slice cluster, struct slice
     }
     struct slice key = {t->scratch.data, t->scratch.bytes};
     int exists = offset_read(t, key, &before, e);
-    if (exists > 0 && before == (uint64_t)next) {
+    value = before;
+    offset_change(&value, position);
+    if (exists > 0 && memcmp(&before, &value, sizeof value) == 0) {
         return 0; /* nothing to write: a restart must not need room in a full map */
     }
     if (exists < 0 || entry_put(t->m, t->txn, DB_OFFSETS, key, &value, sizeof value, e)) {
         return change_end(t, -1);
     }
-    t->meta.version += (uint64_t)next - before;
+    t->meta.version += value.next - before.next;
     return change_end(t, 0);
 }
 
 int transaction_offset_forget(struct transaction *t, struct slice cluster, struct slice topic, int32_t partition,
                               bool *found, struct error *e)
 {
-    uint64_t before;
+    struct offset_value before;
     if (t->failed) {
         return broken(t, e);
     }
@@ -434,7 +449,7 @@ int transaction_offset_forget(struct transaction *t, struct slice cluster, struc
     if (exists < 0 || entry_delete(t->m, t->txn, DB_OFFSETS, key, e) < 0) {
         return change_end(t, -1);
     }
-    t->meta.version -= before;
+    t->meta.version -= before.next;
     return exists ? change_end(t, 0) : 0;
 }
 

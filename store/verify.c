@@ -269,18 +269,19 @@ typedef int entry_check(struct verify *v, struct slice key, struct slice value, 
 static int entries_walk(struct verify *v, enum db db, size_t bytes_min, entry_check *check, struct error *e)
 {
     MDB_cursor *cursor = NULL;
-    MDB_val k, value;
+    MDB_val k, found;
     int result = 0;
     int rc = mdb_cursor_open(v->txn, v->m->db[db], &cursor);
     while (rc == 0 && result == 0) {
-        rc = mdb_cursor_get(cursor, &k, &value, MDB_NEXT);
+        rc = mdb_cursor_get(cursor, &k, &found, MDB_NEXT);
         if (rc) {
             break;
         }
-        if (value.mv_size < bytes_min || !checksum_holds(value.mv_data, value.mv_size)) {
+        struct slice key = {k.mv_data, k.mv_size}, value = {found.mv_data, found.mv_size};
+        if (value.bytes < bytes_min || !checksum_holds(key, value)) {
             problem(v, "the checksum of an entry in '%s' does not hold", db_name(db));
         } else if (check) {
-            result = check(v, (struct slice){k.mv_data, k.mv_size}, (struct slice){value.mv_data, value.mv_size}, e);
+            result = check(v, key, value, e);
         }
         arena_free(&v->arena);
     }
@@ -409,12 +410,10 @@ static int label_check(struct verify *v, struct slice key, struct slice value, s
 
 static int offset_check(struct verify *v, struct slice key, struct slice value, struct error *e)
 {
-    struct number_value number;
     struct slice cluster, topic;
     int32_t partition;
     struct error fault = {0};
-    memcpy(&number, value.data, sizeof number);
-    v->version += number.number;
+    v->version += (uint64_t)offset_decode(value).next;
     return offset_key_decode(v->m, key, &cluster, &topic, &partition, &fault) ? settle(v, &fault, e) : 0;
 }
 
@@ -501,7 +500,7 @@ static int verify_all(struct verify *v, struct error *e)
     }
     return entries_walk(v, DB_INSTANCES, sizeof(struct instance_head), instance_check, e) ||
                    entries_walk(v, DB_LABELS, sizeof(struct label_head), label_check, e) ||
-                   entries_walk(v, DB_OFFSETS, sizeof(struct number_value), offset_check, e) ||
+                   entries_walk(v, DB_OFFSETS, sizeof(struct offset_value), offset_check, e) ||
                    entries_walk(v, DB_FREE, sizeof(struct number_value), free_check, e) ||
                    entries_walk(v, DB_TAIL, sizeof(struct tail_head), NULL, e) ||
                    entries_walk(v, DB_SLOTS, sizeof(struct slot_head), NULL, e) ||

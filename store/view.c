@@ -107,7 +107,7 @@ static int sealed_load(const struct memory *m, MDB_txn *txn, uint64_t block, uin
     if (rc || block_header_check(m, DB_KEYS, block, value, &header, e)) {
         return rc ? corrupt(m, e, "block %llu of 'keys' is missing", (unsigned long long)block) : -1;
     }
-    if (header.version > since && !checksum_holds(value.data, value.bytes)) {
+    if (header.version > since && !checksum_holds(key_of(&block), value)) {
         return corrupt(m, e, "the checksum of block %llu in 'keys' does not hold", (unsigned long long)block);
     }
     *vectors = value.data + sizeof header;

@@ -101,7 +101,8 @@ static struct transaction *begin(struct bench *b)
 static void commit(struct transaction *t, size_t next)
 {
     struct error e = {0};
-    check(transaction_offset(t, slice_of("cluster"), slice_of("instances"), 0, (int64_t)next, &e), &e);
+    struct read_position read = {.next = (int64_t)next};
+    check(transaction_offset(t, slice_of("cluster"), slice_of("instances"), 0, &read, &e), &e);
     check(transaction_commit(t, &e), &e);
 }
 

@@ -23,6 +23,7 @@
 enum { IDS = 400, NAMES = 48, DIM = 12, LABELS_MAX = 6, TEXT_MAX = 48, PIECES_MAX = 24 };
 
 #define FINGERPRINT "00112233445566778899aabbccddeeff"
+#define READ_TO(n) (&(struct read_position){.next = (n)})
 
 struct model_pieces {
     size_t count;
@@ -536,12 +537,12 @@ static inline void stats_equal(const struct model *model, const struct snapshot 
     assert_int_equal(stats.local_changes, 0);
     assert_int_equal(stats.offsets_count, model->next ? 1 : 0);
     if (model->next) {
-        int64_t next;
+        struct read_position read;
         assert_string_equal(stats.offsets[0].cluster, "cluster");
         assert_string_equal(stats.offsets[0].topic, "instances");
-        assert_int_equal(stats.offsets[0].next, model->next);
-        assert_int_equal(snapshot_offset(s, names_slice("cluster"), names_slice("instances"), 0, &next, &e), 1);
-        assert_int_equal(next, model->next);
+        assert_int_equal(stats.offsets[0].position.next, model->next);
+        assert_int_equal(snapshot_offset(s, names_slice("cluster"), names_slice("instances"), 0, &read, &e), 1);
+        assert_int_equal(read.next, model->next);
     }
     assert_string_equal(stats.fingerprint, FINGERPRINT);
     memory_stats_free(&stats);
@@ -681,7 +682,7 @@ static inline void batch_ok(struct memory *m, struct model *model, uint64_t seed
         memory_apply_ok(t, &c, i);
         model_apply(model, &c, i);
     }
-    assert_int_equal(transaction_offset(t, names_slice("cluster"), names_slice("instances"), 0, to, &e), 0);
+    assert_int_equal(transaction_offset(t, names_slice("cluster"), names_slice("instances"), 0, READ_TO(to), &e), 0);
     commit_ok(t);
 }
 

@@ -382,10 +382,20 @@ static void test_fold_reports_and_moves_offsets(void **state)
         fold_of(FOLD_UNDEFINE, "x", NULL, 8),    fold_of(FOLD_UNDEFINE, "x", NULL, 9),
         fold_of(FOLD_INSTANCE, "b", &label, 10), fold_of(FOLD_SKIP, "", NULL, 20),
     };
+    folds[6].mark = record_mark_of(10, 1, slice_of("b"), slice_of("v")); /* not the last one: it is not stored */
+    folds[7].mark = record_mark_of(20, 2, slice_of(""), slice_of("w"));
     must(engine_fold(w->engine, folds, 8, &applied, &e), &e);
     assert_int_equal(applied, 8);
     assert_true(folds[2].found && !folds[3].found && folds[4].found && !folds[5].found);
     assert_stats(w, 1, 0, 21);
+    struct memory_stats stats;
+    struct snapshot *s;
+    must(memory_look(w->memory, &s, &e), &e);
+    must(snapshot_stats(s, &stats, &e), &e);
+    assert_int_equal(stats.offsets_count, 1);
+    assert_true(record_mark_equal(&stats.offsets[0].position.mark, &folds[7].mark));
+    memory_stats_free(&stats);
+    snapshot_release(s);
 
     struct fold moved = fold_of(FOLD_INSTANCE, "b", &label, 3);
     moved.source.partition = 1;

@@ -275,10 +275,10 @@ static void test_sources_and_offsets(void **state)
     assert_true(moved);
     assert_int_equal(transaction_local_change(t, &e), 0);
     assert_int_equal(transaction_caught_up(t, 1234567, &e), 0);
-    assert_int_equal(transaction_offset(t, c, topic, 0, 10, &e), 0);
-    assert_int_equal(transaction_offset(t, c, topic, 1, 5, &e), 0);
-    assert_int_equal(transaction_offset(t, names_slice("d"), topic, 1, 100, &e), 0);
-    assert_int_equal(transaction_offset(t, c, topic, 0, 12, &e), 0);
+    assert_int_equal(transaction_offset(t, c, topic, 0, READ_TO(10), &e), 0);
+    assert_int_equal(transaction_offset(t, c, topic, 1, READ_TO(5), &e), 0);
+    assert_int_equal(transaction_offset(t, names_slice("d"), topic, 1, READ_TO(100), &e), 0);
+    assert_int_equal(transaction_offset(t, c, topic, 0, READ_TO(12), &e), 0);
     assert_int_equal(transaction_offset_forget(t, names_slice("d"), topic, 1, &found, &e), 0);
     assert_true(found);
     assert_int_equal(transaction_offset_forget(t, names_slice("d"), topic, 1, &found, &e), 0);
@@ -287,15 +287,16 @@ static void test_sources_and_offsets(void **state)
     struct snapshot *s;
     struct memory_stats stats;
     struct memory_label label;
-    int64_t next;
+    struct read_position read;
     assert_int_equal(memory_look(m, &s, &e), 0);
     assert_int_equal(snapshot_version(s), 17);
     assert_int_equal(snapshot_label_named(s, id, &label, &e), 1);
     assert_int_equal(label.partition, 1);
     assert_true(slice_equal(label.topic, topic));
-    assert_int_equal(snapshot_offset(s, c, topic, 1, &next, &e), 1);
-    assert_int_equal(next, 5);
-    assert_int_equal(snapshot_offset(s, c, topic, 2, &next, &e), 0);
+    assert_int_equal(snapshot_offset(s, c, topic, 1, &read, &e), 1);
+    assert_int_equal(read.next, 5);
+    assert_false(record_mark_known(&read.mark));
+    assert_int_equal(snapshot_offset(s, c, topic, 2, &read, &e), 0);
     assert_int_equal(snapshot_stats(s, &stats, &e), 0);
     assert_int_equal(stats.local_changes, 2);
     assert_int_equal(stats.caught_up_ms, 1234567);
@@ -304,6 +305,46 @@ static void test_sources_and_offsets(void **state)
     assert_true(stats.bytes > 0 && stats.bytes % 4096 == 0);
     memory_stats_free(&stats);
     snapshot_release(s);
+    memory_close(m);
+}
+
+/* What is known of a partition's last record and of its topic: kept where a later position does not know it. */
+static void test_positions(void **state)
+{
+    struct memory_options options = options_for(*state, KEY_F32);
+    struct memory *m = open_ok(MEMORY_WRITE, &options);
+    struct error e = {0};
+    struct slice c = names_slice("c"), topic = names_slice("labels");
+    const struct read_position full = {
+        .next = 8, .mark = {7, 1234567, {UINT64_MAX, 3}}, .topic_id = {1, [TOPIC_ID_BYTES - 1] = 255}};
+    const struct read_position steps[] = {
+        {.next = 0},
+        {.next = 5, .mark = record_mark_of(4, -1, names_slice("key"), (struct slice){0})},
+        full,
+        {.next = 9, .mark = {8, 1234568, {0, 1}}},
+        {.next = 10, .topic_id = {2}},
+        {.next = 10},
+    };
+    struct read_position expected = {0}, read;
+    struct snapshot *s;
+    for (size_t i = 0; i < sizeof steps / sizeof *steps; i++) {
+        struct transaction *t = begin_ok(m);
+        assert_int_equal(transaction_offset(t, c, topic, 3, &steps[i], &e), 0);
+        assert_int_equal(transaction_offset(t, c, topic, 4, READ_TO(1), &e), 0); /* another one stays apart */
+        commit_ok(t);
+        expected.next = steps[i].next;
+        expected.mark = record_mark_known(&steps[i].mark) ? steps[i].mark : expected.mark;
+        if (steps[i].topic_id[0]) {
+            memcpy(expected.topic_id, steps[i].topic_id, sizeof expected.topic_id);
+        }
+        memory_close(m);
+        m = open_ok(MEMORY_WRITE, &options);
+        assert_int_equal(memory_look(m, &s, &e), 0);
+        assert_int_equal(snapshot_offset(s, c, topic, 3, &read, &e), 1);
+        assert_memory_equal(&read, &expected, sizeof read);
+        assert_int_equal(snapshot_version(s), (uint64_t)expected.next + 1);
+        snapshot_release(s);
+    }
     memory_close(m);
 }
 
@@ -409,12 +450,12 @@ static void test_the_same_offset_writes_nothing(void **state)
     for (int64_t next = 0; next < 2; next++) {
         struct transaction *t = begin_ok(m);
         meta_pages_read(options.path, before);
-        assert_int_equal(transaction_offset(t, c, topic, 0, next, &e), 0);
+        assert_int_equal(transaction_offset(t, c, topic, 0, READ_TO(next), &e), 0);
         commit_ok(t);
         meta_pages_read(options.path, after);
         assert_memory_not_equal(before, after, sizeof before);
         t = begin_ok(m);
-        assert_int_equal(transaction_offset(t, c, topic, 0, next, &e), 0);
+        assert_int_equal(transaction_offset(t, c, topic, 0, READ_TO(next), &e), 0);
         commit_ok(t);
         meta_pages_read(options.path, before);
         assert_memory_equal(before, after, sizeof before);
@@ -528,7 +569,7 @@ static void test_threads_see_whole_versions(void **state)
             assert_int_equal(
                 transaction_fold(t, names_slice(id), names_slice("t"), &label, 1, KEY(vector), &source, NULL, &e), 0);
         }
-        assert_int_equal(transaction_offset(t, c, topic, 0, batch, &e), 0);
+        assert_int_equal(transaction_offset(t, c, topic, 0, READ_TO(batch), &e), 0);
         commit_ok(t);
     }
     pthread_mutex_lock(&shared.lock);
@@ -554,6 +595,7 @@ int main(void)
         memory_test(test_digest_known),
         memory_test(test_slots_and_ids_are_reused),
         memory_test(test_sources_and_offsets),
+        memory_test(test_positions),
         memory_test(test_widths_of_word_pieces),
         memory_test(test_the_same_offset_writes_nothing),
         memory_test(test_bad_names_are_refused),

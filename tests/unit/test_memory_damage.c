@@ -169,12 +169,14 @@ static void test_other_format(void **state)
     refused(MEMORY_WRITE, &options, E_FORMAT, "format 9");
 }
 
-/* A memory as Engram 0.1 wrote it before it kept word pieces: the line says what to do about it. */
-static void test_format_1(void **state)
+/* A memory as Engram 0.1 wrote it before it kept word pieces (1) or what its topics were (2): the line says what to do
+ * about it. */
+static void older_format(const char *folder, uint32_t format)
 {
+    char says[96];
     static const char *const names[] = {"meta", "keys",   "tail",        "values",  "instances", "slots",
                                         "free", "labels", "label_names", "offsets", "changes"};
-    struct memory_options options = options_for(*state, KEY_F32);
+    struct memory_options options = options_for(folder, KEY_F32);
     struct error e = {0};
     struct memory *m;
     struct {
@@ -182,32 +184,35 @@ static void test_format_1(void **state)
         char magic[8];
         uint32_t format, rows, dtype, dim;
         char fingerprint[32];
-        uint64_t counts[17];
+        uint64_t counts[18]; /* format 1 has one less: the model's name stands in the last one's place */
         char model[4];
-    } __attribute__((packed)) meta = {.format = 1, .rows = 128, .dtype = 1, .dim = DIM, .counts = {1, [16] = 4}};
+    } __attribute__((packed)) meta = {.format = format, .rows = 128, .dtype = 1, .dim = DIM, .counts = {1}};
+    const size_t bytes = sizeof meta - (format == 1 ? 8 : 0);
     memcpy(meta.magic, "EngramKV", 8);
     memcpy(meta.fingerprint, FINGERPRINT, 32);
-    memcpy(meta.model, "tiny", 4);
     meta.counts[5] = meta.counts[6] = UINT64_MAX;
-    meta.checksum = XXH3_64bits((char *)&meta + 8, sizeof meta - 8);
-    assert_int_equal(sizeof meta, 204);
+    meta.counts[16] = format == 1 ? 4 : 2;
+    meta.counts[17] = 4;
+    memcpy((char *)&meta + bytes - 4, "tiny", 4);
+    meta.checksum = XXH3_64bits((char *)&meta + 8, bytes - 8);
+    assert_int_equal(bytes, format == 1 ? 204 : 212);
     MDB_env *env;
     MDB_txn *txn;
     MDB_dbi db[11];
     assert_int_equal(mdb_env_create(&env), 0);
     assert_int_equal(mdb_env_set_maxdbs(env, 11), 0);
-    assert_int_equal(mdb_env_open(env, *state, 0, 0600), 0);
+    assert_int_equal(mdb_env_open(env, folder, 0, 0600), 0);
     assert_int_equal(mdb_txn_begin(env, NULL, 0, &txn), 0);
     for (int i = 0; i < 11; i++) {
         assert_int_equal(mdb_dbi_open(txn, names[i], MDB_CREATE | db_flags((enum db)i), &db[i]), 0);
     }
-    MDB_val key = {6, "memory"}, value = {sizeof meta, &meta};
+    MDB_val key = {6, "memory"}, value = {bytes, &meta};
     assert_int_equal(mdb_put(txn, db[0], &key, &value, 0), 0);
     assert_int_equal(mdb_txn_commit(txn), 0);
     mdb_env_close(env);
+    snprintf(says, sizeof says, "the memory has format %u, this version of Engram reads format 3", format);
     for (int mode = MEMORY_READ; mode <= MEMORY_WRITE; mode++) {
-        refused((enum memory_mode)mode, &options, E_FORMAT,
-                "the memory has format 1, this version of Engram reads format 2");
+        refused((enum memory_mode)mode, &options, E_FORMAT, says);
         refused((enum memory_mode)mode, &options, E_FORMAT, "empty folder");
         refused((enum memory_mode)mode, &options, E_FORMAT, "`engram run` read its topics again");
         refused((enum memory_mode)mode, &options, E_FORMAT, "`engram load`");
@@ -217,6 +222,16 @@ static void test_format_1(void **state)
     assert_int_equal(memory_open(&m, MEMORY_READ, &options, &e), -1);
     assert_int_equal(e.code, E_FORMAT);
     assert_true(strlen(e.text) < 360);
+}
+
+static void test_older_formats(void **state)
+{
+    for (uint32_t format = 1; format < MEMORY_FORMAT; format++) {
+        char folder[300];
+        snprintf(folder, sizeof folder, "%s/%u", (const char *)*state, format);
+        assert_int_equal(mkdir(folder, 0700), 0);
+        older_format(folder, format);
+    }
 }
 
 /* Flips a byte in every copy of `needle` that the file holds. */
@@ -357,6 +372,46 @@ static void test_verify_compares(void **state)
     free(model);
 }
 
+/* An entry under another key than the one that it was written for, as after a flipped byte in the key: in every
+ * database, whatever else would notice. */
+static void test_changed_keys_are_found(void **state)
+{
+    struct memory_options options = options_for(*state, KEY_F32);
+    struct model *model = mem_zero(1, sizeof *model);
+    filled(&options, model, 600);
+    struct memory *m = open_ok(MEMORY_WRITE, &options);
+    for (enum db db = DB_META; db < DB_COUNT; db++) {
+        struct error e = {0};
+        MDB_txn *txn;
+        MDB_val key, value;
+        MDB_cursor *cursor;
+        char changed[512];
+        static char kept[65536];
+        struct slice got;
+        assert_int_equal(mdb_txn_begin(m->env, NULL, 0, &txn), 0);
+        assert_int_equal(mdb_cursor_open(txn, m->db[db], &cursor), 0);
+        if (mdb_cursor_get(cursor, &key, &value, MDB_LAST) == 0) {
+            memcpy(changed, key.mv_data, key.mv_size);
+            struct slice as_written = {changed, key.mv_size};
+            assert_int_equal(entry_get(m, txn, db, as_written, 8, &got, &e), 1);
+            changed[key.mv_size - 1] = (char)(changed[key.mv_size - 1] ^ 0x40);
+            memcpy(kept, value.mv_data, value.mv_size);
+            key.mv_data = changed;
+            value.mv_data = kept;
+            assert_int_equal(mdb_put(txn, m->db[db], &key, &value, 0), 0);
+            assert_int_equal(entry_get(m, txn, db, as_written, 8, &got, &e), -1);
+            assert_int_equal(e.code, E_CORRUPT);
+            assert_non_null(strstr(e.text, db_name(db)));
+        } else {
+            assert_int_equal(db, DB_FREE); /* nothing was forgotten */
+        }
+        mdb_cursor_close(cursor);
+        mdb_txn_abort(txn);
+    }
+    memory_close(m);
+    free(model);
+}
+
 /* Puts another number into block 0 of `values`; the checksum holds. */
 static void values_change(const struct memory_options *options, size_t at, uint32_t number)
 {
@@ -369,7 +424,7 @@ static void values_change(const struct memory_options *options, size_t at, uint3
     assert_int_equal(mdb_get(txn, m->db[DB_VALUES], &key, &value), 0);
     memcpy(changed, value.mv_data, value.mv_size);
     memcpy(changed + at, &number, sizeof number);
-    checksum_set(changed, value.mv_size);
+    checksum_set(key_of(&block), changed, value.mv_size);
     value.mv_data = changed;
     assert_int_equal(mdb_put(txn, m->db[DB_VALUES], &key, &value, 0), 0);
     assert_int_equal(mdb_txn_commit(txn), 0);
@@ -438,10 +493,15 @@ static void test_word_pieces_are_proved(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        memory_test(test_cut_files),       memory_test(test_missing_free_pages_are_sound),
-        memory_test(test_not_a_memory),    memory_test(test_other_format),
-        memory_test(test_format_1),        memory_test(test_flipped_bytes),
-        memory_test(test_verify_compares), memory_test(test_word_pieces_are_proved),
+        memory_test(test_cut_files),
+        memory_test(test_missing_free_pages_are_sound),
+        memory_test(test_not_a_memory),
+        memory_test(test_other_format),
+        memory_test(test_older_formats),
+        memory_test(test_flipped_bytes),
+        memory_test(test_verify_compares),
+        memory_test(test_changed_keys_are_found),
+        memory_test(test_word_pieces_are_proved),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -245,7 +245,7 @@ static int64_t until_error(struct memory *m, struct model *model, int64_t from, 
         struct change c = change_draw(13, (uint64_t)i);
         struct transaction *t = begin_ok(m);
         if (memory_apply(t, &c, i, NULL, e) ||
-            transaction_offset(t, names_slice("cluster"), names_slice("instances"), 0, i + 1, e)) {
+            transaction_offset(t, names_slice("cluster"), names_slice("instances"), 0, READ_TO(i + 1), e)) {
             transaction_abort(t);
             return i;
         }
@@ -453,7 +453,8 @@ static void fold_until_killed(const struct memory_options *options, int64_t from
         struct change c = change_draw(14, (uint64_t)i);
         struct transaction *t;
         CHILD_CHECK(memory_begin(m, &t, &e) == 0 && memory_apply(t, &c, i, NULL, &e) == 0);
-        CHILD_CHECK(transaction_offset(t, names_slice("cluster"), names_slice("instances"), 0, i + 1, &e) == 0);
+        CHILD_CHECK(transaction_offset(t, names_slice("cluster"), names_slice("instances"), 0, READ_TO(i + 1), &e) ==
+                    0);
         CHILD_CHECK(transaction_commit(t, &e) == 0);
         CHILD_CHECK(write(fd, &i, sizeof i) == sizeof i);
     }

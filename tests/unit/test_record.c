@@ -586,6 +586,30 @@ static void test_from_value(void **state)
     arena_free(&arena);
 }
 
+/* A mark is known again by each of its parts; nothing moves between key and value unseen. */
+static void test_marks(void **state)
+{
+    (void)state;
+    const struct slice null = {0}, empty = {"", 0}, a = slice_of("a"), b = slice_of("b"), ab = slice_of("ab");
+    const struct record_mark marks[] = {
+        record_mark_of(7, 1000, a, b),     record_mark_of(8, 1000, a, b),        record_mark_of(7, 1001, a, b),
+        record_mark_of(7, -1, a, b),       record_mark_of(7, 1000, b, a),        record_mark_of(7, 1000, ab, empty),
+        record_mark_of(7, 1000, empty, ab), record_mark_of(7, 1000, ab, null),    record_mark_of(7, 1000, null, ab),
+        record_mark_of(7, 1000, null, null), record_mark_of(7, 1000, null, empty), record_mark_of(7, 1000, empty, null),
+    };
+    const size_t n = sizeof marks / sizeof *marks;
+    for (size_t i = 0; i < n; i++) {
+        assert_true(record_mark_known(&marks[i]));
+        for (size_t j = 0; j < n; j++) {
+            assert_int_equal(record_mark_equal(&marks[i], &marks[j]), i == j);
+        }
+    }
+    char copy[] = "a";
+    struct record_mark again = record_mark_of(7, 1000, slice_of(copy), slice_of("b"));
+    assert_true(record_mark_equal(&again, &marks[0]));
+    assert_false(record_mark_known(&(struct record_mark){.offset = 7, .time_ms = 1000}));
+}
+
 /* Names in an error's line are cut, and their control characters replaced. */
 static void test_quoted_names(void **state)
 {
@@ -735,6 +759,7 @@ int main(void)
         cmocka_unit_test(test_msgpack_metadata),
         cmocka_unit_test(test_instances),
         cmocka_unit_test(test_from_value),
+        cmocka_unit_test(test_marks),
         cmocka_unit_test(test_quoted_names),
         cmocka_unit_test(test_prediction_json),
         cmocka_unit_test(test_prediction_msgpack),
