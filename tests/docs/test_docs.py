@@ -1,5 +1,5 @@
-"""What the documents say, held against the project: links lead somewhere, targets and commands exist, the generated
-reference is the one that this binary generates."""
+"""What the documents say, compared with the project: links lead somewhere, targets and commands exist, the generated
+reference is the one that this binary generates. And their form: no long lines."""
 
 import re
 import subprocess
@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-DOCUMENTS = sorted({ROOT / "README.md", ROOT / "CHANGELOG.md", *ROOT.glob("docs/*.md"), *ROOT.glob("examples/**/*.md")})
+DOCUMENTS = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/**/*.md"), *ROOT.glob("tests/**/*.md")})
+LINE_MAX = 120
 
 
 def run(*arguments):
@@ -18,6 +19,24 @@ def run(*arguments):
 def code(text):
     """What stands in backticks and code blocks."""
     return "\n".join(re.findall(r"```.*?```|`[^`\n]+`", text, re.DOTALL))
+
+
+def prose(text):
+    """(number, line) of what is in neither a table nor a code block."""
+    code_block = False
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.lstrip().startswith("```"):
+            code_block = not code_block
+        elif not code_block and not line.startswith("|"):
+            yield number, line
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_lines_are_short(document):
+    long = [number for number, line in prose(document.read_text(encoding="utf-8")) if len(line) > LINE_MAX]
+    if document.name in ("OPERATIONS.md", "MEMORY.md", "CHANGELOG.md"):
+        pytest.xfail("their lines are still long")
+    assert not long, f"{document.relative_to(ROOT)} has lines over {LINE_MAX} columns: {long}"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

@@ -381,7 +381,7 @@ def test_the_documents_examples_are_records(tool):
     text = json.loads(blocks["Text"])
     prediction = json.loads(blocks["Prediction"])
     assert prediction["metadata"] == text["metadata"] and prediction["id"] == text["id"]
-    described = re.findall(r"^\| `(\w+)` \|", section("Prediction").partition("Evidence is of")[0], re.MULTILINE)
+    described = re.findall(r"^\| `(\w+)` \|", section("Prediction").partition("There are two kinds")[0], re.MULTILINE)
     shown = [name for name, _ in parse_json(bytes.fromhex(answers[0].split()[3]))]
     assert described == shown  # in that order
 
