@@ -291,6 +291,16 @@ uint64_t lines_size(const struct lines *l)
     return l->size;
 }
 
+bool line_is_blank(struct slice line)
+{
+    for (size_t i = 0; i < line.bytes; i++) {
+        if (line.data[i] != ' ' && line.data[i] != '\t' && line.data[i] != '\r') {
+            return false;
+        }
+    }
+    return true;
+}
+
 void lines_close(struct lines *l)
 {
     if (!l) {

@@ -19,6 +19,7 @@ int lines_next(struct lines *l, struct slice *line, struct error *e);
 size_t lines_number(const struct lines *l);   /* of the line last returned, from 1 */
 uint64_t lines_offset(const struct lines *l); /* bytes of the (compressed) file read so far, for a progress bar */
 uint64_t lines_size(const struct lines *l);   /* of the file, 0 when unknown */
+bool line_is_blank(struct slice line);        /* nothing but spaces, tabs and CRs */
 void lines_close(struct lines *l);
 
 #endif

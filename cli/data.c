@@ -79,16 +79,6 @@ static void data_bad(struct data_file *f, const struct error *e)
     data_bad_at(f, f->path, data_number(f), e);
 }
 
-static bool is_blank(struct slice line)
-{
-    for (size_t i = 0; i < line.bytes; i++) {
-        if (line.data[i] != ' ' && line.data[i] != '\t' && line.data[i] != '\r') {
-            return false;
-        }
-    }
-    return true;
-}
-
 /* The next line that holds a record: of JSON, one that is not blank. 1, 0 at the end, -1. */
 static int line_next(struct data_file *f, struct slice *line, struct error *e)
 {
@@ -100,7 +90,7 @@ static int line_next(struct data_file *f, struct slice *line, struct error *e)
         } else if (found < 0) {
             *e = why;
             return -1;
-        } else if (found == 0 || f->form == DATA_DEXML || !is_blank(*line)) {
+        } else if (found == 0 || f->form == DATA_DEXML || !line_is_blank(*line)) {
             return found;
         }
     }

@@ -22,8 +22,9 @@ static const struct config_command command = {
     .name = "encode",
     .usage = "--stdin [--json-lines] [-c FILE] [any option]",
     .help = "Prints {\"tokens\": [ids], \"embedding\": [floats], \"truncated\": bool} for each line of standard input; "
-            "tokens are what the encoder is fed, [CLS] and [SEP] included. A line that is no text gets "
-            "{\"error\": ...} in its place, and the exit status is 1 at the end.",
+            "tokens are what the encoder is fed, [CLS] and [SEP] included. An empty line is an empty text, but with "
+            "--json-lines a blank line is skipped. A line that is no text gets {\"error\": ...} in its place, and the "
+            "exit status is 1 at the end.",
     .example = "printf 'a lightweight PDF viewer\\n' | engram encode --stdin",
     .flags = flags,
 };
@@ -115,7 +116,7 @@ static int text_read(struct encode *n, struct slice line, struct slice *text, st
 {
     const struct json *value;
     *text = line;
-    if (n->json_lines && line.bytes > 0) { /* an empty line is an empty text */
+    if (n->json_lines) {
         if (json_parse(line, 1, &n->arena, &value, e)) {
             return -1;
         }
@@ -227,11 +228,14 @@ static bool encode_input(struct encode *n, size_t batch_tokens)
     int taken = input_open(&in, &e);
     bool good = taken == 0;
     while (good && (taken = input_take(in, lines, LINES_MAX, &e)) > 0) {
+        size_t count = 0;
         for (int i = 0; i < taken; i++) {
-            item_read(n, &n->items[i], &lines[i]);
+            if (!input_passes_over(&lines[i], n->json_lines)) {
+                item_read(n, &n->items[count++], &lines[i]);
+            }
             free(lines[i].data);
         }
-        good = items_flush(n, (size_t)taken, batch_tokens);
+        good = items_flush(n, count, batch_tokens);
     }
     if (taken < 0) {
         cli_fail(command.name, &e);

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/lines.h"
 #include "cli/internal.h"
 
 enum { RING_LINES = 4096, RING_BYTES_MAX = 8 << 20, LINE_BYTES_MAX = 16 << 20 };
@@ -84,6 +85,11 @@ int input_open(struct input **out, struct error *e)
     }
     *out = in;
     return 0;
+}
+
+bool input_passes_over(const struct input_line *line, bool json_lines)
+{
+    return json_lines && !line->bad && line_is_blank((struct slice){line->data, line->bytes});
 }
 
 int input_take(struct input *in, struct input_line *lines, size_t max, struct error *e)

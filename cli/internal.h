@@ -181,6 +181,9 @@ struct input_line {
 };
 
 int input_open(struct input **out, struct error *e);
+/* A blank line among JSON lines holds nothing, as in data files; among plain ones it is a text like any other, so that
+ * the lines of input and output stay side by side. */
+bool input_passes_over(const struct input_line *line, bool json_lines);
 /* Up to max lines that wait, at least one (waits for it); 0: the end; -1: standard input cannot be read on. */
 int input_take(struct input *in, struct input_line *lines, size_t max, struct error *e);
 void input_close(struct input *in);

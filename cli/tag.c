@@ -17,8 +17,8 @@ static const struct config_command command = {
     .name = "tag",
     .usage = "TEXT | --stdin [--json-lines]",
     .help = "Predicts the labels of a text, with the evidence: one line of JSON a text, or a readable card on a "
-            "terminal. A "
-            "line that is no text gives {\"error\"} in its place, the rest goes on.",
+            "terminal. An empty line is an empty text, but with --json-lines a blank line is skipped. A line that is no "
+            "text gives {\"error\"} in its place, the rest goes on.",
     .example = "engram tag --memory my-memory \"tool to inspect and edit PDF files\"\n"
                "cut -f2 titles.tsv | engram tag --memory my-memory --stdin",
     .flags = (const struct config_flag[]){{"stdin", NULL, "texts from standard input, a line each", false},
@@ -66,9 +66,8 @@ static void item_read(struct tag *t, struct slice line)
 {
     struct item *item = &t->items[t->count++];
     *item = (struct item){0};
-    bool record = t->records && line.bytes > 0; /* an empty line is an empty text */
-    int failed = record ? record_decode_text((struct slice){0}, line, &t->arena, &item->text, &item->error)
-                        : text_check(line, &item->text, &item->error);
+    int failed = t->records ? record_decode_text((struct slice){0}, line, &t->arena, &item->text, &item->error)
+                            : text_check(line, &item->text, &item->error);
     if (!failed) {
         encoder_tokenize(engine_encoder(t->engine), ENCODER_TEXT, item->text.text, &item->tokens);
     }
@@ -240,7 +239,7 @@ static bool tag_input(struct tag *t)
             if (lines[i].bad) {
                 t->items[t->count] = (struct item){0};
                 error_set(&t->items[t->count++].error, ERROR_POISON, E_LIMIT, "%s", lines[i].data);
-            } else {
+            } else if (!input_passes_over(&lines[i], t->records)) {
                 item_read(t, (struct slice){lines[i].data, lines[i].bytes});
             }
         }

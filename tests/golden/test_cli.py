@@ -160,6 +160,8 @@ def test_encode_takes_lines_as_they_come():
                                                   alone[2]["tokens"]]
     assert len(alone[1]["tokens"]) == 2
     assert encode(b"") == []
+    assert encode(b'\n"one two"\n \t\r\n\n', "--json-lines") == alone[0:1], "a blank line holds nothing"
+    assert encode(b"\n", "--json-lines") == []
     assert encode(b'"a\\nb \\u00e9"\n', "--json-lines")[0]["tokens"] == encode("a b é\n".encode())[0]["tokens"]
 
 
