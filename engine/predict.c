@@ -205,6 +205,13 @@ static int evidence_next(const struct prediction_run *r, const struct matches *m
     return label_first ? LABELS : INSTANCES;
 }
 
+/* Vectors of length 1 that are rounded to bf16 are a little longer or shorter: their product may pass 1 by 0.0005. What
+ * is shown is a cosine; ranking and weights keep the number as it is. */
+static float cosine_shown(float cosine)
+{
+    return cosine > 1 ? 1 : cosine < -1 ? -1 : cosine;
+}
+
 static int evidence_select(struct prediction_run *r, const struct matches *m, struct prediction *out, struct error *e)
 {
     size_t count = m->counts[INSTANCES] + m->counts[LABELS];
@@ -215,9 +222,9 @@ static int evidence_select(struct prediction_run *r, const struct matches *m, st
         int kind = evidence_next(r, m, next);
         uint32_t at = next[kind]++;
         const struct match *match = &m->of[kind][at];
-        out->evidence[i] = (struct evidence){.similarity = match->similarity,
+        out->evidence[i] = (struct evidence){.similarity = cosine_shown(match->similarity),
                                              .has_lexical = r->retrieval.search.lexical,
-                                             .lexical = (float)(r->options->lexical * (double)match->lexical),
+                                             .lexical = (float)(r->options->lexical * (double)cosine_shown(match->lexical)),
                                              .weight = (float)r->weights[kind][at]};
         out->evidence_count = i + 1;
         int failed = kind == INSTANCES ? evidence_instance(r, match, out, &out->evidence[i], e)

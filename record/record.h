@@ -107,7 +107,7 @@ enum evidence_kind { EVIDENCE_INSTANCE, EVIDENCE_LABEL };
 struct evidence {
     enum evidence_kind kind;
     struct slice name;    /* the instance's id or the label's name */
-    float similarity;     /* q.k */
+    float similarity;     /* q.k, from -1 to 1 */
     bool has_lexical;     /* keys were ranked by similarity + lexical */
     float lexical;        /* a cos(t(q), t(k)) */
     float weight;         /* the softmax's */

@@ -119,7 +119,7 @@ def compare_evidence(names, values, hits, evidence, bound, has_lexical):
     for rank, item in enumerate(evidence):
         name = item["id"] if item["kind"] == "instance" else item["label"]
         i, similarity, lexical, weight, gave = by_name.pop((item["kind"], name))
-        assert item["similarity"] == pytest.approx(similarity, abs=bound)
+        assert item["similarity"] == pytest.approx(min(similarity, 1), abs=bound) and item["similarity"] <= 1
         assert ("lexical" in item) == has_lexical and item.get("lexical", 0) == pytest.approx(lexical, abs=bound)
         assert item["weight"] == pytest.approx(weight, abs=bound)
         assert gave == pytest.approx(gains[rank], abs=bound)
@@ -137,6 +137,21 @@ def test_predictions(folder, key_dtype, seed):
                         (world.rng.random(), 1.0, 1)]:
         for pool in ("joint", "apart"):
             compare(world, texts, lam, tau, b, pool=pool)
+
+
+def test_a_similarity_is_at_most_1(folder):
+    """A key in bf16 may be longer than 1. What is shown is cut; weights and scores are the reference's still."""
+    world = World(3, folder, "bf16")
+    texts = [text for text, _ in world.instances.values()]
+    keys, queries = world.keys()[1], world.encode(texts)[0]
+    assert (queries @ keys.T).max() > 1.001, "no key of this world is longer than 1"
+    assert compare(world, texts, 0.5, 0.1, 50) > 0
+    shown = [item["similarity"] for prediction in world.tag(texts) for item in prediction["evidence"]]
+    assert max(shown) == 1
+    test = write_lines(folder / "test.jsonl", [{"id": k, "text": t, "labels": ls} for k, (t, ls) in
+                                               world.instances.items() if ls])
+    cards = "\n".join(engram("eval", "--test", test, "--show", 100, *world.flags))
+    assert " 1.000 " in cards and " 1.001 " not in cards
 
 
 def change(world):
