@@ -40,7 +40,7 @@ static int sources_read(struct config *config, const struct arguments *arguments
         return -1;
     }
     instance_id_default(config);
-    return property_defaults(config, e) ? -1 : config_check(config, e);
+    return property_defaults(config, e) || config_check(config, e) ? -1 : property_warnings(config, e);
 }
 
 static int help_write(const struct config_command *command, struct error *e)

@@ -131,6 +131,7 @@ bool property_secret(const char *name);
 int property_set(struct config *config, const char *name, const char *value, enum scope scope, struct source source,
                  const char *where, struct error *e);
 int property_defaults(struct config *config, struct error *e); /* needs instance_id */
+int property_warnings(struct config *config, struct error *e); /* of properties that do not fit each other */
 void property_default_rows(void (*each)(const char *section, const char *name, const char *value, void *context),
                            void *context);
 /* The entry that a client (SCOPE_CONSUMER, SCOPE_PRODUCER) takes for a property; NULL: librdkafka's default. */

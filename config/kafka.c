@@ -363,6 +363,34 @@ rd_kafka_conf_t *config_kafka(const struct config *config, enum config_client cl
     return conf;
 }
 
+static long number_of(const rd_kafka_conf_t *conf, const char *name)
+{
+    char text[64] = "0";
+    size_t bytes = sizeof text;
+    rd_kafka_conf_get(conf, name, text, &bytes);
+    return strtol(text, NULL, 10);
+}
+
+/* A member that the broker has not heard of for session.timeout.ms is put out of the group. Kafka's own advice is a
+ * heartbeat each third of it, so that one that is late or lost does not start a rebalance. A max.poll.interval.ms below
+ * session.timeout.ms is librdkafka's to refuse. */
+int property_warnings(struct config *config, struct error *e)
+{
+    rd_kafka_conf_t *conf = config_kafka(config, CLIENT_CONSUMER, e);
+    if (!conf) {
+        return -1;
+    }
+    long session = number_of(conf, "session.timeout.ms"), heartbeat = number_of(conf, "heartbeat.interval.ms");
+    if (session < 3 * heartbeat) {
+        config_warn(config,
+                    "session.timeout.ms (%ld) is less than three times heartbeat.interval.ms (%ld): a late heartbeat "
+                    "can cost a replica its partitions; raise the one or lower the other",
+                    session, heartbeat);
+    }
+    rd_kafka_conf_destroy(conf);
+    return 0;
+}
+
 const char *config_bootstrap_servers(const struct config *config)
 {
     const struct property *p = property_winner(config, "bootstrap.servers", SCOPE_CONSUMER);

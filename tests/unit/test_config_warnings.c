@@ -1,5 +1,5 @@
 /* What a configuration warns about, and what it leaves out: the variables that Kubernetes sets for a Service, and empty
- * ones. Each test starts with no ENGRAM_ variable set. */
+ * ones; Kafka's properties that do not fit each other. Each test starts with no ENGRAM_ variable set. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -181,6 +181,37 @@ static void test_empty(void **context)
     config_free(&s.config);
 }
 
+/* ---- a session of fewer than three heartbeats ---- */
+
+static void test_heartbeats(void **context)
+{
+    (void)context;
+    struct state s;
+    READ_NOTHING();
+    assert_string_equal(s.logged, "");
+    config_free(&s.config);
+    READ("-X", "session.timeout.ms=9000");
+    assert_string_equal(s.logged, "");
+    config_free(&s.config);
+    READ("-X", "session.timeout.ms=8999");
+    assert_int_equal(lines(s.logged), 1);
+    assert_says(&s, "session.timeout.ms (8999) is less than three times heartbeat.interval.ms (3000)");
+    config_free(&s.config);
+    READ("-X", "heartbeat.interval.ms=4000"); /* against Engram's own session.timeout.ms */
+    assert_says(&s, "session.timeout.ms (10000) is less than three times heartbeat.interval.ms (4000)");
+    config_free(&s.config);
+    READ("-X", "consumer.heartbeat.interval.ms=5000", "-X", "session.timeout.ms=15000");
+    assert_string_equal(s.logged, "");
+    config_free(&s.config);
+    setenv("ENGRAM_KAFKA_CONSUMER_SESSION_TIMEOUT_MS", "6000", 1);
+    READ("-X", "session.timeout.ms=45000"); /* the flag wins over the variable */
+    assert_string_equal(s.logged, "");
+    config_free(&s.config);
+    READ_NOTHING();
+    assert_says(&s, "session.timeout.ms (6000)");
+    config_free(&s.config);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -188,6 +219,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_services, variables_unset, variables_unset),
         cmocka_unit_test_setup_teardown(test_no_service, variables_unset, variables_unset),
         cmocka_unit_test_setup_teardown(test_empty, variables_unset, variables_unset),
+        cmocka_unit_test_setup_teardown(test_heartbeats, variables_unset, variables_unset),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
