@@ -114,7 +114,7 @@ struct backend_operations {
     void (*attention)(struct stream *s, float *out, const float *qkv, const uint32_t *starts, size_t sequences,
                       size_t heads, size_t dim);
     /* out [sequences, dim]: the mean over a sequence's rows, or its first row, then divided by its L2 norm (a row of
-     * zeroes stays). */
+     * zeroes stays; one whose norm is not finite becomes NaN). */
     void (*pool)(struct stream *s, float *out, const float *x, const uint32_t *starts, size_t sequences, size_t dim,
                  enum pooling pooling);
 

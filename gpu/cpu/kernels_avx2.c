@@ -1,4 +1,5 @@
 /* The loops of kernels.inc for x86-64-v3: 16 registers of 8 floats. */
+#include <float.h>
 #include <math.h>
 #include <string.h>
 

@@ -1,4 +1,5 @@
 /* The loops of kernels.inc for x86-64-v4: 32 registers of 16 floats. */
+#include <float.h>
 #include <math.h>
 #include <string.h>
 

@@ -1,4 +1,5 @@
 /* The loops of kernels.inc for any CPU: vectors of 4 floats, as SSE2 and NEON have them. */
+#include <float.h>
 #include <math.h>
 #include <string.h>
 

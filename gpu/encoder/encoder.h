@@ -68,7 +68,8 @@ const struct encoder_parameter *encoder_parameters(const struct encoder *enc, si
  * No pass may be running. The fingerprint stays that of the folder. */
 int encoder_parameter_set(struct encoder *enc, size_t i, const float *weight, const float *bias, struct error *e);
 
-/* out [n, dim] f32, host memory. One call at a time (the backend's streams are all used): the engine sees to that. */
+/* out [n, dim] f32, host memory, all finite: a vector that is not is an error, FATAL E_MODEL. One call at a time (the
+ * backend's streams are all used): the engine sees to that. */
 int encoder_forward(struct encoder *enc, const struct tokens *const *inputs, size_t n, float *out, struct error *e);
 
 #endif

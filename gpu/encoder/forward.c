@@ -3,6 +3,7 @@
  *
  * A tile is some whole sequences that go through all layers on one stream, small enough for its intermediates to stay
  * in the cache; streams take tiles off a counter until none is left. */
+#include <math.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -145,6 +146,24 @@ static void order_by_length(struct batch *b, size_t longest)
     free(places);
 }
 
+/* A vector that is not finite would match no key, in silence. The model is at fault, not the text: no finite weight of
+ * a trained model comes near f32's end. So this is FATAL: were the text refused as poison, replicas whose sums round
+ * differently could disagree on which texts the memory holds. */
+static int vectors_check(const struct encoder *enc, const struct tokens *const *inputs, size_t n, const float *out,
+                         struct error *e)
+{
+    for (size_t i = 0; i < n * enc->config.dim; i++) {
+        if (!isfinite(out[i])) {
+            const size_t input = i / enc->config.dim;
+            return error_set(e, ERROR_FATAL, E_MODEL,
+                             "model %s: the vector of a text of %u word pieces (number %zu of %zu in its batch) is not "
+                             "finite: the model's weights are damaged or too large; use another model",
+                             enc->name, inputs[input]->count, input + 1, n);
+        }
+    }
+    return 0;
+}
+
 int encoder_forward(struct encoder *enc, const struct tokens *const *inputs, size_t n, float *out, struct error *e)
 {
     const struct backend_operations *ops = enc->backend->ops;
@@ -165,5 +184,5 @@ int encoder_forward(struct encoder *enc, const struct tokens *const *inputs, siz
     order_by_length(&b, longest);
     int result = ops->parallel(enc->backend, batch_work, &b, e);
     free(b.order);
-    return result;
+    return result ? result : vectors_check(enc, inputs, n, out, e);
 }

@@ -3,6 +3,7 @@
  *
  * What surprises: a canonical name (no `bert.` or `0.auto_model.`, weight and bias also for gamma and beta) is what we
  * and the fingerprint speak of; only tensor_find knows how the file spells it. */
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -186,6 +187,31 @@ static int tensor_find(struct loading *l, const char *module, const char *member
     return 0;
 }
 
+/* Numbers first .. first + count - 1 of a tensor that was found, to out; refused where one is not finite. */
+static int numbers_read(const struct loading *l, const struct named_tensor *named, size_t first, size_t count,
+                        float *out, struct error *e)
+{
+    const struct tensor *t = &named->tensor;
+    size_t i = 0;
+    tensor_read(t, first, count, out);
+    while (i < count && isfinite(out[i])) {
+        i++;
+    }
+    if (i == count) {
+        return 0;
+    }
+    struct buffer place = {0};
+    const size_t columns = t->shape[t->rank - 1];
+    if (t->rank == 2) {
+        buffer_format(&place, "%zu, ", (first + i) / columns);
+    }
+    buffer_format(&place, "%zu", (first + i) % columns);
+    error_set(e, ERROR_FATAL, E_MODEL, "%s: tensor %s%s [%s] is %s: the file is damaged, or its training failed",
+              l->enc->config.weights_path, l->prefix, named->name, place.data, isnan(out[i]) ? "NaN" : "infinite");
+    buffer_free(&place);
+    return -1;
+}
+
 static int table_load(struct loading *l, struct encoder_parameter *p, struct error *e)
 {
     struct tensor t;
@@ -195,7 +221,9 @@ static int table_load(struct loading *l, struct encoder_parameter *p, struct err
     l->weight = mem_resize(l->weight, UPLOAD_ROWS * p->columns * sizeof *l->weight);
     for (size_t first = 0; first < p->rows; first += UPLOAD_ROWS) {
         size_t rows = p->rows - first < UPLOAD_ROWS ? p->rows - first : UPLOAD_ROWS;
-        tensor_read(&t, first * p->columns, rows * p->columns, l->weight);
+        if (numbers_read(l, &l->tensors[l->count - 1], first * p->columns, rows * p->columns, l->weight, e) != 0) {
+            return -1;
+        }
         table_fill(l->enc, p, first, rows, l->weight);
     }
     return 0;
@@ -223,8 +251,10 @@ static int parameter_load(struct loading *l, size_t i, struct error *e)
         }
         l->weight = mem_resize(l->weight, parts * weight.count * sizeof *l->weight);
         l->bias = mem_resize(l->bias, parts * biases * sizeof *l->bias);
-        tensor_read(&weight, 0, weight.count, l->weight + part * weight.count);
-        tensor_read(&bias, 0, bias.count, l->bias + part * biases);
+        if (numbers_read(l, &l->tensors[l->count - 2], 0, weight.count, l->weight + part * weight.count, e) != 0 ||
+            numbers_read(l, &l->tensors[l->count - 1], 0, bias.count, l->bias + part * biases, e) != 0) {
+            return -1;
+        }
     }
     return encoder_parameter_set(l->enc, i, l->weight, l->bias, e);
 }

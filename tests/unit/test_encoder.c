@@ -358,25 +358,44 @@ static void fingerprint_of(const struct encoder_options *options, char out[33])
     encoder_close(enc);
 }
 
-/* Flips the lowest bit of a number in the middle of the tensor. */
-static void tensor_flip(const char *name)
+/* Where in model.safetensors (its bytes in b) the tensor begins; *size is its bytes. */
+static size_t tensor_place(const struct buffer *b, const char *name, size_t *size)
 {
-    struct safetensors_place {
-        int64_t begin, end;
-    } place;
+    int64_t begin, end;
     struct arena arena = {0};
     const struct json *header;
     struct error e = {0};
-    struct buffer b = file_bytes(inside("model.safetensors"));
     uint64_t bytes;
-    memcpy(&bytes, b.data, sizeof bytes);
-    assert_int_equal(json_parse((struct slice){b.data + 8, bytes}, 8, &arena, &header, &e), 0);
+    memcpy(&bytes, b->data, sizeof bytes);
+    assert_int_equal(json_parse((struct slice){b->data + 8, bytes}, 8, &arena, &header, &e), 0);
     const struct json *offsets = json_member(json_member(header, name), "data_offsets");
-    assert_true(json_int(offsets->child, &place.begin) && json_int(offsets->child->next, &place.end));
-    b.data[8 + bytes + (uint64_t)(place.begin + place.end) / 2] ^= 1;
+    assert_true(json_int(offsets->child, &begin) && json_int(offsets->child->next, &end));
+    arena_free(&arena);
+    *size = (size_t)(end - begin);
+    return 8 + bytes + (size_t)begin;
+}
+
+/* Flips the lowest bit of a number in the middle of the tensor. */
+static void tensor_flip(const char *name)
+{
+    size_t size;
+    struct buffer b = file_bytes(inside("model.safetensors"));
+    size_t place = tensor_place(&b, name, &size);
+    b.data[place + size / 2] ^= 1;
     file_put("model.safetensors", b.data, b.bytes);
     buffer_free(&b);
-    arena_free(&arena);
+}
+
+/* Puts a value in the place of the tensor's number `at`, counted through its rows. */
+static void tensor_put(const char *name, size_t at, float value)
+{
+    size_t size;
+    struct buffer b = file_bytes(inside("model.safetensors"));
+    size_t place = tensor_place(&b, name, &size);
+    assert_true(at < size / sizeof value);
+    memcpy(b.data + place + at * sizeof value, &value, sizeof value);
+    file_put("model.safetensors", b.data, b.bytes);
+    buffer_free(&b);
 }
 
 static void test_fingerprint(void **state)
@@ -537,6 +556,75 @@ static void test_refused_tensors(void **state)
     }
 }
 
+/* The first number of a used tensor that is not finite, by its place. */
+static void test_refused_numbers(void **state)
+{
+    static const struct {
+        const char *tensor;
+        size_t at;
+        float value;
+        const char *named;
+    } cases[] = {
+        {"embeddings.word_embeddings.weight", 175 * 32 + 31, NAN, "word_embeddings.weight [175, 31] is NaN"},
+        {"embeddings.position_embeddings.weight", 0, INFINITY, "position_embeddings.weight [0, 0] is infinite"},
+        {"embeddings.LayerNorm.weight", 5, -INFINITY, "embeddings.LayerNorm.weight [5] is infinite"},
+        {"embeddings.LayerNorm.bias", 31, NAN, "embeddings.LayerNorm.bias [31] is NaN"},
+        {"encoder.layer.0.attention.self.value.weight", 33, NAN, "attention.self.value.weight [1, 1] is NaN"},
+        {"encoder.layer.1.attention.self.key.bias", 2, INFINITY, "attention.self.key.bias [2] is infinite"},
+        {"encoder.layer.0.output.dense.weight", 3 * 64 + 17, NAN, "encoder.layer.0.output.dense.weight [3, 17] is NaN"},
+        {"encoder.layer.1.intermediate.dense.bias", 63, NAN, "intermediate.dense.bias [63] is NaN"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        tensor_put(cases[i].tensor, cases[i].at, cases[i].value);
+        refused(cases[i].named, "model.safetensors");
+        assert_int_equal(folder_remove(state), 0);
+        folder_make(state);
+    }
+    tensor_put("pooler.dense.weight", 0, NAN); /* not used */
+    encoder_close(encoder_plain());
+}
+
+/* Weights that are finite but overflow on the way: an error, wherever it happens, never a vector. */
+static void test_overflow(void **state)
+{
+    (void)state;
+    struct error e = {0};
+    struct encoder *enc = encoder_plain();
+    struct tokens good, long_one;
+    const float huge = 3e38F;
+    float out[2 * 32];
+    size_t count;
+    const struct encoder_parameter *p = encoder_parameters(enc, &count);
+    encoder_tokenize(enc, ENCODER_TEXT, slice_of("read and write"), &good);
+    encoder_tokenize(enc, ENCODER_TEXT, slice_of("a debug tool for the linux kernel, and more of it"), &long_one);
+    const struct tokens *both[] = {&good, &long_one};
+    for (size_t i = 0; i < count; i++) {
+        const bool norm = p[i].kind == PARAMETER_NORM;
+        const size_t floats = p[i].rows * p[i].columns, biases = norm ? p[i].columns : p[i].rows;
+        float *weight = mem_alloc(floats * sizeof *weight), *bias = mem_alloc(biases * sizeof *bias);
+        for (size_t j = 0; j < floats; j++) {
+            weight[j] = j % 2 ? huge : -huge;
+        }
+        for (size_t j = 0; j < biases; j++) {
+            bias[j] = j % 3 ? -huge : huge;
+        }
+        assert_int_equal(encoder_parameter_set(enc, i, weight, bias, &e), 0);
+        free(weight);
+        free(bias);
+        assert_int_equal(encoder_forward(enc, both, 2, out, &e), -1);
+        assert_int_equal(e.class, ERROR_FATAL);
+        assert_int_equal(e.code, E_MODEL);
+        assert_non_null(strstr(e.text, "is not finite"));
+        encoder_close(enc);
+        enc = encoder_plain();
+        p = encoder_parameters(enc, &count);
+        assert_int_equal(encoder_forward(enc, both, 2, out, &e), 0);
+    }
+    tokens_free(&good);
+    tokens_free(&long_one);
+    encoder_close(enc);
+}
+
 /* Cut anywhere, and with any byte of the header changed: refused or read, never a crash (the sanitizers watch). */
 static void test_broken_tensors(void **state)
 {
@@ -588,6 +676,7 @@ int main(void)
         TEST(test_golden),        TEST(test_prefix),          TEST(test_length),         TEST(test_sparse_folder),
         TEST(test_keep),          TEST(test_parameters),      TEST(test_fingerprint),    TEST(test_refused_settings),
         TEST(test_refused_files), TEST(test_refused_tensors), TEST(test_broken_tensors), TEST(test_refused_length),
+        TEST(test_refused_numbers), TEST(test_overflow),
     };
     struct error e = {0};
     if (backend_cpu_open(&backend, 2, &e) != 0) {

@@ -405,6 +405,43 @@ static void test_fold_reports_and_moves_offsets(void **state)
     world_close(w);
 }
 
+/* A model whose numbers overflow: neither a text nor a record gets through, and the memory stays where it is. */
+static void test_a_vector_that_is_not_finite_is_an_error(void **state)
+{
+    (void)state;
+    struct world *w = world_open(&defaults, 64 << 20, 0);
+    struct slice label = slice_of("x");
+    struct error e = {0};
+    size_t applied, count;
+    struct fold good[] = {fold_of(FOLD_INSTANCE, "a", &label, 0), fold_of(FOLD_LABEL, "x", NULL, 1)};
+    must(engine_fold(w->engine, good, 2, &applied, &e), &e);
+
+    const struct encoder_parameter *p = encoder_parameters(w->encoder, &count);
+    const size_t last = count - 1, dim = p[last].columns;
+    float *huge = mem_alloc(dim * sizeof *huge);
+    for (size_t i = 0; i < dim; i++) {
+        huge[i] = 1e30F; /* every number of the vector is finite, but not their squares */
+    }
+    must(encoder_parameter_set(w->encoder, last, huge, huge, &e), &e);
+    free(huge);
+    for (int kind = FOLD_INSTANCE; kind <= FOLD_LABEL; kind++) {
+        struct fold fold = fold_of(kind, "b", &label, 2);
+        assert_int_equal(engine_fold(w->engine, &fold, 1, &applied, &e), -1);
+        assert_int_equal(applied, 0);
+        assert_int_equal(e.class, ERROR_FATAL);
+        assert_int_equal(e.code, E_MODEL);
+    }
+    struct tokens tokens;
+    struct prediction prediction = {0};
+    encoder_tokenize(w->encoder, ENCODER_TEXT, slice_of("a"), &tokens);
+    e = (struct error){0};
+    assert_int_equal(engine_predict(w->engine, (const struct tokens *[]){&tokens}, 1, &prediction, NULL, &e), -1);
+    assert_int_equal(e.code, E_MODEL);
+    tokens_free(&tokens);
+    assert_stats(w, 1, 1, 2);
+    world_close(w);
+}
+
 /* Each key keeps the word pieces that it was encoded from, [CLS] and [SEP] aside, whatever stands between. */
 static void test_fold_keeps_word_pieces(void **state)
 {
@@ -654,6 +691,7 @@ int main(void)
         cmocka_unit_test(test_a_batch_of_many_slices),
         cmocka_unit_test(test_fold_reports_and_moves_offsets),
         cmocka_unit_test(test_fold_keeps_word_pieces),
+        cmocka_unit_test(test_a_vector_that_is_not_finite_is_an_error),
         cmocka_unit_test(test_folds_by_hand_are_counted),
         cmocka_unit_test(test_keys_max_commits_what_stands_before),
         cmocka_unit_test(test_a_full_map_commits_what_fits),
