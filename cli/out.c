@@ -1,5 +1,6 @@
 /* A file of results being written: it appears under its name only whole, since it is written beside it and renamed;
- * standard output, pipes and devices get the lines as they come. */
+ * standard output, pipes and devices get the lines as they come. It has the owner and the mode of the file that it
+ * replaces; a new one is its owner's alone, as the memory is that the lines come from. */
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -21,20 +22,40 @@ static int out_fail(const struct out_file *f, int number, struct error *e)
                      f->partial ? "; nothing of it was kept" : "");
 }
 
+/* The file beside `path`, empty. Not one that is there: it may be a link, or open to others. */
+static int partial_open(const char *partial, const struct stat *replaced)
+{
+    unlink(partial);
+    int fd = open(partial, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    if (fd < 0 || !replaced) {
+        return fd;
+    }
+    bool same_owner = fchown(fd, replaced->st_uid, replaced->st_gid) == 0;
+    if (fchmod(fd, replaced->st_mode & (same_owner ? 0777 : 0700))) { /* another group's rights are not ours to give */
+        int reason = errno;
+        close(fd);
+        unlink(partial);
+        errno = reason;
+        return -1;
+    }
+    return fd;
+}
+
 int out_open(struct out_file *f, const char *path, struct error *e)
 {
     struct stat there;
+    bool replaces = false;
     size_t bytes = strlen(path);
     bool compress = bytes > 3 && strcmp(path + bytes - 3, ".gz") == 0;
     f->path = path;
     if (strcmp(path, "-") == 0) {
         f->fd = dup(STDOUT_FILENO);
-    } else if (stat(path, &there) == 0 && !S_ISREG(there.st_mode)) {
+    } else if ((replaces = stat(path, &there) == 0) && !S_ISREG(there.st_mode)) {
         f->fd = open(path, O_WRONLY | O_CLOEXEC);
     } else {
         struct buffer partial = {0};
         buffer_format(&partial, "%s.partial", path);
-        f->fd = open(partial.data, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+        f->fd = partial_open(partial.data, replaces ? &there : NULL);
         if (f->fd < 0) {
             buffer_free(&partial);
         }

@@ -14,7 +14,7 @@
 
 #include "store/internal.h"
 
-enum { COMMIT_BYTES = 8 << 20, FILE_MODE = 0664 };
+enum { COMMIT_BYTES = 8 << 20, FILE_MODE = 0600 };
 
 #define COPY_MARGIN ((uint64_t)1 << 20)
 #define MIB(bytes) ((double)(bytes) / (1 << 20))
@@ -126,7 +126,7 @@ static int copy_write(struct memory *m, const char *folder, struct memory_stats 
         goto done;
     }
     c.bytes = stats->bytes;
-    if (room_check(&c, e) || copy_open(&c, path, e) || copy_fill(&c, s, e)) {
+    if (room_check(&c, e) || file_make(folder, COPY_NAME, e) || copy_open(&c, path, e) || copy_fill(&c, s, e)) {
         goto done;
     }
     mdb_env_close(c.env);
@@ -213,15 +213,19 @@ static int readers_refuse(const struct memory *m, int fd, struct error *e)
     return 0;
 }
 
-/* The copy gets the owner and the rights of the file that it replaces: root may compact another user's memory. */
+/* The copy gets the owner and the rights of the file that it replaces: root may compact another user's memory, and that
+ * user may not have root give it another file by a link. */
 static int owner_keep(const char *folder, const struct stat *old, struct error *e)
 {
     char *path = folder_path(folder, COPY_NAME);
-    int result = 0;
-    if (chown(path, old->st_uid, old->st_gid) || chmod(path, old->st_mode & 07777)) {
+    int result = 0, fd = open(path, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+    if (fd < 0 || fchown(fd, old->st_uid, old->st_gid) || fchmod(fd, old->st_mode & 07777)) {
         result = error_set(e, ERROR_FATAL, E_IO,
                            "%s: the new file cannot be given the owner of data.mdb (%s): compact it as that user",
                            folder, strerror(errno));
+    }
+    if (fd >= 0) {
+        close(fd);
     }
     free(path);
     return result;
@@ -251,8 +255,8 @@ int memory_compact(const struct memory_options *options, uint64_t *bytes_before,
     if (memory_open(&m, MEMORY_WRITE, options, e)) {
         goto done;
     }
-    lock_fd = open(lock, O_RDWR | O_CLOEXEC);
-    if (lock_fd < 0 || stat(data, &old)) {
+    lock_fd = open(lock, O_RDWR | O_NOFOLLOW | O_CLOEXEC);
+    if (lock_fd < 0 || lstat(data, &old)) {
         error_set(e, ERROR_FATAL, E_IO, "%s: %s", lock_fd < 0 ? lock : data, strerror(errno));
         goto done;
     }

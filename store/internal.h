@@ -195,11 +195,13 @@ int corrupt(const struct memory *m, struct error *e, const char *format, ...) __
 int registry_enter(struct memory *m, struct error *e);
 void registry_leave(struct memory *m);
 int writer_lock_take(struct memory *m, struct error *e);
+/* An empty file that its owner alone may read and write, whatever the umask; one that is there stays as it is. */
+int file_make(const char *folder, const char *name, struct error *e);
 void writer_lock_drop(struct memory *m);
 int writer_lock_namespace(struct memory *m, struct error *e); /* refuses beside a writer in another PID namespace */
 
 /* memory.c: the folder. */
-int folder_make(const char *path, struct error *e); /* also where it is there */
+int folder_make(const char *path, struct error *e); /* for its owner alone; one that is there stays as it is */
 int folder_sync(const char *path, struct error *e);
 /* flock(2) on the folder itself: LOCK_SH while somebody opens the memory, LOCK_EX while a compaction swaps data.mdb.
  * The descriptor, which holds it until it is closed, or -1. */

@@ -1,4 +1,5 @@
-/* Who may open a memory: once a process, one writer, and readers only in the writer's PID namespace.
+/* Who may open a memory: once a process, one writer, and readers only in the writer's PID namespace. Its files, too:
+ * made for their owner alone, and no links.
  * The writer holds flock(2) on writer.lock and writes its pid and PID namespace into it. What surprises: a reader finds
  * out whether a writer lives by taking the lock for an instant, so a writer tries for a while before it gives up. */
 #define _GNU_SOURCE /* flock */
@@ -67,6 +68,40 @@ void registry_leave(struct memory *m)
     m->registered = false;
 }
 
+/* ---- the files ---- */
+
+/* A link is refused to readers too: of two folders that lead to one data.mdb each has locks of its own, and a link at
+ * writer.lock would have whoever opens the memory write to a file of another's choice. */
+static int files_check(const char *folder, struct error *e)
+{
+    static const char *const names[] = {"data.mdb", "lock.mdb", "writer.lock"};
+    int result = 0;
+    for (size_t i = 0; i < sizeof names / sizeof *names && result == 0; i++) {
+        char *path = folder_path(folder, names[i]);
+        struct stat s;
+        if (lstat(path, &s) == 0 && !S_ISREG(s.st_mode)) {
+            result = error_set(e, ERROR_FATAL, E_IO,
+                               "%s is %s: a memory's files must all be in its own folder: name that with the option memory",
+                               path, S_ISLNK(s.st_mode) ? "a symbolic link" : "no file");
+        }
+        free(path);
+    }
+    return result;
+}
+
+int file_make(const char *folder, const char *name, struct error *e)
+{
+    char *path = folder_path(folder, name);
+    int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    bool failed = fd < 0 ? errno != EEXIST : fchmod(fd, 0600) != 0; /* the umask may have taken too much */
+    int result = failed ? error_set(e, ERROR_FATAL, E_IO, "%s: %s", path, strerror(errno)) : 0;
+    if (fd >= 0) {
+        close(fd);
+    }
+    free(path);
+    return result;
+}
+
 /* ---- writer.lock ---- */
 
 static unsigned long long own_namespace(void) /* 0: unknown */
@@ -88,9 +123,8 @@ static bool holder_read(int fd, long *pid, unsigned long long *namespace)
 
 static int lock_open(const struct memory *m, int flags)
 {
-    char *path = mem_alloc(strlen(m->path) + sizeof "/writer.lock");
-    sprintf(path, "%s/writer.lock", m->path);
-    int fd = open(path, flags | O_CLOEXEC, 0664);
+    char *path = folder_path(m->path, "writer.lock");
+    int fd = open(path, flags | O_NOFOLLOW | O_CLOEXEC);
     free(path);
     return fd;
 }
@@ -113,7 +147,10 @@ static int locked_by_another(const struct memory *m, int fd, struct error *e)
 int writer_lock_take(struct memory *m, struct error *e)
 {
     int result = -1;
-    int fd = lock_open(m, O_RDWR | O_CREAT);
+    if (files_check(m->path, e) || file_make(m->path, "writer.lock", e)) {
+        return -1;
+    }
+    int fd = lock_open(m, O_RDWR);
     if (fd < 0) {
         return error_set(e, ERROR_FATAL, E_IO, "%s/writer.lock: %s", m->path, strerror(errno));
     }
@@ -155,10 +192,10 @@ void writer_lock_drop(struct memory *m)
 
 int writer_lock_namespace(struct memory *m, struct error *e)
 {
-    int result = 0;
-    int fd = lock_open(m, O_RDONLY);
+    int result = files_check(m->path, e);
+    int fd = result ? -1 : lock_open(m, O_RDONLY);
     if (fd < 0) {
-        return 0; /* never written by us, or not ours to read: LMDB's own checks are left */
+        return result; /* never written by us, or not ours to read: LMDB's own checks are left */
     }
     long pid;
     unsigned long long theirs = 0, ours = own_namespace();

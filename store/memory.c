@@ -13,7 +13,7 @@
 #include "base/clock.h"
 #include "store/internal.h"
 
-enum { FILE_MODE = 0664, OPEN_TRIES = 200 };
+enum { FILE_MODE = 0600, OPEN_TRIES = 200 };
 
 #define MAP_SIZE_DEFAULT ((uint64_t)1 << 40)
 
@@ -37,7 +37,7 @@ int folder_make(const char *path, struct error *e)
                    ? 0
                    : error_set(e, ERROR_FATAL, E_IO, "%s is a file: the option memory must name a folder", path);
     }
-    if (mkdir(path, 0777)) {
+    if (mkdir(path, 0700) || chmod(path, 0700)) { /* the umask may have taken too much */
         return error_set(e, ERROR_FATAL, E_IO, "%s: the folder cannot be made: %s", path, strerror(errno));
     }
     size_t bytes = strlen(path);
@@ -270,6 +270,9 @@ static int memory_open_path(struct memory *m, const struct memory_options *o, st
     }
     if (m->mode == MEMORY_WRITE) {
         copy_leftover_drop(m->path);
+        if (file_make(m->path, "data.mdb", e) || file_make(m->path, "lock.mdb", e)) {
+            goto done;
+        }
     }
     if (environment_open(m, o->map_size, bytes_in_use, e) || contents_open(m, o, &made, e) ||
         (made && folder_sync(m->path, e))) {
