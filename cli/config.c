@@ -4,7 +4,7 @@
 #include "cli/internal.h"
 
 static const struct config_flag flags[] = {
-    {"json", NULL, "one JSON object: {\"name\": {\"value\": ..., \"from\": ...}}", false},
+    {"json", NULL, "print one JSON object: {\"name\": {\"value\": ..., \"from\": ...}}", false},
     {"document", NULL, NULL, false}, /* docs/CONFIG.md, for `make docs` */
     {0},
 };
@@ -13,7 +13,7 @@ static const struct config_command command = {
     .name = "config",
     .usage = "[--json] [-c FILE] [any option]",
     .help = "Prints every option with its value and where that comes from: a flag, the environment, a line of the "
-            "file, or the default. Kafka's properties stand under kafka., kafka.consumer. and kafka.producer.; "
+            "file, or the default. Kafka's properties are listed under kafka., kafka.consumer. and kafka.producer.; "
             "secrets are masked.",
     .example = "ENGRAM_TAU=0.04 engram config --b 100\nengram config -c engram.conf --json",
     .flags = flags,

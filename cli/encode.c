@@ -13,18 +13,18 @@
 enum { LINES_MAX = 1024, FLOAT_DIGITS = 9 };
 
 static const struct config_flag flags[] = {
-    {"stdin", NULL, "the texts come from standard input, one a line", false},
-    {"json-lines", NULL, "each line is a JSON string (a text may then hold newlines)", false},
+    {"stdin", NULL, "read texts from standard input, one a line (required)", false},
+    {"json-lines", NULL, "each line is a JSON string, so a text may contain newlines", false},
     {0},
 };
 
 static const struct config_command command = {
     .name = "encode",
     .usage = "--stdin [--json-lines] [-c FILE] [any option]",
-    .help = "Prints {\"tokens\": [ids], \"embedding\": [floats], \"truncated\": bool} for each line of standard input; "
-            "tokens are what the encoder is fed, [CLS] and [SEP] included. An empty line is an empty text, but with "
-            "--json-lines a blank line is skipped. A line that is no text gets {\"error\": ...} in its place, and the "
-            "exit status is 1 at the end.",
+    .help = "Prints {\"tokens\": [ids], \"embedding\": [floats], \"truncated\": bool} for each line of standard input. "
+            "The tokens are the encoder's input, [CLS] and [SEP] included. An empty line is an empty text, but with "
+            "--json-lines a blank line is skipped. A line that is not a text gets {\"error\": ...} instead, and the "
+            "exit status at the end is 1.",
     .example = "printf 'a lightweight PDF viewer\\n' | engram encode --stdin",
     .flags = flags,
 };

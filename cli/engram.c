@@ -13,31 +13,31 @@ struct command {
 };
 
 static const struct command commands[] = {
-    {"run", "the stage: texts in, predictions out, labels folded live", command_run},
-    {"tag", "predict the labels of texts, with the evidence", command_tag},
-    {"load", "fold files straight into the memory of a stopped stage", command_load},
-    {"eval", "precision, recall and PSP of a labelled file", command_eval},
-    {"tune", "find the setting that predicts the memory's own instances best", command_tune},
-    {"replay", "produce a data set to its topics", command_replay},
+    {"run", "run the stage: read texts, publish predictions, learn labels as they come", command_run},
+    {"tag", "predict the labels of texts, with evidence", command_tag},
+    {"load", "fold files into the memory of a stopped stage", command_load},
+    {"eval", "measure the predictions for a labelled file", command_eval},
+    {"tune", "find the setting that best predicts the memory's own instances", command_tune},
+    {"replay", "send a data set to its topics", command_replay},
     {"teach", "send one labelled instance", command_teach},
     {"define", "send one label definition", command_define},
     {"forget", "send a null record for an instance or a label", command_forget},
-    {"memory", "look at a memory, export, back up or compact it", command_memory},
-    {"encode", "tokens and embedding of each line of standard input", command_encode},
-    {"config", "every option, what is in force and from where", command_config},
+    {"memory", "look at a memory; check, export, back up or compact it", command_memory},
+    {"encode", "print the tokens and the embedding of each line of standard input", command_encode},
+    {"config", "print every option, its value and where that comes from", command_config},
 };
 
 enum { COMMANDS = sizeof commands / sizeof commands[0] };
 
 static int print_help(void)
 {
-    printf("Engram tags texts that stream through Kafka, from labelled examples that it remembers.\n\n"
+    printf("Engram tags a stream of texts in Kafka, from labelled examples that it remembers.\n\n"
            "Usage: engram COMMAND [ARGUMENTS]\n\nCommands\n");
     for (size_t i = 0; i < COMMANDS; i++) {
         printf("  %-8s %s\n", commands[i].name, commands[i].help);
     }
-    printf("\n`engram COMMAND --help` shows a command's flags, an example and the options.\n"
-           "`engram --version` names the versions of Engram, its libraries and the model.\n");
+    printf("\n`engram COMMAND --help` prints a command's flags, an example and the options.\n"
+           "`engram --version` prints the versions of Engram and its libraries, and the model.\n");
     return fflush(stdout) ? STATUS_FAILED : STATUS_OK;
 }
 
@@ -47,7 +47,7 @@ static int print_version(int argc, char **argv)
     static const struct config_command command = {
         .name = "--version",
         .usage = "",
-        .help = "The versions of Engram, librdkafka, LMDB, the compute library, and the model in force.",
+        .help = "Prints the versions of Engram, librdkafka, LMDB and the compute library, and the model in use.",
         .example = "engram --version",
     };
     struct config config = {0};

@@ -14,34 +14,35 @@ static const struct config_command command = {
         "--test FILE [--at LIST] [--exclude-self] [--train FILE] [--deciles] [--per-label FILE] [--show N | --sweep] "
         "[--json]",
     .help =
-        "Predicts the texts of a labelled file and compares, in percent: P@k, R@k, nDCG@k, PSP@k and PSnDCG@k "
-        "(propensity-scored: hits on rare labels count more), and ECE, the expected calibration error of the first "
-        "label's score. labels_max and min_score do not apply. Gold labels that the memory lacks count as missed. "
-        "Labels of equal score count as the mean over their orders. --show prints the first N texts that have a gold "
-        "label, ahead of the metrics, 1 to 1000; there labels_max and min_score do apply. A FILE may also be one of an "
-        "LF-XMC or DEXML "
-        "data set, or the set's folder; its filter_labels_*.txt is heeded.",
+        "Predicts labels for the texts of a labelled file and compares them with its labels. Prints, in percent: P@k, "
+        "R@k, nDCG@k, PSP@k and PSnDCG@k (propensity-scored: hits on rare labels count more), and ECE, the expected "
+        "calibration error of the first label's score. labels_max and min_score do not apply. A gold label that the "
+        "memory does not know counts as missed. Labels of equal score count as the mean over their orders. A FILE may "
+        "also be a file of an LF-XMC or DEXML data set, or the set's folder; its filter_labels_*.txt is applied.",
     .example = "engram eval --memory my-memory --test examples/debtags/test.jsonl.gz",
     .flags =
         (const struct config_flag[]){
-            {"test", "FILE", "labelled texts {\"id\", \"text\", \"labels\"}, a line each", false},
-            {"at", "LIST", "the k's, 1 to 8 numbers from 1 to 1000 (default 1,3,5,10,100)", false},
-            {"exclude-self", NULL, "a label named as the text's id is neither predicted nor counted (item to item)",
+            {"test", "FILE", "labelled texts {\"id\", \"text\", \"labels\"}, one a line (required)", false},
+            {"at", "LIST", "the k's: 1 to 8 numbers from 1 to 1000 (default 1,3,5,10,100)", false},
+            {"exclude-self", NULL, "do not predict or count the label whose name is the text's id (item to item)",
              false},
             {"train", "FILE",
-             "label counts for PSP, PSnDCG and deciles from this file instead of the memory's instances", false},
-            {"text", "title|title+content", "what of an LF-XMC line is its text (title)", false},
-            {"psp-a", "A", "of the propensity model (default 0.55)", false},
-            {"psp-b", "B", "of the propensity model (default 1.5)", false},
-            {"deciles", NULL, "also by how many instances a label has: ten equal parts of the labels, rarest first",
+             "take the label counts for PSP, PSnDCG and deciles from this file, not from the memory's instances",
              false},
-            {"per-label", "FILE",
-             "write each label's counts as lines of JSON: train, gold, predicted and hits at each k", false},
-            {"show", "N", "print N texts with their right and wrong tags and the evidence for each", false},
+            {"text", "title|title+content", "what to read as the text of an LF-XMC line (default title)", false},
+            {"psp-a", "A", "A of the propensity model (default 0.55)", false},
+            {"psp-b", "B", "B of the propensity model (default 1.5)", false},
+            {"deciles", NULL, "also print the metrics by label frequency: ten equal parts of the labels, rarest first",
+             false},
+            {"per-label", "FILE", "write a line of JSON for each label: train, gold, and predicted and hits at each k",
+             false},
+            {"show", "N",
+             "first print N texts (1 to 1000) that have a gold label, with their right, wrong and missed labels and "
+             "the evidence for each; labels_max and min_score apply here",
+             false},
             {"sweep", NULL,
-             "P@1, P@5, nDCG@5 and PSP@5 for a grid of pool, lambda, tau and lexical, from one retrieval per text",
-             false},
-            {"json", NULL, "one JSON object", false},
+             "print P@1, P@5, nDCG@5 and PSP@5 for a grid of pool, lambda, tau and lexical; nothing else", false},
+            {"json", NULL, "print one JSON object", false},
             {0}},
 };
 

@@ -11,16 +11,16 @@ static const struct config_command command = {
     .name = "forget",
     .usage = "ID | --label L  [--local]",
     .help =
-        "Sends a null record for an instance, or for a label's definition, to its topic and waits for the broker's "
-        "word: "
-        "every replica forgets it. A label that instances still name stays, without its text. With --local only the "
-        "memory of a stopped stage is changed, and marked as changed by hand.",
+        "Sends a null record for an instance, or for a label's definition, to its topic and waits for the "
+        "acknowledgement. Every replica forgets it. A label that instances still name stays, without its text. --local "
+        "changes only the memory of a stopped stage, and marks it as changed by hand.",
     .example = "engram forget pkg-1\nengram forget --label use::editing",
     .flags =
         (const struct config_flag[]){
             {"label", "L", "forget this label's definition instead of an instance", false},
-            {"local", NULL, "change the memory of a stopped stage alone; no Kafka", false},
-            {"partition", "N", "where the topic has several partitions and the memory does not know the key", false},
+            {"local", NULL, "change only the memory of a stopped stage, without Kafka", false},
+            {"partition", "N",
+             "the partition to write to, if the topic has several and the memory does not know the key", false},
             {0}},
     .positional_min = 0,
     .positional_max = 1,

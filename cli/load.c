@@ -16,17 +16,20 @@ static const struct config_command command = {
     .name = "load",
     .usage = "[--data FOLDER] [--labels FILE] [--instances FILE]",
     .help =
-        "Folds files of labelled instances and label definitions straight into the memory of a stopped stage, which "
-        "is made if absent. The value's id or label is the key; the same key again replaces. A bad line is named "
-        "and skipped. A FILE may also be one of an LF-XMC or DEXML data set, or the set's folder.",
+        "Folds files of labelled instances and label definitions into the memory of a stopped stage, without Kafka. "
+        "The "
+        "memory is created if it does not exist. The value's id or label is the key; the same key again replaces. A "
+        "bad line is reported and skipped. A FILE may also be a file of an LF-XMC or DEXML data set, or the set's "
+        "folder.",
     .example = "engram load --memory my-memory --labels examples/debtags/labels.jsonl.gz \\\n"
                "            --instances examples/debtags/train.jsonl.gz",
     .flags =
         (const struct config_flag[]){
-            {"data", "FOLDER", "a data set's folder: its labels and its instances (the part to train with)", false},
-            {"labels", "FILE", "label definitions {\"label\", \"text\"}, a line each", false},
-            {"instances", "FILE", "instances {\"id\", \"text\", \"labels\"}, a line each", false},
-            {"text", "title|title+content", "what of an LF-XMC line is its text (title)", false},
+            {"data", "FOLDER", "the folder of a data set: its labels and its instances (the part to train with)",
+             false},
+            {"labels", "FILE", "label definitions {\"label\", \"text\"}, one a line", false},
+            {"instances", "FILE", "instances {\"id\", \"text\", \"labels\"}, one a line", false},
+            {"text", "title|title+content", "what to read as the text of an LF-XMC line (default title)", false},
             {0}},
 };
 

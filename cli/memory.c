@@ -13,21 +13,25 @@ static const struct config_command command = {
     .usage =
         "stats [--json] | get ID [--wait SECONDS] | verify | export [--labels FILE] [--instances FILE] | backup DIR "
         "| compact",
-    .help = "Looks at a memory, or copies it; all but compact work beside a running stage. stats: what it holds. get: "
-            "one instance as JSON (status 1 where there is none; --wait lets it become live first). verify: checks "
-            "every checksum, block and count, and computes the digest anew. export: label definitions and instances, "
-            "sorted by name, as files that load and replay take back to the same digest. backup: a compacted copy in a "
-            "new folder DIR, the way to give a new replica its memory. compact: shrinks the file of a stopped stage "
-            "and takes out the last bytes of what was forgotten; it needs room for a copy.",
+    .help = "Looks at a memory, checks it or copies it. All but compact work while a stage is running.\n"
+            "stats: prints what is in it.\n"
+            "get: prints one instance as JSON; status 1 if there is none. --wait waits until it is live.\n"
+            "verify: checks every checksum, block and count, and computes the digest again.\n"
+            "export: writes label definitions and instances, sorted by name, to files from which load and replay make "
+            "a memory with the same digest.\n"
+            "backup: writes a compacted copy to a new folder DIR. A new replica can start from it.\n"
+            "compact: shrinks the file of a stopped stage and removes the last bytes of what was forgotten. It needs "
+            "room for a copy.",
     .example = "engram memory stats --memory my-memory\nengram memory get libvisio-0.1-1 --memory my-memory\n"
                "engram memory export --labels labels.jsonl.gz --instances instances.jsonl.gz --memory my-memory\n"
                "engram memory backup backups/monday --memory my-memory",
-    .flags = (const struct config_flag[]){{"json", NULL, "stats as one JSON object", false},
-                                          {"wait", "SECONDS", "get: how long to wait for the id, 0 to 3600", false},
-                                          {"labels", "FILE",
-                                           "export: where definitions go; .gz compresses, - is standard output", false},
-                                          {"instances", "FILE", "export: where instances go", false},
-                                          {0}},
+    .flags =
+        (const struct config_flag[]){
+            {"json", NULL, "stats: print one JSON object", false},
+            {"wait", "SECONDS", "get: how long to wait for the instance, 0 to 3600", false},
+            {"labels", "FILE", "export: the file for label definitions; .gz compresses, - is standard output", false},
+            {"instances", "FILE", "export: the file for instances", false},
+            {0}},
     .positional_min = 1,
     .positional_max = 2,
 };

@@ -19,22 +19,22 @@ static const struct config_command command = {
     .name = "replay",
     .usage = "[--data FOLDER] [--labels FILE] [--instances FILE] [--texts FILE] [--rate N] [--format json|msgpack]",
     .help =
-        "Produces a data set to its topics, keyed by label and id: labels first, then instances, then texts (whose "
-        "labels are not sent). Waits for every acknowledgement. A bad line is named and skipped. A FILE may also be "
-        "one of an LF-XMC or DEXML data set, or the set's folder.",
+        "Sends a data set to its topics, with labels and ids as keys: first labels, then instances, then texts "
+        "(without their labels). Waits for every acknowledgement. A bad line is reported and skipped. A FILE may also "
+        "be a file of an LF-XMC or DEXML data set, or the set's folder.",
     .example =
         "engram replay --labels examples/debtags/labels.jsonl.gz --instances examples/debtags/train.jsonl.gz \\\n"
         "              --texts examples/debtags/test.jsonl.gz",
     .flags =
         (const struct config_flag[]){
-            {"data", "FOLDER", "a data set's folder: its labels, instances (to train with) and texts (to test with)",
-             false},
-            {"labels", "FILE", "label definitions {\"label\", \"text\"}, a line each", false},
-            {"instances", "FILE", "instances {\"id\", \"text\", \"labels\"}, a line each", false},
-            {"texts", "FILE", "texts {\"id\", \"text\", \"metadata\"}, a line each", false},
-            {"text", "title|title+content", "what of an LF-XMC line is its text (title)", false},
-            {"rate", "N", "records a second at the most; a fraction is fine", false},
-            {"format", "json|msgpack", "how the records are written (json)", false},
+            {"data", "FOLDER",
+             "the folder of a data set: its labels, instances (to train with) and texts (to test with)", false},
+            {"labels", "FILE", "label definitions {\"label\", \"text\"}, one a line", false},
+            {"instances", "FILE", "instances {\"id\", \"text\", \"labels\"}, one a line", false},
+            {"texts", "FILE", "texts {\"id\", \"text\", \"metadata\"}, one a line", false},
+            {"text", "title|title+content", "what to read as the text of an LF-XMC line (default title)", false},
+            {"rate", "N", "send at most N records a second; may be a fraction", false},
+            {"format", "json|msgpack", "format of the records (default json)", false},
             {0}},
 };
 

@@ -17,9 +17,9 @@
 static const struct config_command run_command = {
     .name = "run",
     .usage = "[-c FILE] [OPTION]...",
-    .help = "Runs the stage: texts in, predictions out, labelled instances and labels folded into the memory as they "
-            "come.\n"
-            "SIGTERM or SIGINT drains, commits and ends it; SIGHUP reads the options again.",
+    .help = "Runs the stage: reads texts and publishes predictions, and folds labelled instances and label definitions "
+            "into the memory as they come.\n"
+            "SIGTERM or SIGINT drains, commits and ends it. SIGHUP makes it read its options again.",
     .example = "engram run -X bootstrap.servers=localhost:9092 --memory /var/lib/engram/memory",
 };
 

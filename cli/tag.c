@@ -16,15 +16,15 @@ enum { LINES_MAX = 1024 }; /* taken at once */
 static const struct config_command command = {
     .name = "tag",
     .usage = "TEXT | --stdin [--json-lines]",
-    .help = "Predicts the labels of a text, with the evidence: one line of JSON a text, or a readable card on a "
-            "terminal. An empty line is an empty text, but with --json-lines a blank line is skipped. A line that is no "
-            "text gives {\"error\"} in its place, the rest goes on.",
+    .help = "Predicts the labels of texts, with evidence. Prints a line of JSON for each text, or on a terminal a "
+            "readable card. An empty line is an empty text, but with --json-lines a blank line is skipped. A line that "
+            "is not a text gets {\"error\"} instead, and the rest goes on.",
     .example = "engram tag --memory my-memory \"tool to inspect and edit PDF files\"\n"
                "cut -f2 titles.tsv | engram tag --memory my-memory --stdin",
-    .flags = (const struct config_flag[]){{"stdin", NULL, "texts from standard input, a line each", false},
+    .flags = (const struct config_flag[]){{"stdin", NULL, "read texts from standard input, one a line", false},
                                           {"json-lines", NULL,
-                                           "a line is a text record {\"id\", \"text\", \"metadata\"}", false},
-                                          {"json", NULL, "JSON on a terminal too", false},
+                                           "each line is a text record {\"id\", \"text\", \"metadata\"}", false},
+                                          {"json", NULL, "print JSON on a terminal too", false},
                                           {0}},
     .positional_max = 1,
 };

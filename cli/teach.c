@@ -12,15 +12,15 @@
 static const struct config_command teach = {
     .name = "teach",
     .usage = "--id ID --label L [--label L]... TEXT",
-    .help =
-        "Sends one labelled instance to the topic of instances and waits for the broker's word. A running stage folds "
-        "it at once; the same id again replaces it.",
+    .help = "Sends one labelled instance to the topic of instances and waits for the acknowledgement. A running stage "
+            "folds it at once. The same id again replaces it.",
     .example = "engram teach --id pkg-1 --label role::program --label use::editing \"a small text editor\"",
     .flags =
         (const struct config_flag[]){
-            {"id", "ID", "names the instance: the record's key", false},
-            {"label", "L", "a label that it has; repeatable", true},
-            {"partition", "N", "where the topic has several partitions and the memory does not know the id", false},
+            {"id", "ID", "the instance's name, and the record's key (required)", false},
+            {"label", "L", "a label of the instance; repeatable", true},
+            {"partition", "N",
+             "the partition to write to, if the topic has several and the memory does not know the id", false},
             {0}},
     .positional_min = 1,
     .positional_max = 1,
@@ -29,12 +29,13 @@ static const struct config_command teach = {
 static const struct config_command define = {
     .name = "define",
     .usage = "LABEL TEXT",
-    .help = "Sends one label definition to the topic of labels and waits for the broker's word. A defined label is "
-            "predicted for texts like its own, also before any instance has it.",
+    .help = "Sends one label definition to the topic of labels and waits for the acknowledgement. A defined label is "
+            "predicted for texts like its own, even before any instance has it.",
     .example = "engram define use::editing \"writing and changing texts\"",
     .flags =
         (const struct config_flag[]){
-            {"partition", "N", "where the topic has several partitions and the memory does not know the label", false},
+            {"partition", "N",
+             "the partition to write to, if the topic has several and the memory does not know the label", false},
             {0}},
     .positional_min = 2,
     .positional_max = 2,

@@ -15,19 +15,19 @@
 static const struct config_command command = {
     .name = "tune",
     .usage = "[--sample N] [--by OBJECTIVE] [--exclude-self] [--write] [--json]",
-    .help = "Finds the setting of pool, lambda, tau, b and lexical that predicts the memory's own instances best, each "
-            "without its own key (leave-one-out), and shows it beside the setting in force. With --write the choice "
-            "goes into the configuration file; a running stage takes it on SIGHUP.",
+    .help = "Finds the setting of pool, lambda, tau, b and lexical that best predicts the memory's own instances, each "
+            "without its own key (leave-one-out), and shows it next to the current setting. --write writes it into the "
+            "configuration file; a running stage takes it on SIGHUP.",
     .example = "engram tune -c engram.conf --memory my-memory --write",
     .flags =
         (const struct config_flag[]){
-            {"sample", "N", "instances to predict (2000)", false},
+            {"sample", "N", "how many instances to predict (default 2000)", false},
             {"by", "OBJECTIVE",
-             "what is best: p@1, p@5, ndcg@5 or psp@5, or a sum of them such as p@1+0.5*psp@5 (ndcg@5)", false},
-            {"exclude-self", NULL, "a label named as the instance's id is neither predicted nor counted (item to item)",
+             "what to maximise: p@1, p@5, ndcg@5, psp@5, or a sum such as p@1+0.5*psp@5 (default ndcg@5)", false},
+            {"exclude-self", NULL, "do not predict or count the label whose name is the instance's id (item to item)",
              false},
-            {"write", NULL, "put what changed into the configuration file, -c FILE", false},
-            {"json", NULL, "one JSON object", false},
+            {"write", NULL, "write what changed into the configuration file, -c FILE", false},
+            {"json", NULL, "print one JSON object", false},
             {0}},
 };
 

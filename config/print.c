@@ -11,9 +11,9 @@ enum { HELP_COLUMN = 26, HELP_WIDTH = 100 };
 
 static const char *const section_titles[] = {
     "Kafka's own properties, for all clients",
-    "for the consumers alone",
-    "for the producer alone",
-    "names, and what is created where missing",
+    "only for the consumers",
+    "only for the producer",
+    "their names, and how missing ones are created",
     "the running stage",
     "the model",
     "what is remembered",
@@ -67,11 +67,12 @@ static void own_flags(const struct config_command *command, struct buffer *out)
         flag_line(out, flag.data, f->help);
         buffer_free(&flag);
     }
-    flag_line(out, "-c FILE", "read options from this file (without it none is read)");
-    flag_line(out, "-X NAME=VALUE",
-              "a property of Kafka's client, for one of them with consumer. or producer. before it; repeatable");
-    flag_line(out, "--help", "this text");
-    flag_line(out, "--", "ends the flags, before an argument that starts with a dash");
+    flag_line(out, "-c FILE", "read options from this file (without -c no file is read)");
+    flag_line(
+        out, "-X NAME=VALUE",
+        "set a property of Kafka's clients; with the prefix consumer. or producer. only for that kind; repeatable");
+    flag_line(out, "--help", "print this text");
+    flag_line(out, "--", "end the flags: the next argument may start with a dash");
 }
 
 static const char *value_word(const struct option *o)
@@ -115,7 +116,7 @@ void help_print(const struct config_command *command, struct buffer *out)
     own_flags(command, out);
     buffer_string(
         out, "\nOptions [and their defaults]. Each is also a variable (--batch-tokens is ENGRAM_BATCH_TOKENS) and a\n"
-             "line of the file (batch_tokens under [stage]); `engram config` shows what is in force.\n");
+             "line of the file (batch_tokens under [stage]). `engram config` shows the values in use.\n");
     for (size_t s = SCOPES; config_sections[s]; s++) {
         buffer_format(out, "\n[%s] %s\n", config_sections[s], section_titles[s]);
         option_lines(config_sections[s], out);
@@ -242,53 +243,48 @@ void config_print(const struct config *config, bool json, struct buffer *out)
 static const char introduction[] =
     "# Options\n\n"
     "<!-- Made by `make docs` from the table in config/options.c: change it there. -->\n\n"
-    "Every option is a flag, a variable and a line of a file, and every command takes all of them (what it has no use\n"
-    "for is ignored). A flag wins over a variable, a variable over the file, the file over the default. `engram "
-    "config`\n"
-    "shows what is in force and from where; secrets are masked.\n\n"
-    "- **Flag**: `--batch-tokens 4096` or `--batch-tokens=4096`. An option that is true or false may stand alone\n"
-    "  (`--evidence-text`), or take a value (`--store-text=false`, `--store-text false`: the next argument is the "
-    "value\n"
-    "  where it reads as one). `--` ends the flags.\n"
-    "- **Variable**: `ENGRAM_BATCH_TOKENS=4096`. An empty variable counts as unset. An unknown `ENGRAM_*` variable is\n"
-    "  warned about and ignored; so are, with one warning, those that Kubernetes makes of a Service named `engram` or\n"
-    "  `engram-...` (`ENGRAM_PORT=tcp://10.0.0.1:8080`, `ENGRAM_SERVICE_HOST`).\n"
-    "- **File**: `engram run -c engram.conf`; without `-c` none is read.\n\n"
+    "Every option is a flag, a variable and a line of a file. Every command accepts all of them and ignores those\n"
+    "that it does not need. A flag wins over a variable, a variable over the file, the file over the default.\n"
+    "`engram config` shows each value and where it comes from; secrets are masked.\n\n"
+    "- **Flag**: `--batch-tokens 4096` or `--batch-tokens=4096`. A true-or-false option may be given without a\n"
+    "  value (`--evidence-text`) or with one (`--store-text=false`, `--store-text false`: the next argument is the\n"
+    "  value if it reads as one). `--` ends the flags.\n"
+    "- **Variable**: `ENGRAM_BATCH_TOKENS=4096`. An empty variable counts as unset. An unknown `ENGRAM_*` variable\n"
+    "  gets a warning and is ignored. So are, with one warning for all, those that Kubernetes makes for a Service\n"
+    "  named `engram` or `engram-...` (`ENGRAM_PORT=tcp://10.0.0.1:8080`, `ENGRAM_SERVICE_HOST`).\n"
+    "- **File**: `engram run -c engram.conf`. Without `-c` no file is read.\n\n"
     "```ini\n"
-    "# comments stand on lines of their own, with # or ;\n"
+    "# comments are lines of their own, with # or ;\n"
     "[kafka]\n"
     "bootstrap.servers = kafka-1:9092,kafka-2:9092\n"
-    "sasl.password = taken whole ; # this too\n\n"
+    "sasl.password = all of this is the value ; # this too\n\n"
     "[stage]\n"
     "batch_tokens = 4096\n\n"
     "[encoder]\n"
     "text_prefix = \"query: \"\n"
     "```\n\n"
-    "A value goes from behind the `=` to the end of its line, without the blanks around it; quotes are part of it, "
-    "but\n"
-    "for the two prefixes. A key that stands twice counts as it stands last, with a warning. A name that does not "
-    "exist\n"
-    "or a value out of range ends the command with exit status 2 and a line that says where it stands.\n\n"
-    "A running stage takes the options marked `live` from the file without a restart, on SIGHUP\n"
+    "The value is everything after the `=` up to the end of the line, without blanks around it. Quotes are part of\n"
+    "the value, except for the two prefixes. If a key is repeated, the last one counts, with a warning. An unknown\n"
+    "name or a value out of range ends the command with exit status 2 and a line that says where it is.\n\n"
+    "A running stage takes the options marked `live` from the file on SIGHUP, without a restart\n"
     "([OPERATIONS.md](OPERATIONS.md#new-options-without-a-restart)).\n\n"
-    "`true | false` may also be written yes, no, on, off, 1, 0. Sizes take KiB, MiB, GiB, TiB or K, M, G, T (1,024 "
+    "`true | false` may also be written yes, no, on, off, 1, 0. Sizes take KiB, MiB, GiB, TiB or K, M, G, T (1,024\n"
     "each).\n";
 
 static const char kafka_text[] =
     "\n## [kafka], [kafka.consumer], [kafka.producer]: Kafka's own properties\n\n"
-    "[librdkafka's properties](https://github.com/confluentinc/librdkafka/blob/master/CONFIGURATION.md) pass through\n"
+    "[librdkafka's properties](https://github.com/confluentinc/librdkafka/blob/master/CONFIGURATION.md) are passed on\n"
     "under their own names: `[kafka]` is for every client, the other two are for one kind.\n\n"
     "| where | for every client | for the consumers | for the producer |\n|---|---|---|---|\n"
     "| file | `linger.ms = 5` under `[kafka]` | under `[kafka.consumer]` | under `[kafka.producer]` |\n"
     "| variable | `ENGRAM_KAFKA_LINGER_MS=5` | `ENGRAM_KAFKA_CONSUMER_...` | `ENGRAM_KAFKA_PRODUCER_...` |\n"
     "| flag | `-X linger.ms=5` | `-X consumer.NAME=VALUE` | `-X producer.NAME=VALUE` |\n\n"
-    "In a variable the name stands in capitals, dots as underscores. Where two sources set a property, the flag wins "
-    "over\n"
-    "the variable and the variable over the file; in one source, the one for one kind of client wins.\n\n"
+    "In a variable the name is in capitals, with underscores for dots. If two sources set a property, the flag wins\n"
+    "over the variable and the variable over the file. Within one source, the property for one kind of client wins.\n\n"
     "Engram's own defaults, where they differ from librdkafka's:\n\n"
     "| section | property | default |\n|---|---|---|\n";
 
-static const char refusals_text[] = "\nThese are Engram's to decide, and refused:\n\n"
+static const char refusals_text[] = "\nEngram decides these itself and refuses them:\n\n"
                                     "| property | why |\n|---|---|\n";
 
 static void default_row(const char *section, const char *name, const char *value, void *context)
