@@ -1,11 +1,27 @@
 /* An output as a Kafka record: what is kept of the input (key, headers in their order with repeats and nulls, time) and
- * what a dead letter adds. What may surprise: librdkafka takes the time 0 for "now", so an input from 1970 is sent with
- * the current time and says its own in engram.timestamp, as one does whose time the broker refuses. */
+ * what a dead letter adds. A dead letter that somebody sends again has those headers already: they are replaced, and
+ * counted in engram.attempts, by which such a record is known. What may surprise: librdkafka takes the time 0 for "now",
+ * so an input from 1970 is sent with the current time and says its own in engram.timestamp, as one does whose time the
+ * broker refuses. */
 #include <inttypes.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "producer/internal.h"
+
+/* What a dead letter adds. */
+#define ERRORS "__connect.errors."
+#define TIMESTAMP "engram.timestamp"
+#define TRUNCATED "engram.truncated"
+#define ATTEMPTS "engram.attempts"
+
+static const char *const added[] = {
+    ERRORS "topic",     ERRORS "partition", ERRORS "offset", ERRORS "stage", ERRORS "exception.class.name",
+    ERRORS "exception.message", ATTEMPTS,   TIMESTAMP,       TRUNCATED,
+};
+
+enum { ADDED = sizeof added / sizeof *added };
 
 static rd_kafka_headers_t *input_headers(const struct letter *l)
 {
@@ -14,6 +30,54 @@ static rd_kafka_headers_t *input_headers(const struct letter *l)
         return NULL; /* it has none */
     }
     return headers;
+}
+
+/* How often this record came back as a dead letter and was sent again; 0: it is none. */
+static int64_t attempts_of(const rd_kafka_headers_t *headers)
+{
+    const void *value = NULL;
+    size_t bytes = 0;
+    char text[16] = "";
+    if (!headers || rd_kafka_header_get_last(headers, ATTEMPTS, &value, &bytes)) {
+        return 0;
+    }
+    if (value && bytes < sizeof text) {
+        memcpy(text, value, bytes);
+    }
+    long attempts = strtol(text, NULL, 10);
+    return attempts > 1 ? attempts : 1; /* somebody else may have written there */
+}
+
+/* The headers that are the record's own, without those that a dead letter added to it before it was sent again: the last
+ * one of each name, since a dead letter puts its own behind those of the record. */
+static rd_kafka_headers_t *own_headers(const rd_kafka_headers_t *headers)
+{
+    size_t last[ADDED], size = 0;
+    const char *name = NULL;
+    const void *value = NULL;
+    if (!headers) {
+        return rd_kafka_headers_new(ADDED);
+    }
+    if (!attempts_of(headers)) {
+        return rd_kafka_headers_copy(headers);
+    }
+    rd_kafka_headers_t *own = rd_kafka_headers_new(rd_kafka_header_cnt(headers));
+    for (size_t a = 0; a < ADDED; a++) {
+        last[a] = SIZE_MAX;
+        for (size_t i = 0; !rd_kafka_header_get_all(headers, i, &name, &value, &size); i++) {
+            last[a] = strcmp(name, added[a]) == 0 ? i : last[a];
+        }
+    }
+    for (size_t i = 0; !rd_kafka_header_get_all(headers, i, &name, &value, &size); i++) {
+        bool theirs = false;
+        for (size_t a = 0; a < ADDED && !theirs; a++) {
+            theirs = last[a] == i;
+        }
+        if (!theirs) {
+            rd_kafka_header_add(own, name, -1, value, value ? (ssize_t)size : 0);
+        }
+    }
+    return own;
 }
 
 static size_t headers_bytes(const rd_kafka_headers_t *headers)
@@ -46,14 +110,15 @@ static void header_number(rd_kafka_headers_t *headers, const char *name, int64_t
 
 static void headers_dead(rd_kafka_headers_t *headers, const struct letter *l, bool cut)
 {
-    header_text(headers, "__connect.errors.topic", l->input->topic);
-    header_number(headers, "__connect.errors.partition", l->input->partition);
-    header_number(headers, "__connect.errors.offset", l->input->offset);
-    header_text(headers, "__connect.errors.stage", l->stage);
-    header_text(headers, "__connect.errors.exception.class.name", error_code_name(l->error->code));
-    header_text(headers, "__connect.errors.exception.message", l->error->text);
+    header_text(headers, ERRORS "topic", l->input->topic);
+    header_number(headers, ERRORS "partition", l->input->partition);
+    header_number(headers, ERRORS "offset", l->input->offset);
+    header_text(headers, ERRORS "stage", l->stage);
+    header_text(headers, ERRORS "exception.class.name", error_code_name(l->error->code));
+    header_text(headers, ERRORS "exception.message", l->error->text);
+    header_number(headers, ATTEMPTS, attempts_of(input_headers(l)) + 1);
     if (cut) {
-        header_text(headers, "engram.truncated", "true");
+        header_text(headers, TRUNCATED, "true");
     }
 }
 
@@ -86,13 +151,12 @@ rd_kafka_resp_err_t letter_produce(const struct letter *l, rd_kafka_t *rk, rd_ka
     struct shares keep = shares_of(l);
     bool keep_time = !dead && l->time == TIME_INPUT && input->timestamp_ms > 0;
     bool tell_time = dead || l->time == TIME_REFUSED || (l->time == TIME_INPUT && input->timestamp_ms == 0);
-    rd_kafka_headers_t *original = keep.headers ? input_headers(l) : NULL;
-    rd_kafka_headers_t *headers = original ? rd_kafka_headers_copy(original) : rd_kafka_headers_new(8);
+    rd_kafka_headers_t *headers = own_headers(keep.headers ? input_headers(l) : NULL);
     if (dead) {
         headers_dead(headers, l, l->cut != 0);
     }
     if (tell_time && input->timestamp_ms >= 0) {
-        header_number(headers, "engram.timestamp", input->timestamp_ms);
+        header_number(headers, TIMESTAMP, input->timestamp_ms);
     }
     struct slice value = dead ? (struct slice){input->value.data, keep.value} : l->value;
     const rd_kafka_vu_t fields[] = {

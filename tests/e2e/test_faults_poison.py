@@ -192,7 +192,7 @@ def check_letter(case, letter, topic, began_ms):
         ("__connect.errors.topic", topic.encode()), ("__connect.errors.partition", b"%d" % case.place[0]),
         ("__connect.errors.offset", b"%d" % case.place[1]), ("__connect.errors.stage", b"decode"),
         ("__connect.errors.exception.class.name", case.code.encode()),
-        ("engram.timestamp", b"%d" % case.record.timestamp)], f"{what}: {message}"
+        ("engram.attempts", b"1"), ("engram.timestamp", b"%d" % case.record.timestamp)], f"{what}: {message}"
 
 
 def test_every_kind_of_poison(broker, topics, stage, folder):
@@ -267,3 +267,48 @@ def test_every_kind_of_poison(broker, topics, stage, folder):
         assert stats["digest"] == wanted["digest"]
         assert stats["version"] == sum(ends.values())
         engram("memory", "verify", "--memory", replica.memory)
+
+
+# ---- dead letters that are sent again ----
+
+LETTER = {f"__connect.errors.{name}" for name in ("topic", "partition", "offset", "stage", "exception.class.name",
+                                                  "exception.message")} | {"engram.attempts", "engram.timestamp"}
+
+
+def send_again(broker, topic, letters_topic, letter, times):
+    """The letter as it is, so often; returns the last one that came of it."""
+    for _ in range(times):
+        read = len(broker.read_all(letters_topic))
+        broker.produce(topic, [Record(letter.key, letter.value, letter.headers)])
+        letter = max(broker.read(letters_topic, read + 1), key=lambda found: (found.timestamp, found.offset))
+    return letter
+
+
+def test_a_dead_letter_sent_again(broker, topics, stage):
+    """Its headers are replaced and not piled up, in both lanes; a record's own ones of the same names stay, and a
+    repaired text's prediction has those alone."""
+    broker.create_topics((topics.texts, 1), (topics.dead_letters, 1), (topics.predictions, 1))
+    own = [*HEADERS, ("__connect.errors.task.id", b"7"), ("engram.timestamp", b"mine"), ("__connect.errors.stage", None)]
+    running = stage("--model", MODEL).wait_ready()
+    for topic in (topics.texts, topics.instances):
+        began = len(broker.read_all(topics.dead_letters))
+        broker.produce(topic, [Record(b"k", b"{", own)])
+        first = broker.read(topics.dead_letters, began + 1)[-1]
+        assert dict(first.headers)["engram.attempts"] == b"1"
+        last = send_again(broker, topic, topics.dead_letters, first, 3)
+        for letter, attempts in ((first, b"1"), (last, b"4")):
+            assert letter.headers[:len(own)] == own
+            said = letter.headers[len(own):]
+            assert {name for name, _ in said} == LETTER and len(said) == len(LETTER), said
+            assert dict(said)["engram.attempts"] == attempts
+        assert dict(last.headers)["__connect.errors.offset"] == b"3"
+    broker.produce(topics.texts, [
+        Record(b"repaired", b'{"text": "a tool"}', last.headers), Record(b"null", None, last.headers),
+        Record(b"new", b'{"text": "a tool"}', own),
+        Record(b"odd", b"{", [("engram.attempts", b"many"), ("engram.truncated", b"true"), *HEADERS])])
+    found = {record.key: record.headers for record in broker.read(topics.predictions, 3)}
+    assert found == {b"repaired": own, b"null": own, b"new": own}
+    odd = broker.read(topics.dead_letters, 9)[-1]
+    assert odd.headers[:len(HEADERS)] == HEADERS and dict(odd.headers)["engram.attempts"] == b"2"
+    assert "engram.truncated" not in dict(odd.headers)
+    running.stop()

@@ -210,7 +210,8 @@ def test_a_dead_letter_keeps_the_input_and_says_why(broker, made, rooms):
     assert message
     assert ours == {"__connect.errors.topic": made.texts.encode(), "__connect.errors.partition": b"3",
                     "__connect.errors.offset": b"0", "__connect.errors.stage": b"decode",
-                    "__connect.errors.exception.class.name": b"FORMAT", "engram.timestamp": b"%d" % (now - 1000)}
+                    "__connect.errors.exception.class.name": b"FORMAT", "engram.attempts": b"1",
+                    "engram.timestamp": b"%d" % (now - 1000)}
     assert dict(found[2].headers)["__connect.errors.exception.message"] == b"asked for"
 
 
