@@ -1,6 +1,8 @@
-"""What makes an attack harder, and nothing else would notice missing: how the binary was compiled and linked."""
+"""What makes an attack harder, and nothing else would notice missing: how the binary was compiled and linked, and what the
+sample unit takes away."""
 
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -60,3 +62,22 @@ def test_other_flags_keep_it(tmp_path, cflags):
     wanted = readelf("-s", built)
     assert "__stack_chk_fail" in wanted and ("__vsnprintf_chk" in wanted or cflags == "-O0")
     assert marked(built)
+
+
+UNIT = ROOT / "deploy" / "engram.service"
+SANDBOX = """
+UMask=0077 StateDirectoryMode=0700 NoNewPrivileges=yes CapabilityBoundingSet= AmbientCapabilities= SystemCallArchitectures=native
+SystemCallFilter=@system-service RestrictNamespaces=yes RestrictRealtime=yes RestrictSUIDSGID=yes LockPersonality=yes
+RemoveIPC=yes PrivateDevices=yes PrivateTmp=yes PrivateUsers=yes DevicePolicy=closed ProcSubset=pid ProtectProc=invisible
+ProtectClock=yes ProtectControlGroups=yes ProtectHome=yes ProtectHostname=yes ProtectKernelLogs=yes ProtectKernelModules=yes
+ProtectKernelTunables=yes ProtectSystem=strict
+"""
+
+
+def test_the_unit_is_a_sandbox():
+    lines = UNIT.read_text(encoding="utf-8").splitlines()
+    assert "SystemCallFilter=~@privileged @resources" in lines
+    assert not [line for line in SANDBOX.split() if line not in lines]
+    assert not [line for line in lines if line.startswith("MemoryDenyWriteExecute=")], "oneDNN makes code as it runs"
+    if shutil.which("systemd-analyze"):  # its verdict, in tenths, where there is one to ask
+        run("systemd-analyze", "security", "--offline=true", "--no-pager", "--threshold=29", UNIT)
