@@ -1,8 +1,8 @@
-# Engram's image, on Debian 13: built and unit-tested in one stage, run in another, as nobody in particular and on a
-# root that may be read-only. Two places hold data: /var/lib/engram the memory, /backup the copies of it.
+# Engram's image, on Debian 13: built and unit-tested in one stage, run in another, as a user without rights and on a root
+# that may be read-only. Data is in two places: the memory in /var/lib/engram, copies of it in /backup.
 #   docker build -t engram .      with --build-arg BASE=... for another Debian 13
-# The model is part of the image: the one in build/models (`make model`), else it is fetched here. To run another one,
-# mount its folder and name it with ENGRAM_MODEL.
+# The model is part of the image: the one in build/models (`make model`); if there is none, it is fetched here. To run
+# another model, mount its folder and set ENGRAM_MODEL to it.
 ARG BASE=debian:trixie-slim
 
 FROM ${BASE} AS build

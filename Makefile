@@ -24,7 +24,7 @@ HARDENING := -fPIE -fstack-protector-strong $(call taken,-fstack-clash-protectio
 	$(call taken,-mbranch-protection=standard) $(or $(call taken,$(call fortify,3)),$(call taken,$(call fortify,2)))
 HARDENING_LINK := -pie -Wl,-z,relro,-z,now,-z,noexecstack
 ALL_CFLAGS := -std=c17 $(WARNINGS) $(CFLAGS) $(HARDENING) -fno-math-errno -pthread
-# -w: the plain build is the one that enforces warnings; under sanitizers gcc loses value ranges and warns falsely;
+# -w: the plain build enforces the warnings; under sanitizers gcc loses value ranges and warns falsely;
 # the sanitizers see the C library's functions by their own names, not by those of _FORTIFY_SOURCE
 SANITIZE := -w -O1 -g -U_FORTIFY_SOURCE -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 
@@ -37,7 +37,7 @@ UNIT_TESTS := $(UNIT_SOURCES:tests/unit/%.c=$(BUILD)/tests/%)
 ASAN_OBJECTS := $(ROOM_SOURCES:%.c=$(BUILD)/asan/%.o)
 ASAN_TESTS := $(UNIT_SOURCES:tests/unit/%.c=$(BUILD)/tests-asan/%)
 
-# one short line a file; make V=1 shows the commands, make -s nothing
+# one short line a file; make V=1 prints the commands, make -s nothing
 Q := $(if $(V),,@)
 say = $(if $(V)$(findstring s,$(firstword -$(MAKEFLAGS))),,@printf '%-5s %s\n' $(1))
 
@@ -94,9 +94,9 @@ room-%: ## compile one room: make room-store
 unit: $(UNIT_TESTS) ## build the unit tests
 unit-asan: $(ASAN_TESTS) ## build the unit tests with ASan and UBSan
 
-# ---- what fetches, runs and keeps house: each a script that can be called by itself ----
+# ---- fetching, running and cleaning: each is a script that can be called by itself ----
 
-# as many jobs as CPUs, unless make was told a number
+# as many jobs as CPUs, unless make was given a number
 JOBS = $(if $(filter -j% --jobserver%,$(MAKEFLAGS)),,-j$(shell nproc))
 SUBMAKE = $(MAKE) --no-print-directory -s $(JOBS)
 OUR_C = $(wildcard $(addsuffix /*.[ch],$(ROOMS) cli tests/unit tests/e2e tests/golden tests/bench))
@@ -107,7 +107,7 @@ NOT_TIDY = $(wildcard $(addsuffix /*.c,tests/e2e tests/golden tests/bench)) gpu/
 .PHONY: deps broker model
 deps: ## install the packages (root or sudo) and fetch the broker
 	@tools/deps.sh
-broker: ## fetch the broker's jars alone into build/broker
+broker: ## fetch only the broker's jars into build/broker
 	@tests/broker/fetch
 model: ## fetch the default model into build/models
 	@tools/model.sh
@@ -118,11 +118,11 @@ test: ## install what is needed, build, and run all tests
 	@tools/model.sh
 	@$(SUBMAKE) all unit unit-asan
 	@tests/run.sh
-test-compose: ## bring docker-compose.yml up and test it from outside (a Docker engine, or root on Debian)
+test-compose: ## start docker-compose.yml and test it from outside (needs a Docker engine, or root on Debian)
 	@tools/deps.sh
 	@tools/model.sh
 	@tests/compose/run.sh
-golden: all model ## run the tests against references
+golden: all model ## run the tests that compare with references
 e2e: all model broker ## run the tests on a real broker
 golden e2e:
 	@tests/run.sh $@
@@ -131,7 +131,7 @@ golden e2e:
 SHARE = $(DESTDIR)$(PREFIX)/share
 MODEL := all-MiniLM-L6-v2
 .PHONY: install uninstall
-install: all ## install binary, model (where `make model` fetched it) and documents; DESTDIR, PREFIX=/usr/local
+install: all ## install binary, model (if `make model` fetched it) and documents; DESTDIR, PREFIX=/usr/local
 	$(Q)install -d '$(DESTDIR)$(PREFIX)/bin' $(foreach folder,docs deploy/prometheus examples,'$(SHARE)/doc/engram/$(folder)')
 	$(Q)install -m 755 $(BUILD)/engram '$(DESTDIR)$(PREFIX)/bin/engram'
 	$(Q)install -m 644 README.md CHANGELOG.md LICENSE '$(SHARE)/doc/engram'
@@ -145,23 +145,23 @@ install: all ## install binary, model (where `make model` fetched it) and docume
 	else \
 		echo 'installed without a model: `make model` fetches it, or name one with the option model' >&2; \
 	fi
-uninstall: ## remove what `make install` put there
+uninstall: ## remove what `make install` installed
 	$(Q)rm -f '$(DESTDIR)$(PREFIX)/bin/engram'
 	$(Q)rm -rf '$(SHARE)/engram/models/$(MODEL)' '$(SHARE)/doc/engram'
 	$(Q)rmdir '$(SHARE)/engram/models' '$(SHARE)/engram' 2>/dev/null || true
 
 .PHONY: demo quality bench
-demo: ## install what is needed, build, and show the stage at work on a real broker
+demo: ## install what is needed, build, and show a stage at work on a real broker
 	@tools/deps.sh
 	@tools/model.sh
 	@$(SUBMAKE) all
 	@examples/demo.py
-quality: ## tune on both example sets and hold their test parts against the targets in docs/QUALITY.md
+quality: ## tune on both example sets and check their test parts against the targets in docs/QUALITY.md
 	@tools/deps.sh
 	@tools/model.sh
 	@$(SUBMAKE) all
 	@tests/quality.py
-bench: ## measure speed beside peers (installs them, 6 GB, into build/bench-env; takes long)
+bench: ## measure speed and compare with peers (installs them, 6 GB, into build/bench-env; takes about 20 minutes)
 	@tools/deps.sh
 	@tools/deps.sh --dev
 	@tools/model.sh
@@ -169,7 +169,7 @@ bench: ## measure speed beside peers (installs them, 6 GB, into build/bench-env;
 	@tests/bench/run.sh
 
 .PHONY: docs compdb format tidy
-docs: all ## write docs/CONFIG.md anew from the options table
+docs: all ## write docs/CONFIG.md from the options table
 	@mkdir -p docs
 	@$(BUILD)/engram config --document >$(BUILD)/CONFIG.md
 	@mv $(BUILD)/CONFIG.md docs/CONFIG.md
@@ -183,12 +183,12 @@ tidy: compdb ## check all C with clang-tidy
 	@printf '%s\n' $(filter-out $(NOT_TIDY),$(filter %.c,$(OUR_C))) | xargs -P $$(nproc) -n 4 clang-tidy --quiet -p .
 
 .PHONY: clean distclean help
-clean: ## delete what was built; the model and the broker stay
+clean: ## delete what was built; keep the model and the broker
 	@rm -rf $(BUILD)/engram $(BUILD)/libraries $(BUILD)/obj $(BUILD)/asan $(BUILD)/tests $(BUILD)/tests-asan \
 		$(BUILD)/test-logs compile_commands.json
 distclean: clean ## delete what was fetched too
 	@rm -rf $(BUILD)
-help: ## this list
+help: ## print this list
 	@awk -F ':.*## ' '/^[a-z0-9% -]+:.*## / { n = split($$1, names, " "); \
 		for (i = 1; i <= n; i++) printf "%-13s %s\n", names[i], $$2 }' Makefile
 

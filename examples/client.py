@@ -3,7 +3,7 @@
 
     examples/client.py --bootstrap 127.0.0.1:29092
 
-Wants confluent-kafka (Debian: python3-confluent-kafka). Every field and rule of the records: docs/RECORDS.md.
+Needs confluent-kafka (Debian: python3-confluent-kafka). docs/RECORDS.md has every field and rule of the records.
 """
 
 import argparse
@@ -20,7 +20,7 @@ WAIT_S = 60
 
 
 def send(producer, topic, key, record):
-    """Returns once the broker has it. None instead of a record is a null value: in `instances` it forgets the key."""
+    """Returns once the broker has the record. None is a null value: in `instances` it forgets the key."""
     failures = []
     value = None if record is None else json.dumps(record)
     producer.produce(topic, key=key, value=value, on_delivery=lambda error, _: failures.append(error))
@@ -30,10 +30,10 @@ def send(producer, topic, key, record):
 
 
 def read_from_end(consumer, topic):
-    """From here on the consumer gets what is written to the topic from now on, of all its partitions."""
+    """From now on the consumer gets what is written to any partition of the topic."""
     partitions = [TopicPartition(topic, p) for p in consumer.list_topics(topic, timeout=WAIT_S).topics[topic].partitions]
     if not partitions:
-        raise SystemExit(f"there is no topic {topic}: a running stage makes it")
+        raise SystemExit(f"there is no topic {topic}: a running stage creates it")
     for partition in partitions:
         partition.offset = consumer.get_watermark_offsets(partition, timeout=WAIT_S)[1]
     consumer.assign(partitions)
@@ -52,11 +52,11 @@ def ask(producer, consumer, text):
             raise KafkaException(message.error())
         if message.key() == key.encode():
             return json.loads(message.value())
-    raise SystemExit(f"no prediction in {WAIT_S} s: is a stage running? Its /ready and its log tell")
+    raise SystemExit(f"no prediction in {WAIT_S} s: is a stage running? See its /ready and its log")
 
 
 def ask_until_live(producer, consumer):
-    """A prediction that the example led to, and its evidence. It is live in milliseconds; a text may still be faster."""
+    """A prediction with the example as evidence. The example is live in milliseconds, but a text may be faster still."""
     deadline = time.monotonic() + WAIT_S
     while time.monotonic() < deadline:
         prediction = ask(producer, consumer, TEXT)
@@ -64,7 +64,7 @@ def ask_until_live(producer, consumer):
             if evidence.get("id") == EXAMPLE:
                 return prediction, evidence
         time.sleep(0.1)
-    raise SystemExit(f"{EXAMPLE} led to no prediction in {WAIT_S} s: does the stage learn? Its /ready and its log tell")
+    raise SystemExit(f"{EXAMPLE} is in no prediction after {WAIT_S} s: does the stage learn? See its /ready and its log")
 
 
 def show(prediction):
@@ -76,7 +76,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bootstrap", default="localhost:9092", metavar="HOST:PORT", help="default: %(default)s")
     servers = {"bootstrap.servers": parser.parse_args().bootstrap}
-    # murmur2_random: the partition that Java's producers choose for a key, so that all of a key's records meet in one
+    # murmur2_random: the same partition for a key as Java's producers choose, so that all its records are in one
     producer = Producer({**servers, "partitioner": "murmur2_random"})
     consumer = Consumer({**servers, "group.id": "engram-example", "enable.auto.commit": False})
     try:

@@ -1,8 +1,8 @@
 #!/usr/bin/python3
-"""The demo behind `make demo`: a real broker, the stage, and the debtags example replayed through Kafka.
+"""The demo of `make demo`: a real broker, the stage, and the debtags example replayed through Kafka.
 
-It only drives the commands that a user would type and reads what they print and what stands in the topics. Everything it makes
-lives in one temporary folder, and everything it starts is stopped, also when it fails or is interrupted.
+It runs only the commands that a user would type, and reads what they print and what is in the topics. Everything it makes is
+in one temporary folder, and everything it starts is stopped, even when it fails or is interrupted.
 """
 
 import gzip
@@ -35,7 +35,7 @@ def rows(name):
 
 
 class Bar:
-    """A progress bar on standard error; on anything but a terminal, a line every ten seconds."""
+    """A progress bar on standard error; if that is not a terminal, a line every ten seconds."""
 
     def __init__(self, what, total):
         self.what, self.total, self.started, self.shown = what, total, time.monotonic(), 0.0
@@ -131,7 +131,7 @@ class Demo:
         return time.monotonic() - started
 
     def tune(self):
-        """Picks the setting by leave-one-out beside the running stage, which takes it; returns it and the seconds."""
+        """Chooses the setting by leave-one-out while the stage runs, which then takes it; returns it and the seconds."""
         started = time.monotonic()
         found = json.loads(self.engram("tune", "-c", self.file, "--write", "--json", quiet=False))
         seconds = time.monotonic() - started
@@ -165,7 +165,7 @@ class Demo:
         return predictions, seconds
 
     def teach(self, count):
-        """Teaches single labels, one after the other; returns milliseconds from the broker's word to the memory."""
+        """Teaches single labels, one after the other; returns milliseconds from the acknowledgement to the memory."""
         producer = Producer({"bootstrap.servers": self.bootstrap, "linger.ms": 0})
         bar = Bar("teaching labels", count)
         latencies = []
@@ -174,7 +174,7 @@ class Demo:
             acknowledged = []
             waiter = subprocess.Popen([ENGRAM, "memory", "get", name, "--wait", "30", "--memory", self.memory],
                                       stdout=subprocess.PIPE)
-            time.sleep(0.05)  # the look at the memory is under way before the label is sent
+            time.sleep(0.05)  # the command that waits for it runs before the label is sent
             value = json.dumps({"text": f"lesson number {i} of the demo", "labels": [f"demo::{i}"]})
             producer.produce("instances", key=name, value=value,
                              on_delivery=lambda error, _: acknowledged.append((error, time.monotonic())))
@@ -183,7 +183,7 @@ class Demo:
             live = time.monotonic()
             waiter.stdout.close()
             if waiter.wait() != 0 or not found or not acknowledged or acknowledged[0][0]:
-                raise Failed(f"{name} was taught and did not become live: {acknowledged}")
+                raise Failed(f"{name} was taught but did not become live: {acknowledged}")
             latencies.append(max(0.0, (live - acknowledged[0][1]) * 1000))
             bar.update(i + 1)
         return sorted(latencies)
@@ -234,12 +234,12 @@ def run(demo):
     print("\nEngram on debtags: Debian package titles -> tags, through Kafka")
     print(f"  instances folded   {len(train)} with {stats['label_keys']} label texts in {fold_seconds:.1f} s"
           f" ({len(train) / fold_seconds:.0f}/s), no training")
-    print(f"  tuned              in {tune_seconds:.1f} s, the memory asked about itself: {tuned['pool']}"
+    print(f"  tuned              in {tune_seconds:.1f} s, from the memory itself: {tuned['pool']}"
           + "".join(f", {name} {tuned[name]:g}" for name in ("lambda", "tau", "b", "lexical")))
     print(f"  texts tagged       {len(predictions)} in {tag_seconds:.1f} s ({len(predictions) / tag_seconds:.0f}/s)")
     print("  on the test part   " + "   ".join(f"P@{k} {precision(predictions, gold, k):.1f}" for k in (1, 3, 5)))
     print(f"  label to live      p50 {statistics.median(latencies):.0f} ms, p99 {latencies[int(0.99 * TAUGHT) - 1]:.0f} ms"
-          f" ({TAUGHT} single labels, from the broker's word to the memory)")
+          f" ({TAUGHT} single labels, from acknowledgement to memory)")
     print("\nThree tagged texts and their evidence:")
     for row in test[:3]:
         show(predictions[row["id"]], row["text"], set(row["labels"]))

@@ -26,7 +26,7 @@ def client(*arguments):
 def test_the_example_client(own_broker, folder):
     broker = own_broker()
     status, _, said = client("--bootstrap", broker.address)  # no stage has made the topics yet
-    assert (status, said.strip()) == (1, "there is no topic predictions: a running stage makes it")
+    assert (status, said.strip()) == (1, "there is no topic predictions: a running stage creates it")
     running = Stage(["-X", f"bootstrap.servers={broker.address}"], folder, folder / "memory")
     try:
         running.wait_ready()
