@@ -214,13 +214,13 @@ struct rd_kafka_s *text_consumer_client(struct text_consumer *c);
 
 /* ---- instances and labels: the learn lane ---- */
 
-/* What the memory holds of a partition. next 0 means that the partition was seen and nothing of it was applied: the
+/* What the memory holds of a partition. read.next 0 means that the partition was seen and nothing of it was applied: the
  * stage stores that for each partition at its first start (learn_consumer_position), so that a changed number is
  * noticed. */
 struct learn_offset {
     const char *cluster, *topic;
     int32_t partition;
-    int64_t next;
+    struct read_position read;
 };
 
 struct learn_consumer;
@@ -228,8 +228,9 @@ struct learn_consumer;
 /* Assigns every partition of both topics, each from the offset stored for it (else from its beginning).
  * caught_up_ms: wall time at which this memory had last read to the end; 0: never (an empty memory that is about to
  * start reading may store now: it cannot have missed anything). Waits for brokers. FATAL, E_TOPIC, with a line that
- * says what to do: a topic is missing; an offset stored for another cluster, below the log's start or beyond its end;
- * another number of partitions than stored; away for longer than delete.retention.ms. RETRY, E_BROKER: told to give up.
+ * says what to do: a topic is missing, or was deleted and created again; an offset stored for another cluster, below the
+ * log's start or beyond its end; another number of partitions than stored; away for longer than delete.retention.ms.
+ * RETRY, E_BROKER: told to give up.
  */
 int learn_consumer_open(struct learn_consumer **out, const struct config *config, const struct learn_offset *stored,
                         size_t n, int64_t caught_up_ms, const struct kafka_wait *wait, struct error *e);
@@ -238,8 +239,14 @@ const char *
 learn_consumer_cluster(const struct learn_consumer *c); /* the cluster's id, for what is folded; any thread */
 
 /* Waits up to timeout_ms. 1: *out holds the next record, owned by the caller. 0: none came. -1: FATAL, E_TOPIC: an
- * offset that the log does not have (any more). Poll thread. */
+ * offset that the log does not have (any more), or a topic that was deleted and created again. Poll thread. */
 int learn_consumer_poll(struct learn_consumer *c, int timeout_ms, struct consumed **out, struct error *e);
+
+/* By what the topic of a record that was handed out is known again: to be stored with its fold. Poll thread, until the
+ * next poll. */
+const struct record_mark *learn_consumer_mark(const struct learn_consumer *c, const struct consumed *record);
+/* How often a partition's mark changed without a fold that stored it: see learn_position.read. Poll thread. */
+uint64_t learn_consumer_marks(const struct learn_consumer *c);
 
 /* While a record waits to be folded (a full memory): keeps the client alive without reading on. Poll thread. */
 void learn_consumer_pause(struct learn_consumer *c);
@@ -250,7 +257,7 @@ void learn_consumer_resume(struct learn_consumer *c);
 bool learn_consumer_caught_up(struct learn_consumer *c);
 
 /* Looks where every partition ends now, up to timeout_ms for each of two questions. 1: looked; 0: not answered; -1:
- * FATAL, E_TOPIC: a topic has another number of partitions by now. Poll thread. */
+ * FATAL, E_TOPIC: a topic has another number of partitions by now, or is another one. Poll thread. */
 int learn_consumer_look(struct learn_consumer *c, int timeout_ms, struct error *e);
 /* The wall time of the last look, once poll has handed out all that stood before those ends (0: not yet, or no look):
  * the memory's time last caught up, once that is folded. A load that never pauses is no hindrance. Poll thread. */
@@ -274,6 +281,7 @@ struct learn_position {
     int64_t position; /* next offset to read */
     bool stored;      /* an offset for it was given to open */
     bool caught_up;
+    struct read_position read; /* what poll has handed out, and by what the topic is known again; poll thread alone */
 };
 bool learn_consumer_position(struct learn_consumer *c, size_t i, struct learn_position *out);
 

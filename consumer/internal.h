@@ -26,6 +26,39 @@ int64_t lags_sum(struct partition_lag *lags, ssize_t count);
 /* Counts trouble that is no client's own: see kafka_troubles. */
 void trouble_count(void);
 
+/* ---- is a topic still the one that was read? (position.c) ---- */
+
+enum position_verdict {
+    POSITION_UNASKED,  /* no answer in time: ask again */
+    POSITION_HOLDS,    /* the mark's record is there, or nothing was read yet */
+    POSITION_UNPROVED, /* no mark, or its record is gone, as retention and compaction do it: nothing speaks against it */
+    POSITION_BROKEN,   /* the topic was deleted and created again, or cut */
+};
+
+struct position_check {
+    const char *topic; /* in */
+    int32_t partition;
+    struct read_position read;
+    enum position_verdict verdict; /* out, and where it is not UNASKED: */
+    int64_t low, end;              /* the log's start, and the end that read_committed shows */
+    unsigned char topic_id[TOPIC_ID_BYTES]; /* zeros: librdkafka does not tell it */
+    bool other_id;                          /* BROKEN, by the topic's id alone */
+};
+
+/* Asks with a client of its own, so that nothing else that is read is disturbed. It belongs to one thread. */
+struct prober;
+
+struct prober *prober_open(const struct config *config); /* does not connect */
+void prober_close(struct prober *p);                     /* NULL is fine */
+/* Fills every verdict, within timeout_ms. A mark that was read before the call and holds proves that all which was
+ * read of its partition before the call came from this very topic. */
+void positions_check(struct prober *p, struct position_check *checks, size_t n, int timeout_ms);
+
+/* A position's mark and topic id in one line of text, to travel with a committed offset; next is not in it. False: that
+ * is none of ours. */
+void position_write(const struct read_position *read, struct buffer *out);
+bool position_read(struct slice text, struct read_position *out);
+
 /* Between two attempts, before anything is assigned: 100 ms, callbacks served. False: told to give up. */
 bool client_pause(struct kafka_client *c, const struct kafka_wait *wait);
 

@@ -1,5 +1,6 @@
 /* The learn lane's consumer: every partition of `instances` and `labels`, assigned by hand, from the offsets that the
- * memory holds. It commits nothing and never resets an offset: a memory that could have missed a tombstone is refused.
+ * memory holds. It commits nothing and never resets an offset: a memory that could have missed a tombstone is refused,
+ * and so is a topic that is not the one any more that it read (position.c).
  * What may surprise: the end of a partition is its EOF event, since markers and compaction leave gaps that no record
  * fills; and an offset of 0 that the memory holds says only that the partition was seen. */
 #include <inttypes.h>
@@ -14,6 +15,8 @@
 
 enum {
     ASK_MS = 5000,
+    CHECK_MS = 2000,
+    CHECK_US = 5000000,      /* how often it is asked whether the topics are still the same */
     LOOK_QUIET_US = 2000000, /* leaders of a topic that was just made say for a moment that they are none */
     TOPICS = 2,
 };
@@ -26,6 +29,8 @@ struct learn_partition {
     bool stored;
     int64_t look_end; /* at the last look; the poll thread's */
     bool doubted;     /* trouble came, and nothing from here since; the poll thread's */
+    struct read_position read; /* what was handed out, and the mark that held last; the poll thread's */
+    struct record_mark last;   /* of the record handed out last; unknown: none yet; the poll thread's */
     int64_t position; /* under the lock */
     bool caught_up;   /* under the lock */
 };
@@ -38,6 +43,8 @@ struct learn_consumer {
     bool paused;          /* poll thread */
     unsigned troubles;    /* the client's, as far as they led to doubt; the poll thread's */
     int64_t look_ms;      /* wall time of the last look; the poll thread's */
+    struct prober *prober; /* the poll thread's */
+    uint64_t checked_us, marks; /* the poll thread's */
     struct learn_partition *partitions;
     size_t count;
     size_t behind; /* partitions not caught up yet; under the lock */
@@ -56,8 +63,8 @@ static int check_cluster(const struct learn_consumer *c, const struct learn_offs
     for (size_t i = 0; i < n; i++) {
         bool ours = strcmp(stored[i].cluster, c->cluster) == 0;
         here = here || ours;
-        other = stored[i].next > 0 && !ours ? stored[i].cluster : other;
-        if (ours && stored[i].next > 0 && strcmp(stored[i].topic, c->topics[0]) != 0 &&
+        other = stored[i].read.next > 0 && !ours ? stored[i].cluster : other;
+        if (ours && stored[i].read.next > 0 && strcmp(stored[i].topic, c->topics[0]) != 0 &&
             strcmp(stored[i].topic, c->topics[1]) != 0) {
             log_warn("learn: this memory also holds what it read from topic '%s', which is not followed any more",
                      stored[i].topic);
@@ -94,6 +101,14 @@ static int check_partitions(const struct learn_consumer *c, const struct kafka_t
     return known && known != topic->partitions ? partitions_changed(topic->name, topic->partitions, known, e) : 0;
 }
 
+static int ended(const char *topic, int32_t partition, int64_t end, int64_t next, struct error *e)
+{
+    return error_set(e, ERROR_FATAL, E_TOPIC,
+                     "topic '%s', partition %d ends at offset %" PRId64 ", and this memory has read to %" PRId64
+                     ": the topic was deleted and created again, or cut: " REPLACE_MEMORY,
+                     topic, partition, end, next);
+}
+
 static int check_offset(const struct learn_partition *p, int64_t low, struct error *e)
 {
     if (p->stored && p->start < low) {
@@ -102,13 +117,7 @@ static int check_offset(const struct learn_partition *p, int64_t low, struct err
                          ", and this memory has read only to %" PRId64 ": it may have missed records: " REPLACE_MEMORY,
                          p->topic, p->partition, low, p->start);
     }
-    if (p->stored && p->start > p->end) {
-        return error_set(e, ERROR_FATAL, E_TOPIC,
-                         "topic '%s', partition %d ends at offset %" PRId64 ", and this memory has read to %" PRId64
-                         ": the topic was made anew or cut: " REPLACE_MEMORY,
-                         p->topic, p->partition, p->end, p->start);
-    }
-    return 0;
+    return p->stored && p->start > p->end ? ended(p->topic, p->partition, p->end, p->start, e) : 0;
 }
 
 /* Compaction drops a tombstone once it is older than delete.retention.ms: who was away for longer can have missed one,
@@ -182,9 +191,10 @@ static void partitions_list(struct learn_consumer *c, const struct kafka_topic *
         p->topic = topics[labels].name;
         p->partition = (int32_t)(labels ? i - (size_t)topics[0].partitions : i);
         for (size_t s = 0; s < n; s++) {
-            if (stored[s].next > 0 && stored[s].partition == p->partition && strcmp(stored[s].topic, p->topic) == 0 &&
+            if (stored[s].read.next > 0 && stored[s].partition == p->partition && strcmp(stored[s].topic, p->topic) == 0 &&
                 strcmp(stored[s].cluster, c->cluster) == 0) {
-                p->start = stored[s].next;
+                p->start = stored[s].read.next;
+                p->read = stored[s].read;
                 p->stored = true;
             }
         }
@@ -224,6 +234,75 @@ static int give_up(const struct learn_consumer *c, struct error *e)
     return error_set(e, ERROR_RETRY, E_BROKER, "%s did not answer in time", c->client.brokers);
 }
 
+/* ---- is it still the same topic? ---- */
+
+static int broken(const struct position_check *check, struct error *e)
+{
+    if (check->other_id) {
+        return error_set(e, ERROR_FATAL, E_TOPIC,
+                         "topic '%s' was deleted and created again (its id is another one), and this memory has read "
+                         "%" PRId64 " records of the old one: " REPLACE_MEMORY,
+                         check->topic, check->read.next);
+    }
+    if (check->read.next > check->end) {
+        return ended(check->topic, check->partition, check->end, check->read.next, e);
+    }
+    return error_set(e, ERROR_FATAL, E_TOPIC,
+                     "topic '%s', partition %d has another record at offset %" PRId64
+                     " than this memory has read there: the topic was deleted and created again, or cut: " REPLACE_MEMORY,
+                     check->topic, check->partition, check->read.mark.offset);
+}
+
+/* What held, or cannot be told, is known by its last record from now on. */
+static void check_take(struct learn_consumer *c, struct learn_partition *p, const struct position_check *check)
+{
+    static const unsigned char unknown[TOPIC_ID_BYTES];
+    if (record_mark_known(&p->last) && !record_mark_equal(&p->read.mark, &p->last)) {
+        p->read.mark = p->last;
+        c->marks++;
+    }
+    if (memcmp(check->topic_id, unknown, sizeof unknown) != 0) {
+        memcpy(p->read.topic_id, check->topic_id, sizeof p->read.topic_id);
+    }
+}
+
+/* Checks partitions that are in no doubt, or one alone. 1: all were; 0: not answered; -1: FATAL, E_TOPIC. */
+static int positions_hold(struct learn_consumer *c, const struct learn_partition *one, struct error *e)
+{
+    struct position_check *checks = mem_zero(c->count, sizeof *checks);
+    struct learn_partition **partitions = mem_zero(c->count, sizeof *partitions);
+    size_t n = 0;
+    int result = 1;
+    for (size_t i = 0; i < c->count; i++) {
+        struct learn_partition *p = &c->partitions[i];
+        if (one ? p == one : !p->doubted) {
+            partitions[n] = p;
+            checks[n++] = (struct position_check){.topic = p->topic, .partition = p->partition, .read = p->read};
+        }
+    }
+    positions_check(c->prober, checks, n, CHECK_MS);
+    for (size_t i = 0; i < n && result >= 0; i++) {
+        if (checks[i].verdict == POSITION_BROKEN) {
+            result = broken(&checks[i], e);
+        } else if (checks[i].verdict == POSITION_UNASKED) {
+            result = 0;
+        } else {
+            check_take(c, partitions[i], &checks[i]);
+        }
+    }
+    free(partitions);
+    free(checks);
+    c->checked_us = clock_us();
+    return result;
+}
+
+/* Now and then, and before anything is handed out of a partition that was in doubt. */
+static int positions_check_due(struct learn_consumer *c, struct error *e)
+{
+    bool due = clock_us() - c->checked_us >= CHECK_US && !atomic_load(&c->client.trouble);
+    return due && positions_hold(c, NULL, e) < 0 ? -1 : 0;
+}
+
 /* Connects, looks at topics and offsets until the brokers answer, and decides whether this memory may follow them. */
 static int learn_prepare(struct learn_consumer *c, const struct learn_offset *stored, size_t n, int64_t caught_up_ms,
                          const struct kafka_wait *wait, struct error *e)
@@ -257,6 +336,11 @@ static int learn_prepare(struct learn_consumer *c, const struct learn_offset *st
             return give_up(c, e);
         }
     }
+    for (int held = 0; (held = positions_hold(c, NULL, e)) != 1;) {
+        if (held < 0 || !client_pause(&c->client, wait)) {
+            return held < 0 ? -1 : give_up(c, e);
+        }
+    }
     return check_away(c, &topics[0], caught_up_ms, e) || check_away(c, &topics[1], caught_up_ms, e) ? -1 : 0;
 }
 
@@ -285,6 +369,7 @@ int learn_consumer_open(struct learn_consumer **out, const struct config *config
     c->topics[0] = mem_string(config->instances_topic, strlen(config->instances_topic));
     c->topics[1] = mem_string(config->labels_topic, strlen(config->labels_topic));
     pthread_mutex_init(&c->lock, NULL);
+    c->prober = prober_open(config);
     rd_kafka_conf_t *conf = learn_configure(config, e);
     if (!conf || kafka_client_open(&c->client, config, CLIENT_CONSUMER, conf, "learn", c, e) ||
         learn_prepare(c, stored, n, caught_up_ms, wait, e)) {
@@ -318,6 +403,7 @@ void learn_consumer_close(struct learn_consumer *c)
         rd_kafka_consumer_close(c->client.rk);
     }
     kafka_client_close(&c->client);
+    prober_close(c->prober);
     pthread_mutex_destroy(&c->lock);
     free(c->partitions);
     free(c->topics[0]);
@@ -392,18 +478,30 @@ static void doubted_refetch(struct learn_consumer *c)
     rd_kafka_topic_partition_list_destroy(list);
 }
 
+/* Something came from p: a record, or its end. -1: FATAL, the topic is another one. */
+static int partition_answers(struct learn_consumer *c, struct learn_partition *p, struct error *e)
+{
+    if (p->doubted && positions_hold(c, p, e) < 0) {
+        return -1;
+    }
+    partition_works(c, p);
+    return 0;
+}
+
 static int poll_event(struct learn_consumer *c, const rd_kafka_message_t *m, struct error *e)
 {
     struct learn_partition *p = partition_find(c, m);
     if (m->err == RD_KAFKA_RESP_ERR__PARTITION_EOF && p) {
-        partition_works(c, p);
+        if (partition_answers(c, p, e)) {
+            return -1;
+        }
         position_move(c, p, m->offset);
         return 0;
     }
     if (m->err == RD_KAFKA_RESP_ERR__AUTO_OFFSET_RESET) {
         return error_set(e, ERROR_FATAL, E_TOPIC,
                          "topic '%s', partition %d has no offset %" PRId64
-                         " any more: it was cut, made anew or outlived its retention: " REPLACE_MEMORY,
+                         " any more: it was deleted and created again, cut, or outlived its retention: " REPLACE_MEMORY,
                          p ? p->topic : "?", m->partition, p ? p->position : m->offset);
     }
     if (m->err != RD_KAFKA_RESP_ERR_GROUP_AUTHORIZATION_FAILED) { /* it joins no group, and needs no right on one */
@@ -412,27 +510,50 @@ static int poll_event(struct learn_consumer *c, const rd_kafka_message_t *m, str
     return 0;
 }
 
+static struct consumed *record_take(struct learn_consumer *c, struct learn_partition *p, rd_kafka_message_t *m)
+{
+    struct consumed *record = consumed_new(m, p->from, p->topic, 0);
+    p->last = record_mark_of(record->offset, record->timestamp_ms, record->key, record->value);
+    if (!record_mark_known(&p->read.mark)) {
+        p->read.mark = p->last;
+    }
+    p->read.next = record->offset + 1;
+    position_move(c, p, record->offset + 1);
+    return record;
+}
+
 int learn_consumer_poll(struct learn_consumer *c, int timeout_ms, struct consumed **out, struct error *e)
 {
     *out = NULL;
+    if (positions_check_due(c, e)) {
+        return -1;
+    }
     rd_kafka_message_t *m = rd_kafka_consumer_poll(c->client.rk, timeout_ms);
     struct learn_partition *p = m && !m->err ? partition_find(c, m) : NULL;
     partitions_doubt(c);
-    if (p) {
-        partition_works(c, p);
-        position_move(c, p, m->offset + 1);
-        *out = consumed_new(m, p->from, p->topic, 0);
+    if (p && partition_answers(c, p, e) == 0) {
+        *out = record_take(c, p, m);
         return 1;
     }
-    int result = 0;
+    int result = p ? -1 : 0;
     if (m) {
-        result = poll_event(c, m, e);
+        result = p ? -1 : poll_event(c, m, e);
         rd_kafka_message_destroy(m);
     } else {
         kafka_client_recheck(&c->client);
     }
     doubted_refetch(c);
     return result;
+}
+
+const struct record_mark *learn_consumer_mark(const struct learn_consumer *c, const struct consumed *record)
+{
+    for (size_t i = 0; i < c->count; i++) {
+        if (c->partitions[i].topic == record->topic && c->partitions[i].partition == record->partition) {
+            return &c->partitions[i].read.mark;
+        }
+    }
+    return NULL;
 }
 
 static void pause_or_resume(struct learn_consumer *c, bool pause)
@@ -458,6 +579,11 @@ void learn_consumer_pause(struct learn_consumer *c)
 void learn_consumer_resume(struct learn_consumer *c)
 {
     pause_or_resume(c, false);
+}
+
+uint64_t learn_consumer_marks(const struct learn_consumer *c)
+{
+    return c->marks;
 }
 
 /* ---- where it stands: any thread ---- */
@@ -524,7 +650,7 @@ int learn_consumer_look(struct learn_consumer *c, int timeout_ms, struct error *
     if (kafka_topics_describe(&c->client, topics, TOPICS, false, timeout_ms, NULL)) {
         return 0;
     }
-    if (check_growth(c, topics, e)) {
+    if (check_growth(c, topics, e) || positions_hold(c, NULL, e) < 0) {
         return -1;
     }
     rd_kafka_topic_partition_list_t *ends = kafka_list(c);
@@ -557,7 +683,8 @@ bool learn_consumer_position(struct learn_consumer *c, size_t i, struct learn_po
     }
     const struct learn_partition *p = &c->partitions[i];
     pthread_mutex_lock(&c->lock);
-    *out = (struct learn_position){p->topic, p->partition, p->start, p->end, p->position, p->stored, p->caught_up};
+    *out = (struct learn_position){p->topic, p->partition, p->start,     p->end,
+                                   p->position, p->stored,    p->caught_up, p->read};
     pthread_mutex_unlock(&c->lock);
     return true;
 }

@@ -36,6 +36,7 @@ struct learn_lane {
     bool looking;        /* the ends at the last look are not reached yet */
     uint64_t refused_us; /* when the memory last took no more */
     uint64_t looked_us;  /* 0: not yet */
+    uint64_t marks;      /* learn_consumer_marks, as far as the memory has them */
 };
 
 struct pulse *learn_lane_pulse(struct learn_lane *l)
@@ -113,9 +114,9 @@ static void lane_flows(struct learn_lane *l)
 
 /* ---- opening ---- */
 
-/* One transaction that stores small things about the reading itself: that each partition was seen, and when the memory
- * last caught up (0: left as it is). */
-static int lane_note(struct learn_lane *l, bool positions, int64_t caught_up_ms, struct error *e)
+/* One transaction that stores small things about the reading itself, once all that was polled is folded: that each
+ * partition was seen, by what its topic is known again, and when the memory last caught up (0: left as it is). */
+static int lane_note(struct learn_lane *l, int64_t caught_up_ms, struct error *e)
 {
     struct transaction *t = NULL;
     if (memory_begin(l->stage->memory, &t, e)) {
@@ -123,9 +124,8 @@ static int lane_note(struct learn_lane *l, bool positions, int64_t caught_up_ms,
     }
     struct learn_position p;
     struct slice cluster = slice_of(learn_consumer_cluster(l->consumer));
-    const struct read_position seen = {0};
-    for (size_t i = 0; positions && learn_consumer_position(l->consumer, i, &p); i++) {
-        if (!p.stored && transaction_offset(t, cluster, slice_of(p.topic), p.partition, &seen, e)) {
+    for (size_t i = 0; learn_consumer_position(l->consumer, i, &p); i++) {
+        if (transaction_offset(t, cluster, slice_of(p.topic), p.partition, &p.read, e)) {
             transaction_abort(t);
             return -1;
         }
@@ -158,7 +158,7 @@ static int lane_open(struct learn_lane *l, struct error *e)
     stored = mem_zero(stats.offsets_count, sizeof *stored);
     for (size_t i = 0; i < stats.offsets_count; i++) {
         const struct memory_offset *o = &stats.offsets[i];
-        stored[i] = (struct learn_offset){o->cluster, o->topic, o->partition, o->position.next};
+        stored[i] = (struct learn_offset){o->cluster, o->topic, o->partition, o->position};
     }
     if (learn_consumer_open(&l->consumer, s->config, stored, stats.offsets_count, stats.caught_up_ms, &s->wait_run,
                             e) ||
@@ -166,7 +166,7 @@ static int lane_open(struct learn_lane *l, struct error *e)
         goto done;
     }
     atomic_store(&l->opened, true);
-    while ((result = lane_note(l, true, stats.caught_up_ms ? 0 : clock_wall_ms(), e)) != 0 && e->class == ERROR_RETRY &&
+    while ((result = lane_note(l, stats.caught_up_ms ? 0 : clock_wall_ms(), e)) != 0 && e->class == ERROR_RETRY &&
            !atomic_load(&s->stopping)) {
         lane_full(l, e);
     }
@@ -231,7 +231,7 @@ static struct fold lane_fold_of(const struct learn_lane *l, const struct consume
         .offset = c->offset,
         .time_ms = c->timestamp_ms,
     };
-    f.mark = record_mark_of(c->offset, c->timestamp_ms, c->key, c->value);
+    f.mark = *learn_consumer_mark(l->consumer, c);
     return f;
 }
 
@@ -328,11 +328,13 @@ static int lane_look(struct learn_lane *l, bool at_once, struct error *e)
         l->looked_us = now;
     }
     int64_t seen_ms = l->looking ? learn_consumer_seen_ms(l->consumer) : 0;
-    if (!seen_ms) {
+    uint64_t marks = learn_consumer_marks(l->consumer);
+    if (!seen_ms && marks == l->marks) {
         return 0;
     }
-    l->looking = false;
-    return lane_note(l, false, seen_ms, e) && e->class != ERROR_RETRY ? -1 : 0;
+    l->looking = l->looking && !seen_ms;
+    l->marks = marks;
+    return lane_note(l, seen_ms, e) && e->class != ERROR_RETRY ? -1 : 0;
 }
 
 /* 0; 1: told to stop before a batch was folded; -1. */

@@ -215,7 +215,7 @@ static struct learn_offset stored_read(char *text, const char *cluster)
     *next++ = '\0';
     char *partition = strrchr(text, ':');
     *partition++ = '\0';
-    return (struct learn_offset){cluster, text, atoi(partition), atoll(next)};
+    return (struct learn_offset){cluster, text, atoi(partition), {.next = atoll(next)}};
 }
 
 static int learn_loop(struct learn_consumer *c, struct error *e)

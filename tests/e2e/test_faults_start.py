@@ -94,7 +94,7 @@ def test_a_topic_made_anew(broker, topics, learnt):
     broker.create_topics(topics.instances, cleanup_policy="compact")
     running.restart()
     refused(running, f"topic '{topics.instances}', partition 0 ends at offset 0, and this memory has read to 3: "
-                     "the topic was made anew or cut: copy another replica's memory, or start an empty one")
+                     "the topic was deleted and created again, or cut: copy another replica's memory, or start an empty one")
     unharmed(running, before)
 
 
