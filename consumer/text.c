@@ -4,7 +4,9 @@
  * paused is remembered here, pauses end before a partition is given back, and every assignment starts from absolute
  * offsets. And a client can be fenced by itself: when its session runs out while the coordinator is away, it forgets
  * its member id, and a commit that still waits is then sent without one, which brokers take for another process of the
- * same name. librdkafka declares that fatal, so another client takes over here. */
+ * same name. librdkafka declares that fatal, so another client takes over here. The topic may be deleted and created again
+ * between two polls: each partition keeps a mark (position.c), and a committed offset carries it, for a restart and for
+ * the partition's next owner. */
 #include <librdkafka/rdkafka.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -19,12 +21,18 @@ enum {
     COMMITTED_MS = 5000, /* one question for committed offsets */
     COMMITTED_ATTEMPTS = 3,
     COMMIT_STEP_MS = 100,
+    CHECK_MS = 2000,
+    CHECK_US = 5000000, /* how often it is asked whether the topic is still the same */
+    SEEK_MS = 2000,
 };
 
 struct text_partition {
     uint64_t epoch;   /* of the present assignment; 0: not ours */
     int64_t position; /* next offset to read; -1: not known yet */
     bool doubted;     /* trouble came, and nothing from here since */
+    bool restarting;  /* to be read from its beginning: what still comes is dropped until then */
+    struct record_mark mark, last; /* by which the topic is known again; of the text read last */
+    unsigned char topic_id[TOPIC_ID_BYTES];
 };
 
 struct text_consumer {
@@ -41,6 +49,9 @@ struct text_consumer {
     struct log_limit commit_limit;
     uint64_t epoch;    /* the last one given; poll thread */
     unsigned troubles; /* the client's, as far as they led to doubt; poll thread */
+    struct prober *prober;   /* poll thread */
+    uint64_t checked_us;     /* poll thread */
+    bool check_now;          /* poll thread */
 
     pthread_mutex_t lock; /* covers what is below */
     struct text_partition *partitions;
@@ -49,11 +60,16 @@ struct text_consumer {
 
 /* ---- what is ours ---- */
 
+static bool owned(const struct text_consumer *c, int32_t partition, uint64_t epoch) /* under the lock */
+{
+    return partition >= 0 && (size_t)partition < c->partitions_count && epoch != 0 &&
+           c->partitions[partition].epoch == epoch;
+}
+
 bool text_consumer_owns(struct text_consumer *c, int32_t partition, uint64_t epoch)
 {
     pthread_mutex_lock(&c->lock);
-    bool owns = partition >= 0 && (size_t)partition < c->partitions_count && epoch != 0 &&
-                c->partitions[partition].epoch == epoch;
+    bool owns = owned(c, partition, epoch);
     pthread_mutex_unlock(&c->lock);
     return owns;
 }
@@ -69,6 +85,18 @@ size_t text_consumer_assigned(struct text_consumer *c)
     return n;
 }
 
+/* A partition as it is assigned: where it starts, and what its committed offset tells of the topic. */
+static struct text_partition partition_begun(uint64_t epoch, const rd_kafka_topic_partition_t *at, bool doubted)
+{
+    struct text_partition p = {.epoch = epoch, .position = at->offset < 0 ? -1 : at->offset, .doubted = doubted};
+    struct read_position read;
+    if (position_read((struct slice){at->metadata, at->metadata_size}, &read)) {
+        p.mark = read.mark;
+        memcpy(p.topic_id, read.topic_id, sizeof p.topic_id);
+    }
+    return p;
+}
+
 static void partitions_take(struct text_consumer *c, const rd_kafka_topic_partition_list_t *list)
 {
     bool doubted = atomic_load(&c->client->trouble) != 0;
@@ -82,12 +110,10 @@ static void partitions_take(struct text_consumer *c, const rd_kafka_topic_partit
                    (partition + 1 - c->partitions_count) * sizeof *c->partitions);
             c->partitions_count = partition + 1;
         }
-        c->partitions[partition] = (struct text_partition){c->epoch, list->elems[i].offset, doubted};
-        if (list->elems[i].offset < 0) {
-            c->partitions[partition].position = -1;
-        }
+        c->partitions[partition] = partition_begun(c->epoch, &list->elems[i], doubted);
     }
     pthread_mutex_unlock(&c->lock);
+    c->check_now = true;
 }
 
 static void partitions_drop(struct text_consumer *c)
@@ -121,6 +147,7 @@ static void partition_works(struct text_consumer *c, int32_t partition)
     pthread_mutex_lock(&c->lock);
     for (size_t i = 0; i < c->partitions_count; i++) {
         struct text_partition *p = &c->partitions[i];
+        c->check_now = c->check_now || (p->doubted && partition == (int32_t)i);
         p->doubted = p->doubted && partition != (int32_t)i;
         doubts = doubts || p->doubted;
     }
@@ -147,16 +174,115 @@ static void doubted_refetch(struct text_consumer *c)
     rd_kafka_topic_partition_list_destroy(list);
 }
 
-static uint64_t position_move(struct text_consumer *c, int32_t partition, int64_t position)
+/* The end of a partition was met. */
+static void position_move(struct text_consumer *c, int32_t partition, int64_t position)
 {
-    uint64_t epoch = 0;
     pthread_mutex_lock(&c->lock);
-    if (partition >= 0 && (size_t)partition < c->partitions_count) {
-        epoch = c->partitions[partition].epoch;
+    if (partition >= 0 && (size_t)partition < c->partitions_count && !c->partitions[partition].restarting) {
         c->partitions[partition].position = position;
     }
     pthread_mutex_unlock(&c->lock);
-    return epoch;
+}
+
+/* A text was read. False: it is to be dropped, for its partition is about to be read from its beginning. */
+static bool text_taken(struct text_consumer *c, struct consumed *text)
+{
+    bool taken = true;
+    struct record_mark mark = record_mark_of(text->offset, text->timestamp_ms, text->key, text->value);
+    pthread_mutex_lock(&c->lock);
+    if (text->partition >= 0 && (size_t)text->partition < c->partitions_count) {
+        struct text_partition *p = &c->partitions[text->partition];
+        taken = !p->restarting;
+        text->epoch = p->epoch;
+        if (taken) {
+            c->check_now = c->check_now || text->offset < p->position; /* librdkafka was sent back to the log's start */
+            p->position = text->offset + 1;
+            p->last = mark;
+            p->mark = record_mark_known(&p->mark) ? p->mark : mark;
+        }
+    }
+    pthread_mutex_unlock(&c->lock);
+    return taken;
+}
+
+/* ---- is it still the same topic? ---- */
+
+/* Every partition that is ours and in no doubt. */
+static size_t checks_fill(struct text_consumer *c, struct position_check *checks)
+{
+    size_t n = 0;
+    for (size_t i = 0; i < c->partitions_count; i++) {
+        const struct text_partition *p = &c->partitions[i];
+        if (p->epoch && !p->doubted && !p->restarting) {
+            struct position_check check = {.topic = c->topic, .partition = (int32_t)i};
+            check.read.next = p->position > 0 ? p->position : 0;
+            check.read.mark = p->mark;
+            memcpy(check.read.topic_id, p->topic_id, sizeof p->topic_id);
+            checks[n++] = check;
+        }
+    }
+    return n;
+}
+
+/* One that held is known by its last text from now on. Where one is another topic's, so are those that cannot tell. */
+static void check_take(struct text_consumer *c, const struct position_check *check, bool any_broken)
+{
+    static const unsigned char unknown[TOPIC_ID_BYTES];
+    struct text_partition *p = &c->partitions[check->partition];
+    bool unproved = check->verdict == POSITION_UNPROVED && any_broken;
+    if (check->verdict == POSITION_BROKEN || unproved) {
+        log_warn("texts: %s [%d] was deleted and created again, or cut: reading it from its beginning, offset %lld",
+                 c->topic, (int)check->partition, (long long)check->low);
+        *p = (struct text_partition){.epoch = ++c->epoch, .position = check->low, .restarting = true};
+    } else if (check->verdict != POSITION_UNASKED) {
+        p->mark = record_mark_known(&p->last) ? p->last : p->mark;
+    }
+    if (check->verdict != POSITION_UNASKED && memcmp(check->topic_id, unknown, sizeof unknown) != 0) {
+        memcpy(p->topic_id, check->topic_id, sizeof p->topic_id);
+    }
+}
+
+/* What came before is nobody's any more: text_consumer_owns says so by its epoch, and no commit speaks of it. */
+static void partitions_restart(struct text_consumer *c)
+{
+    rd_kafka_topic_partition_list_t *list = rd_kafka_topic_partition_list_new(1);
+    for (size_t i = 0; i < c->partitions_count; i++) {
+        if (c->partitions[i].epoch && c->partitions[i].restarting) {
+            rd_kafka_topic_partition_list_add(list, c->topic, (int32_t)i)->offset = c->partitions[i].position;
+        }
+    }
+    rd_kafka_error_t *error = list->cnt ? rd_kafka_seek_partitions(c->client->rk, list, SEEK_MS) : NULL;
+    pthread_mutex_lock(&c->lock);
+    for (int i = 0; i < list->cnt && !error; i++) {
+        c->partitions[list->elems[i].partition].restarting = list->elems[i].err != 0;
+    }
+    pthread_mutex_unlock(&c->lock);
+    if (error) {
+        rd_kafka_error_destroy(error); /* the next poll tries again */
+    }
+    rd_kafka_topic_partition_list_destroy(list);
+}
+
+static void positions_check_due(struct text_consumer *c)
+{
+    if ((!c->check_now && clock_us() - c->checked_us < CHECK_US) || !c->partitions_count) {
+        return;
+    }
+    struct position_check *checks = mem_zero(c->partitions_count, sizeof *checks);
+    size_t n = checks_fill(c, checks);
+    bool broken = false;
+    c->check_now = false;
+    positions_check(c->prober, checks, n, CHECK_MS);
+    pthread_mutex_lock(&c->lock);
+    for (size_t i = 0; i < n; i++) {
+        broken = broken || checks[i].verdict == POSITION_BROKEN;
+    }
+    for (size_t i = 0; i < n; i++) {
+        check_take(c, &checks[i], broken);
+    }
+    pthread_mutex_unlock(&c->lock);
+    free(checks);
+    c->checked_us = clock_us();
 }
 
 /* ---- where an assignment starts ---- */
@@ -175,7 +301,8 @@ static int committed_read(struct text_consumer *c, rd_kafka_topic_partition_list
     return -1;
 }
 
-/* Does the group hold no offset at all on the topic? Then start_from decides; else a partition without one is new, and
+/* Does the group hold no offset at all on the topic? Then start_from decides, at our first assignment: later the topic
+ * must have been created again, which drops the group's offsets. Else a partition without one is new, and
  * what was written to it before we looked must not be missed. all gets every partition with its committed offset. */
 static bool group_is_new(struct text_consumer *c, rd_kafka_topic_partition_list_t *all)
 {
@@ -251,7 +378,7 @@ static void starts_resolve(struct text_consumer *c, rd_kafka_topic_partition_lis
             list->elems[i].offset = RD_KAFKA_OFFSET_BEGINNING;
         }
     }
-    if (missing && c->config->start_from == START_LATEST) {
+    if (missing && c->config->start_from == START_LATEST && !atomic_load(&c->rebalances)) {
         start_latest(c, list);
     }
     rd_kafka_topic_partition_list_t *low = missing ? rd_kafka_topic_partition_list_copy(list) : NULL;
@@ -363,6 +490,7 @@ int text_consumer_open(struct text_consumer **out, const struct config *config,
     c->config = config;
     c->events = events ? *events : (struct text_consumer_events){0};
     c->topic = mem_string(config->texts_topic, strlen(config->texts_topic));
+    c->prober = prober_open(config);
     pthread_mutex_init(&c->lock, NULL);
     if (client_open(c, e)) {
         text_consumer_close(c);
@@ -404,6 +532,7 @@ void text_consumer_close(struct text_consumer *c)
         free(c->retired[i]);
     }
     free(c->retired);
+    prober_close(c->prober);
     pthread_mutex_destroy(&c->lock);
     free(c->partitions);
     free(c->topic);
@@ -474,13 +603,19 @@ static void poll_event(struct text_consumer *c, const rd_kafka_message_t *m)
 int text_consumer_poll(struct text_consumer *c, int timeout_ms, struct consumed **out, struct error *e)
 {
     *out = NULL;
+    positions_check_due(c);
+    partitions_restart(c);
     rd_kafka_message_t *m = rd_kafka_consumer_poll(c->client->rk, timeout_ms);
     partitions_doubt(c);
     if (m && !m->err) {
         partition_works(c, m->partition);
-        uint64_t epoch = position_move(c, m->partition, m->offset + 1);
-        *out = consumed_new(m, FROM_TEXTS, c->topic, epoch);
-        return 1;
+        struct consumed *text = consumed_new(m, FROM_TEXTS, c->topic, 0);
+        if (text_taken(c, text)) {
+            *out = text;
+            return 1;
+        }
+        consumed_free(text);
+        return 0;
     }
     if (m) {
         poll_event(c, m);
@@ -526,13 +661,35 @@ bool text_consumer_paused(const struct text_consumer *c)
 
 /* ---- committing: the publisher's thread ---- */
 
+/* The partition's mark goes along in the offset's metadata: one that held, for the text before the offset may be another
+ * topic's already. False: the offset is not ours to commit any more. */
+static bool commit_mark(struct text_consumer *c, const struct partition_offset *offset, struct buffer *line)
+{
+    struct read_position read = {0};
+    pthread_mutex_lock(&c->lock);
+    bool owns = owned(c, offset->partition, offset->epoch);
+    if (owns) {
+        read.mark = c->partitions[offset->partition].mark;
+        memcpy(read.topic_id, c->partitions[offset->partition].topic_id, sizeof read.topic_id);
+    }
+    pthread_mutex_unlock(&c->lock);
+    if (record_mark_known(&read.mark)) {
+        position_write(&read, line);
+    }
+    return owns;
+}
+
 static rd_kafka_topic_partition_list_t *commit_list(struct text_consumer *c, const struct partition_offset *offsets,
                                                     size_t n)
 {
     rd_kafka_topic_partition_list_t *list = rd_kafka_topic_partition_list_new((int)n);
     for (size_t i = 0; i < n; i++) {
-        if (text_consumer_owns(c, offsets[i].partition, offsets[i].epoch)) {
-            rd_kafka_topic_partition_list_add(list, c->topic, offsets[i].partition)->offset = offsets[i].next;
+        struct buffer line = {0};
+        if (commit_mark(c, &offsets[i], &line)) {
+            rd_kafka_topic_partition_t *at = rd_kafka_topic_partition_list_add(list, c->topic, offsets[i].partition);
+            at->offset = offsets[i].next;
+            at->metadata = line.data; /* freed with the list */
+            at->metadata_size = line.bytes;
         }
     }
     return list;
