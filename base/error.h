@@ -36,7 +36,7 @@ enum error_class {
     X(CORRUPT)      /* a checksum or a structure does not hold */                                                      \
     X(LOCKED)       /* another process writes to this memory */                                                        \
     X(MAP_FULL)     /* map_size is used up */                                                                          \
-    X(DISK_FULL)    /* no space left on the device */                                                                  \
+    X(DISK_FULL)    /* no space left on the device, or the process's limit on file sizes is reached */                 \
     X(KEYS_MAX)     /* keys_max is reached */                                                                          \
     X(NOT_FOUND)    /* no such id, label, file */                                                                      \
     X(INTERNAL)     /* a fault of ours or of a library below us */

@@ -1,5 +1,6 @@
 /* main(): finds the subcommand in the table and hands it the rest of the line. `engram --version` and `engram --help`
  * are answered here. A command takes part by its line in the table. */
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -93,6 +94,7 @@ static int unknown_command(const char *name)
 int main(int argc, char **argv)
 {
     const char *name = argc > 1 ? argv[1] : "--help";
+    signal(SIGXFSZ, SIG_IGN); /* a file at the limit of its size is a write that fails, as on a full disk */
     if (strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0 || strcmp(name, "help") == 0) {
         return print_help();
     }

@@ -313,7 +313,7 @@ static int result_check(const char *made, const char *path, const struct config_
 static int file_fails(const char *path, const char *what, struct error *e)
 {
     int reason = errno;
-    return error_set(e, ERROR_FATAL, reason == ENOSPC || reason == EDQUOT ? E_DISK_FULL : E_IO,
+    return error_set(e, ERROR_FATAL, reason == ENOSPC || reason == EDQUOT || reason == EFBIG ? E_DISK_FULL : E_IO,
                      "%s cannot be changed and is as it was: %s: %s%s", path, what, strerror(reason),
                      reason == EBUSY ? " (where the file alone is mounted, mount its folder)" : "");
 }

@@ -34,10 +34,10 @@ struct copy {
 
 static int copy_error(const struct copy *c, int rc, struct error *e)
 {
-    if (c->env && disk_is_full(c->env, rc)) {
-        return error_set(e, ERROR_RETRY, E_DISK_FULL,
-                         "%s: no space left on the device: the copy needs up to %.1f MiB; nothing of it was kept",
-                         c->folder, MIB(c->bytes));
+    const char *full = c->env ? full_words(c->env, rc) : NULL;
+    if (full) {
+        return error_set(e, ERROR_RETRY, E_DISK_FULL, "%s: %s; the copy needs up to %.1f MiB, nothing of it was kept",
+                         c->folder, full, MIB(c->bytes));
     }
     return error_set(e, ERROR_FATAL, E_IO, "%s: the copy cannot be written: %s", c->folder, mdb_strerror(rc));
 }

@@ -21,34 +21,43 @@ int corrupt(const struct memory *m, struct error *e, const char *format, ...)
                      m->path, text);
 }
 
-/* LMDB reports a write that was cut short as EIO: is there no room left, by the disk or by the process's limit? */
-static bool is_full(MDB_env *env)
+/* Is the limit that this process has on the size of a file in the way? */
+static bool at_file_limit(int fd, uint64_t margin)
 {
-    struct statvfs disk;
     struct rlimit limit;
     struct stat file;
-    int fd;
-    const uint64_t margin = 1 << 20;
-    if (mdb_env_get_fd(env, &fd)) {
-        return false;
-    }
-    if (fstatvfs(fd, &disk) == 0 && (uint64_t)disk.f_bavail * disk.f_frsize < margin) {
-        return true;
-    }
     return getrlimit(RLIMIT_FSIZE, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY && fstat(fd, &file) == 0 &&
            (uint64_t)file.st_size + margin > limit.rlim_cur;
 }
 
-bool disk_is_full(MDB_env *env, int rc)
+/* LMDB reports a write that was cut short as EIO, whether the disk or the limit cut it. */
+const char *full_words(MDB_env *env, int rc)
 {
-    return rc == ENOSPC || rc == EDQUOT || rc == EFBIG || (rc == EIO && is_full(env));
+    static const char disk_full[] = "no space left on the device: free some";
+    static const char limit_reached[] = "the limit on file sizes (ulimit -f) is reached: raise it";
+    struct statvfs disk;
+    int fd;
+    const uint64_t margin = 1 << 20;
+    if (rc == ENOSPC || rc == EDQUOT) {
+        return disk_full;
+    }
+    if (rc == EFBIG) {
+        return limit_reached;
+    }
+    if (rc != EIO || mdb_env_get_fd(env, &fd)) {
+        return NULL;
+    }
+    if (at_file_limit(fd, margin)) {
+        return limit_reached;
+    }
+    return fstatvfs(fd, &disk) == 0 && (uint64_t)disk.f_bavail * disk.f_frsize < margin ? disk_full : NULL;
 }
 
 int memory_error(const struct memory *m, int rc, const char *doing, struct error *e)
 {
-    if (disk_is_full(m->env, rc)) {
-        return error_set(e, ERROR_RETRY, E_DISK_FULL,
-                         "%s: no space left on the device: free some, the memory is as it was", m->path);
+    const char *full = full_words(m->env, rc);
+    if (full) {
+        return error_set(e, ERROR_RETRY, E_DISK_FULL, "%s: %s, the memory is as it was", m->path, full);
     }
     switch (rc) {
     case MDB_MAP_FULL:

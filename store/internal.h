@@ -188,7 +188,8 @@ struct memory {
 /* Turns LMDB's answer into an error: MAP_FULL and DISK_FULL are RETRY, the rest FATAL. Returns -1. */
 enum { READERS_MAX = 254 }; /* read transactions of all processes at once */
 int memory_error(const struct memory *m, int rc, const char *doing, struct error *e);
-bool disk_is_full(MDB_env *env, int rc); /* LMDB's answer means that, also where it says EIO */
+/* Does LMDB's answer mean that the file cannot grow, also where it says EIO? Why, for a message; else NULL. */
+const char *full_words(MDB_env *env, int rc);
 int corrupt(const struct memory *m, struct error *e, const char *format, ...) __attribute__((format(printf, 3, 4)));
 
 /* lock.c: who may open. The registry holds the memories of this process: LMDB must not open one twice. */

@@ -168,8 +168,9 @@ int writer_lock_take(struct memory *m, struct error *e)
     }
     char text[128];
     int n = snprintf(text, sizeof text, "pid %ld pid_namespace %llu\n", (long)getpid(), own_namespace());
+    errno = 0; /* a write that is cut short sets none */
     if (pwrite(fd, text, (size_t)n, 0) != n || ftruncate(fd, n)) {
-        error_set(e, ERROR_FATAL, E_IO, "%s/writer.lock: %s", m->path, strerror(errno));
+        error_set(e, ERROR_FATAL, E_IO, "%s/writer.lock: %s", m->path, strerror(errno ? errno : ENOSPC));
         goto done;
     }
     m->lock_fd = fd;

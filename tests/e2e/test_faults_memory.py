@@ -5,6 +5,7 @@ What is in the memory at any moment must be the fold of exactly the records befo
 """
 
 import re
+import resource
 import subprocess
 
 import oracle
@@ -177,6 +178,28 @@ def test_a_full_disk(broker, topics, stage, disk, console):
     assert "ready:" not in running.log()  # it has not caught up, and will when there is room: no text before that
     disk.has_room()
     running.wait_ready()
+    oracle.check_memory(broker, topics, running.memory)
+    tag(broker, topics, 20)
+    running.stop()
+
+
+def test_a_limit_on_file_sizes(broker, topics, stage, console):
+    """ulimit -f is a full disk: it waits, says so once, and goes on when the limit is raised."""
+    running = stage(*console.flags)
+    broker.produce(topics.instances, [instance(i) for i in range(200)])
+    oracle.check_memory(broker, topics, running.memory)
+    size = (running.memory / "data.mdb").stat().st_size
+    resource.prlimit(running.process.pid, resource.RLIMIT_FSIZE, (size // 2, resource.RLIM_INFINITY))
+    broker.produce(topics.instances, [instance(i) for i in range(100, 2000)])
+    line = running.wait_for(f"{WAITS}.*$").group(0)
+    assert "the limit on file sizes (ulimit -f) is reached: raise it" in line
+    wait_not_ready(console, line)
+    tag(broker, topics, 40)
+    assert check_prefix(broker, topics, running.memory)["instances"] < 2000
+    assert len(re.findall(WAITS, running.log())) == 1
+    resource.prlimit(running.process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    running.wait_for("the learn lane goes on")
+    console.wait_ready()
     oracle.check_memory(broker, topics, running.memory)
     tag(broker, topics, 20)
     running.stop()

@@ -4,6 +4,7 @@ on the tiny BERT beside this file."""
 import gzip
 import json
 import os
+import resource
 import subprocess
 from pathlib import Path
 
@@ -133,6 +134,16 @@ def test_output_that_cannot_be_written_is_a_failure():
         for arguments in (["config"], ["--help"], ["config", "--help"]):
             done = subprocess.run([ENGRAM, *arguments], stdout=full, stderr=subprocess.PIPE, env=ENVIRONMENT, check=False)
             assert done.returncode == 1, arguments
+
+
+def test_a_limit_on_file_sizes_is_a_failure(tmp_path):
+    """ulimit -f: one line on standard error, and no kill by SIGXFSZ."""
+    for arguments in (["config"], ["tag", "--help"], ["encode", "--stdin", "--model", TINY]):
+        with open(tmp_path / "out", "wb") as out:
+            done = subprocess.run([ENGRAM, *arguments], stdout=out, stderr=subprocess.PIPE, env=ENVIRONMENT, check=False,
+                                  input=b"a\n", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50, 50)))
+        assert done.returncode == 1 and done.stderr.count(b"\n") == 1, (arguments, done)
+        assert b"standard output cannot be written" in done.stderr
 
 
 # ---- encode -------------------------------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ import random
 import re
 import resource
 import shutil
-import signal
 import subprocess
 from pathlib import Path
 
@@ -139,7 +138,7 @@ def test_export_says_what_is_wrong(memory, tmp_path):
 
 
 def small_files():
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    """SIGXFSZ as a shell leaves it: it kills whoever does not ignore it."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (40000, resource.RLIM_INFINITY))
 
 
@@ -147,8 +146,12 @@ def test_full_disk_leaves_nothing_half(memory, tmp_path):
     before = stats(memory)["digest"], sorted(os.listdir(tmp_path))
     refused("export", "--memory", memory, "--instances", tmp_path / "out", word="nothing of it was kept",
             preexec_fn=small_files)
-    refused("backup", tmp_path / "copy", "--memory", memory, word="no space left", preexec_fn=small_files)
-    refused("compact", "--memory", memory, word="no space left", preexec_fn=small_files)
+    refused("backup", tmp_path / "copy", "--memory", memory, word="ulimit -f", preexec_fn=small_files)
+    refused("compact", "--memory", memory, word="ulimit -f", preexec_fn=small_files)
+    (tmp_path / "i").write_text(json.dumps({"id": "new", "text": "a b", "labels": ["x"]}) + "\n")
+    done = engram("load", "--model", TINY, "--memory", memory, "--instances", tmp_path / "i", status=1,
+                  preexec_fn=small_files)
+    assert b"ulimit -f" in done.stderr and done.stderr.count(b"\n") == 1
     assert (stats(memory)["digest"], sorted(os.listdir(tmp_path))) == before
     assert sorted(os.listdir(memory)) == ["data.mdb", "lock.mdb", "writer.lock"]
 

@@ -259,7 +259,7 @@ static void test_full_disk(void **context)
     int result = config_file_set(s->file, &change, 1, &s->error);
     assert_int_equal(setrlimit(RLIMIT_FSIZE, &before), 0);
     assert_int_equal(result, -1);
-    assert_int_equal(s->error.code, E_IO);
+    assert_int_equal(s->error.code, E_DISK_FULL);
     assert_non_null(strstr(s->error.text, "engram.conf cannot be changed and is as it was: the new one cannot be "
                                           "written: File too large"));
     static char text[TEXT_MAX];

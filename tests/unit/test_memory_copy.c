@@ -216,7 +216,7 @@ static void disk_is_full(const struct memory_options *options, const char *copy)
     signal(SIGXFSZ, SIG_IGN);
     struct memory *m = NULL;
     bool good = memory_open(&m, MEMORY_READ, options, &e) == 0 && setrlimit(RLIMIT_FSIZE, &limit) == 0 &&
-                memory_backup(m, copy, &copied, &e) == -1 && e.code == E_DISK_FULL && strstr(e.text, "no space left") &&
+                memory_backup(m, copy, &copied, &e) == -1 && e.code == E_DISK_FULL && strstr(e.text, "ulimit -f") &&
                 strstr(e.text, copy);
     memory_close(m);
     good = good && memory_compact(options, &before, &after, &e) == -1 && e.code == E_DISK_FULL;

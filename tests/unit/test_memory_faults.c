@@ -305,7 +305,7 @@ static void disk_fills(void *context)
     limit.rlim_max = before.rlim_max;
     CHILD_CHECK(setrlimit(RLIMIT_FSIZE, &limit) == 0);
     int64_t at = until_error(m, d->model, 0, &e);
-    CHILD_CHECK(at > 10 && e.code == E_DISK_FULL && e.class == ERROR_RETRY);
+    CHILD_CHECK(at > 10 && e.code == E_DISK_FULL && e.class == ERROR_RETRY && strstr(e.text, "ulimit -f"));
     memory_equals(d->model, m);
     e = (struct error){0};
     CHILD_CHECK(until_error(m, d->model, at, &e) == at && e.code == E_DISK_FULL);
