@@ -8,6 +8,8 @@
 uint64_t clock_us(void);     /* monotonic, microseconds: for durations */
 int64_t clock_wall_ms(void); /* since 1970, milliseconds: as Kafka's timestamps */
 void clock_sleep_ms(unsigned ms);
+/* The date of a day since 1970-01-01, as gmtime(3) has it, but fit for a signal handler. */
+void clock_date(uint64_t days, unsigned *year, unsigned *month, unsigned *day);
 
 /* How many threads this process may keep busy: CPU affinity and the cgroups' quota (base/cgroup.h), at least 1. */
 size_t threads_allowed(void);

@@ -37,14 +37,35 @@ bool log_enabled(enum log_level level)
     return level <= atomic_load_explicit(&log_threshold, memory_order_relaxed);
 }
 
-static size_t log_stamp(char *out, size_t bytes)
+static char *number_put(char *out, unsigned digits, uint64_t number)
+{
+    for (unsigned i = digits; i-- > 0; number /= 10) {
+        out[i] = (char)('0' + number % 10);
+    }
+    return out + digits;
+}
+
+/* "2026-01-31T23:59:59.999Z", with nothing that a signal handler may not call. */
+static size_t log_stamp(char *out)
 {
     struct timespec now;
-    struct tm utc;
+    unsigned year, month, day;
     clock_gettime(CLOCK_REALTIME, &now);
-    gmtime_r(&now.tv_sec, &utc);
-    size_t used = strftime(out, bytes, "%Y-%m-%dT%H:%M:%S", &utc);
-    return used + (size_t)snprintf(out + used, bytes - used, ".%03ldZ", now.tv_nsec / 1000000);
+    uint64_t seconds = now.tv_sec > 0 ? (uint64_t)now.tv_sec : 0, of_day = seconds % 86400;
+    clock_date(seconds / 86400, &year, &month, &day);
+    const struct {
+        unsigned digits;
+        uint64_t number;
+        char after;
+    } parts[] = {{4, year, '-'},         {2, month, '-'},          {2, day, 'T'},
+                 {2, of_day / 3600, ':'}, {2, of_day / 60 % 60, ':'}, {2, of_day % 60, '.'},
+                 {3, (uint64_t)now.tv_nsec / 1000000, 'Z'}};
+    char *at = out;
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
+        at = number_put(at, parts[i].digits, parts[i].number);
+        *at++ = parts[i].after;
+    }
+    return (size_t)(at - out);
 }
 
 /* Does this character of so many bytes end a line for some reader, or steer a terminal? Controls (C0, DEL, C1) and the
@@ -61,7 +82,7 @@ static bool steers(const char *c, size_t bytes)
 static size_t log_clean(char *out, const char *message, bool json)
 {
     size_t used = 0;
-    size_t left = strlen(message);
+    size_t left = strnlen(message, MESSAGE_BYTES - 1);
     for (const char *c = message; left > 0;) {
         size_t bytes = utf8_character(c, left);
         if (bytes == 0 || steers(c, bytes)) {
@@ -79,24 +100,30 @@ static size_t log_clean(char *out, const char *message, bool json)
     return used;
 }
 
-static void log_line(enum log_level level, const char *message)
+static char *string_put(char *out, const char *string)
+{
+    size_t bytes = strlen(string);
+    memcpy(out, string, bytes);
+    return out + bytes;
+}
+
+void log_text(enum log_level level, const char *message)
 {
     static const char *const names[] = {"error", "warn", "info", "debug"};
     char line[HEAD_BYTES + 2 * MESSAGE_BYTES + TAIL_BYTES];
-    char stamp[40];
-    log_stamp(stamp, sizeof stamp);
-    int head = snprintf(line, HEAD_BYTES, log_json ? "{\"time\":\"%s\",\"level\":\"%s\",\"message\":\"" : "%s %-5s ",
-                        stamp, names[level]);
-    size_t used = (size_t)head;
-    used += log_clean(line + used, message, log_json);
-    memcpy(line + used, log_json ? "\"}\n" : "\n", log_json ? 3 : 1);
-    used += log_json ? 3 : 1;
-    for (size_t sent = 0; sent < used;) {
-        ssize_t n = write(STDERR_FILENO, line + sent, used - sent);
+    char *at = log_json ? string_put(line, "{\"time\":\"") : line;
+    at += log_stamp(at);
+    at = string_put(at, log_json ? "\",\"level\":\"" : " ");
+    at = string_put(at, names[level]);
+    at = string_put(at, log_json ? "\",\"message\":\"" : strlen(names[level]) < 5 ? "  " : " ");
+    at += log_clean(at, message, log_json);
+    at = string_put(at, log_json ? "\"}\n" : "\n");
+    for (const char *from = line; from < at;) {
+        ssize_t n = write(STDERR_FILENO, from, (size_t)(at - from));
         if (n < 0 && errno != EINTR) {
             return; /* nobody reads our log: nothing better to do */
         }
-        sent += n > 0 ? (size_t)n : 0;
+        from += n > 0 ? n : 0;
     }
 }
 
@@ -110,7 +137,7 @@ void log_write(enum log_level level, const char *format, ...)
     va_start(arguments, format);
     vsnprintf(message, sizeof message, format, arguments);
     va_end(arguments);
-    log_line(level, message);
+    log_text(level, message);
 }
 
 bool log_limited(struct log_limit *limit, enum log_level level, const char *format, ...)
@@ -135,6 +162,6 @@ bool log_limited(struct log_limit *limit, enum log_level level, const char *form
     if (untold && bytes >= 0 && (size_t)bytes < sizeof message) {
         snprintf(message + bytes, sizeof message - (size_t)bytes, " (and %u lines like this before it)", untold);
     }
-    log_line(level, message);
+    log_text(level, message);
     return true;
 }

@@ -30,6 +30,9 @@ enum { LOG_LIMIT_LINES = 10 };
 bool log_limited(struct log_limit *limit, enum log_level level, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 
+/* A message of at most 2,000 bytes as it is, whatever the level is set to. A signal handler may call it. */
+void log_text(enum log_level level, const char *message);
+
 #define log_error(...) log_write(LOG_LEVEL_ERROR, __VA_ARGS__)
 #define log_warn(...) log_write(LOG_LEVEL_WARN, __VA_ARGS__)
 #define log_info(...) log_write(LOG_LEVEL_INFO, __VA_ARGS__)

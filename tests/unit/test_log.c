@@ -7,8 +7,10 @@
 // clang-format on
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/log.h"
 #include "base/utf8.h"
 
@@ -153,6 +155,22 @@ static void test_the_level_changes(void **state)
     check_json(captured(), "two");
 }
 
+/* Every day of 400 years and more, against the C library's calendar. */
+static void test_dates(void **state)
+{
+    (void)state;
+    for (uint64_t day = 0; day < 160000; day++) {
+        time_t seconds = (time_t)day * 86400;
+        struct tm utc;
+        unsigned year, month, of_month;
+        gmtime_r(&seconds, &utc);
+        clock_date(day, &year, &month, &of_month);
+        assert_int_equal(year, utc.tm_year + 1900);
+        assert_int_equal(month, utc.tm_mon + 1);
+        assert_int_equal(of_month, utc.tm_mday);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -160,6 +178,7 @@ int main(void)
         cmocka_unit_test(test_a_long_message),
         cmocka_unit_test(test_what_repeats_is_limited),
         cmocka_unit_test(test_the_level_changes),
+        cmocka_unit_test(test_dates),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
