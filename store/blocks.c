@@ -22,11 +22,11 @@ int number_take(struct transaction *t, unsigned kind, uint64_t *number, struct e
     if (rc) {
         return memory_error(t->m, rc, "reading", e);
     }
-    rc = mdb_cursor_get(cursor, &key, &value, MDB_SET_RANGE);
+    rc = FOLLOW(t->m, mdb_cursor_get(cursor, &key, &value, MDB_SET_RANGE));
     bool found = rc == 0 && key.mv_size == FREE_KEY_BYTES && *(unsigned char *)key.mv_data == kind;
     if (found) {
         *number = big_endian_read((unsigned char *)key.mv_data + 1);
-        rc = mdb_cursor_del(cursor, 0);
+        rc = FOLLOW(t->m, mdb_cursor_del(cursor, 0));
     }
     mdb_cursor_close(cursor);
     if (rc == MDB_NOTFOUND || (rc == 0 && !found)) {
@@ -417,9 +417,13 @@ static int change_note(struct transaction *t, struct block_edit *b, struct error
     }
     struct wide_key old = changes_key(b->version_before, b->block), new = changes_key(t->meta.counter, b->block);
     struct number_value value = {.number = b->block};
-    if (b->version_before &&
-        entry_delete(t->m, t->txn, DB_CHANGES, (struct slice){(char *)old.bytes, CHANGES_KEY_BYTES}, e) < 0) {
-        return -1;
+    if (b->version_before) {
+        int found = entry_delete(t->m, t->txn, DB_CHANGES, (struct slice){(char *)old.bytes, CHANGES_KEY_BYTES}, e);
+        if (found <= 0) {
+            return found ? -1
+                         : corrupt(t->m, e, "version %llu of block %llu is not listed in 'changes'",
+                                   (unsigned long long)b->version_before, (unsigned long long)b->block);
+        }
     }
     b->version_before = t->meta.counter;
     return entry_put(t->m, t->txn, DB_CHANGES, (struct slice){(char *)new.bytes, CHANGES_KEY_BYTES}, &value,

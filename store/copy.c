@@ -101,7 +101,9 @@ static int copy_open(struct copy *c, const char *path, struct error *e)
 
 static int copy_fill(struct copy *c, const struct snapshot *s, struct error *e)
 {
-    for (c->current = 0; c->current < DB_COUNT; c->current++) {
+    /* `meta` last: of the commits that this takes only the last one holds its counter, see trees_newer_check */
+    for (enum db i = 0; i < DB_COUNT; i++) {
+        c->current = (i + 1) % DB_COUNT;
         if (snapshot_walk(s, c->current, sizeof(uint64_t), entry_copy, c, e)) {
             return -1;
         }

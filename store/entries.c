@@ -92,6 +92,25 @@ bool checksum_holds(struct slice key, struct slice value)
     return sum == checksum_of(key, value.data, value.bytes);
 }
 
+bool value_fits(const struct memory *m, const MDB_val *v)
+{
+    const unsigned char *at = v->mv_data;
+    if (!m->map || at < m->map || (uint64_t)(at - m->map) >= m->map_size) {
+        return true; /* a page that this transaction wrote is LMDB's own memory */
+    }
+    uint64_t offset = (uint64_t)(at - m->map), in_page = offset % m->page_bytes, page;
+    uint16_t kind;
+    uint32_t pages;
+    if (in_page != PAGE_HEAD) {
+        return v->mv_size <= m->page_bytes - in_page;
+    }
+    memcpy(&page, at - PAGE_HEAD, sizeof page);
+    memcpy(&kind, at - 6, sizeof kind);
+    memcpy(&pages, at - 4, sizeof pages);
+    return page == offset / m->page_bytes && kind == PAGE_OVERFLOW &&
+           PAGE_HEAD + v->mv_size <= (uint64_t)pages * m->page_bytes;
+}
+
 static MDB_val lmdb_val(struct slice s)
 {
     return (MDB_val){s.bytes, (void *)(uintptr_t)s.data};
@@ -115,7 +134,7 @@ int entry_get(const struct memory *m, MDB_txn *txn, enum db db, struct slice key
               struct error *e)
 {
     MDB_val k = lmdb_val(key), v;
-    int rc = mdb_get(txn, m->db[db], &k, &v);
+    int rc = FOLLOW(m, mdb_get(txn, m->db[db], &k, &v));
     if (rc == MDB_NOTFOUND) {
         return 0;
     }
@@ -123,7 +142,7 @@ int entry_get(const struct memory *m, MDB_txn *txn, enum db db, struct slice key
         return memory_error(m, rc, "reading", e);
     }
     *value = (struct slice){v.mv_data, v.mv_size};
-    if (value->bytes < bytes_min || !checksum_holds(key, *value)) {
+    if (value->bytes < bytes_min || !value_fits(m, &v) || !checksum_holds(key, *value)) {
         char printed[128];
         key_print(db, key, printed, sizeof printed);
         return corrupt(m, e, "the checksum of entry %s in '%s' does not hold", printed, db_name(db));
@@ -136,25 +155,34 @@ int entry_put(const struct memory *m, MDB_txn *txn, enum db db, struct slice key
 {
     checksum_set(key, value, bytes);
     MDB_val k = lmdb_val(key), v = {bytes, value};
-    int rc = mdb_put(txn, m->db[db], &k, &v, 0);
+    int rc = FOLLOW(m, mdb_put(txn, m->db[db], &k, &v, 0));
     return rc ? memory_error(m, rc, "writing", e) : 0;
 }
 
 int entry_delete(const struct memory *m, MDB_txn *txn, enum db db, struct slice key, struct error *e)
 {
     MDB_val k = lmdb_val(key);
-    int rc = mdb_del(txn, m->db[db], &k, NULL);
+    int rc = FOLLOW(m, mdb_del(txn, m->db[db], &k, NULL));
     if (rc == MDB_NOTFOUND) {
         return 0;
     }
     return rc ? memory_error(m, rc, "writing", e) : 1;
 }
 
+bool meta_stored(struct slice key, struct slice value, struct meta *out)
+{
+    if (value.bytes < sizeof *out || !checksum_holds(key, value)) {
+        return false;
+    }
+    memcpy(out, value.data, sizeof *out);
+    return memcmp(out->magic, META_MAGIC, sizeof META_MAGIC) == 0 && out->format == MEMORY_FORMAT;
+}
+
 int meta_read(const struct memory *m, MDB_txn *txn, struct meta *out, struct slice *model, struct error *e)
 {
     const struct slice key = {META_KEY, sizeof META_KEY - 1};
     MDB_val k = lmdb_val(key), v;
-    int rc = mdb_get(txn, m->db[DB_META], &k, &v);
+    int rc = FOLLOW(m, mdb_get(txn, m->db[DB_META], &k, &v));
     if (rc && rc != MDB_NOTFOUND) {
         return memory_error(m, rc, "reading", e);
     }

@@ -165,7 +165,8 @@ struct memory {
     MDB_dbi db[DB_COUNT];
     size_t page_bytes;
     uint64_t map_size;
-    int lock_fd; /* writer.lock, -1 in a reader */
+    const unsigned char *map; /* where LMDB mapped the file; NULL: not known */
+    int lock_fd;              /* writer.lock, -1 in a reader */
     bool registered;
     uint64_t registered_device, registered_inode;
     size_t rows, dim;
@@ -217,6 +218,84 @@ char *folder_path(const char *folder, const char *name); /* the caller frees it 
 #define COPY_NAME "data.mdb.copy"
 void copy_leftover_drop(const char *folder);
 
+/* ---- pages (pages.c): the file as LMDB lays it out, read with pread(2) ---- */
+
+enum {
+    PAGE_HEAD = 16,
+    PAGE_OVERFLOW = 0x04, /* the kind of page that a large value begins in */
+    NODE_BIG = 0x01,      /* the value stands on pages of its own */
+    NODE_TREE = 0x02,     /* the value is a struct lmdb_tree */
+};
+
+#define NO_PAGE UINT64_MAX
+
+struct lmdb_tree {
+    uint32_t pad; /* of the first tree: the page size */
+    uint16_t flags, depth;
+    uint64_t branch_pages, leaf_pages, overflow_pages, entries, root;
+};
+struct lmdb_meta { /* a meta page behind its page head */
+    uint32_t magic, version;
+    uint64_t address, map_size;
+    struct lmdb_tree free, main;
+    uint64_t last_page, transaction;
+};
+_Static_assert(sizeof(struct lmdb_tree) == 48 && sizeof(struct lmdb_meta) == 136, "as LMDB writes them");
+
+struct pages {
+    int fd;
+    size_t page_bytes;
+    uint64_t file_bytes, in_file; /* in_file: whole pages */
+    struct lmdb_meta metas[2];
+    struct lmdb_meta meta;           /* the one whose trees are walked; pages_read takes the newer */
+    unsigned char *used, *free;      /* a bit for each page up to the last one in use; NULL: not tracked */
+    void (*step)(void *context);     /* called for each page of a tree; NULL: not */
+    void *step_context;
+};
+
+struct tree_entry {
+    struct slice key;
+    unsigned flags;
+    uint64_t bytes;            /* of the value */
+    const unsigned char *data; /* the value; NULL: it stands on pages of its own, from `page` on */
+    uint64_t page;
+};
+typedef int tree_entry_each(const struct tree_entry *entry, void *context, struct error *e);
+
+/* The two meta pages and the size of the file. The error's text names no path. */
+int pages_read(int fd, struct pages *out, struct error *e);
+void pages_track(struct pages *p); /* from now on a page must not be used twice, nor be free as well */
+void pages_untrack(struct pages *p);
+bool page_is_free(const struct pages *p, uint64_t page); /* of tracked pages */
+/* Every page of a tree; each (NULL is fine) gets every entry in order. The first thing that does not hold ends it with
+ * -1 and E_CORRUPT. flags: what LMDB must have stored for the tree. */
+int tree_walk(struct pages *pages, const char *name, const struct lmdb_tree *tree, unsigned flags,
+              tree_entry_each *each, void *context, struct error *e);
+int pages_free_walk(struct pages *p, struct error *e); /* marks what the free list holds; of tracked pages */
+
+/* ---- trees (trees.c): a memory's own among them ---- */
+
+/* That the newer meta page holds the later commit, as the counter in `meta` tells; 0 also where it cannot be told. */
+int trees_newer_check(const struct pages *p, struct error *e);
+/* All thirteen, each page used once; reports what does not hold, one line a tree, and returns how many. */
+uint64_t trees_check(struct pages *p, void (*report)(const char *line, void *context), void *context);
+int trees_prove(const struct memory *m, struct error *e); /* of the open memory: E_CORRUPT names the first */
+
+/* ---- faults (fault.c) ---- */
+
+void fault_watch(struct memory *m); /* finds m->map; a fault in it is reported, see memory_faults_catch */
+void fault_unwatch(struct memory *m);
+/* A call of LMDB's that follows pages of the map: a fault inside it is the memory's too, wherever it points (LMDB reads
+ * through pointers that only a sound page leaves set). */
+#define FOLLOW(m, call) (fault_followed = (m), fault_left(call))
+extern _Thread_local const struct memory *volatile fault_followed;
+static inline int fault_left(int rc)
+{
+    fault_followed = NULL;
+    return rc;
+}
+void fault_assert(MDB_env *env, const char *message); /* LMDB's own assertion failed: its context is the memory */
+
 /* ---- entries (entries.c) ---- */
 
 const char *db_name(enum db db);
@@ -232,6 +311,8 @@ struct wide_key free_key(unsigned kind, uint64_t number);      /* 9 bytes */
 enum { CHANGES_KEY_BYTES = 16, FREE_KEY_BYTES = 9 };
 uint64_t big_endian_read(const unsigned char *bytes);
 
+/* A value that LMDB found in the map ends in its page, or has as many pages as the head of its first one counts. */
+bool value_fits(const struct memory *m, const MDB_val *v);
 void checksum_set(struct slice key, void *value, size_t bytes);
 bool checksum_holds(struct slice key, struct slice value);
 
@@ -244,6 +325,8 @@ int entry_put(const struct memory *m, MDB_txn *txn, enum db db, struct slice key
 /* 1: deleted; 0: there was none. */
 int entry_delete(const struct memory *m, MDB_txn *txn, enum db db, struct slice key, struct error *e);
 
+/* The record in `meta` as it is stored; false: it is none, or damaged. */
+bool meta_stored(struct slice key, struct slice value, struct meta *out);
 /* model (may be NULL): the name of the encoder's model, in the map. */
 int meta_read(const struct memory *m, MDB_txn *txn, struct meta *out, struct slice *model, struct error *e);
 int meta_write(const struct memory *m, MDB_txn *txn, struct meta *meta, struct error *e);
@@ -300,6 +383,15 @@ int snapshot_walk(const struct snapshot *s, enum db db, size_t bytes_min,
                   int (*each)(const struct snapshot *s, struct slice key, struct slice value, void *context,
                               struct error *e),
                   void *context, struct error *e);
+
+/* ---- verify (verify.c) ---- */
+
+struct verify_report {
+    void (*problem)(const char *line, void *context);
+    void (*step)(void *context); /* once for every page, row and entry; NULL: not */
+    void *context;
+};
+int verify_open(struct memory *m, const struct verify_report *to, uint64_t *problems, struct error *e);
 
 /* ---- transactions ---- */
 

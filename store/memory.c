@@ -156,6 +156,8 @@ static int environment_try(struct memory *m)
     rc = rc ? rc : mdb_env_set_maxdbs(m->env, DB_COUNT);
     rc = rc ? rc : mdb_env_set_maxreaders(m->env, READERS_MAX);
     rc = rc ? rc : mdb_env_set_mapsize(m->env, (size_t)m->map_size);
+    rc = rc ? rc : mdb_env_set_userctx(m->env, m);
+    rc = rc ? rc : mdb_env_set_assert(m->env, fault_assert);
     rc = rc ? rc : mdb_env_open(m->env, m->path, MDB_NOTLS | (m->mode == MEMORY_READ ? MDB_RDONLY : 0u), FILE_MODE);
     rc = rc ? rc : mdb_reader_check(m->env, &dead);
     rc = rc ? rc : mdb_txn_begin(m->env, NULL, MDB_RDONLY, &txn);
@@ -189,6 +191,7 @@ static int environment_open(struct memory *m, uint64_t map_size, uint64_t bytes_
         return memory_error(m, rc, "opening", e);
     }
     m->page_bytes = stat.ms_psize;
+    fault_watch(m);
     return 0;
 }
 
@@ -196,7 +199,7 @@ static int environment_open(struct memory *m, uint64_t map_size, uint64_t bytes_
 static int databases_open(struct memory *m, MDB_txn *txn, const struct memory_options *o, bool *made, struct error *e)
 {
     *made = false;
-    int rc = mdb_dbi_open(txn, db_name(DB_META), db_flags(DB_META), &m->db[DB_META]);
+    int rc = FOLLOW(m, mdb_dbi_open(txn, db_name(DB_META), db_flags(DB_META), &m->db[DB_META]));
     if (rc == MDB_NOTFOUND) {
         MDB_stat root;
         rc = mdb_stat(txn, 1, &root); /* 1: the database that holds the others' names */
@@ -215,7 +218,8 @@ static int databases_open(struct memory *m, MDB_txn *txn, const struct memory_op
         *made = true;
     }
     for (enum db db = DB_META; db < DB_COUNT; db++) {
-        rc = mdb_dbi_open(txn, db_name(db), db_flags(db) | (*made ? (unsigned)MDB_CREATE : 0u), &m->db[db]);
+        unsigned flags = db_flags(db) | (*made ? (unsigned)MDB_CREATE : 0u);
+        rc = FOLLOW(m, mdb_dbi_open(txn, db_name(db), flags, &m->db[db]));
         if (rc == MDB_NOTFOUND || rc == MDB_INCOMPATIBLE) {
             return corrupt(m, e, "the database '%s' is missing", db_name(db));
         }
@@ -275,7 +279,7 @@ static int memory_open_path(struct memory *m, const struct memory_options *o, st
         }
     }
     if (environment_open(m, o->map_size, bytes_in_use, e) || contents_open(m, o, &made, e) ||
-        (made && folder_sync(m->path, e))) {
+        (made && folder_sync(m->path, e)) || (m->mode == MEMORY_WRITE && !made && trees_prove(m, e))) {
         goto done;
     }
     result = 0;
@@ -310,6 +314,7 @@ void environment_close(struct memory *m)
     readers_free(m);
     view_release(m->view);
     m->view = NULL;
+    fault_unwatch(m);
     if (m->env) {
         mdb_env_close(m->env);
     }

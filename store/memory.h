@@ -140,10 +140,20 @@ struct memory_stats {
 int snapshot_stats(const struct snapshot *s, struct memory_stats *out, struct error *e);
 void memory_stats_free(struct memory_stats *stats);
 
-/* Everything checked: every checksum, block, slot, label count, and the digest computed anew from ids, labels and texts
+/* Everything checked: the pages of every tree, every checksum, block, slot, label count, and the digest computed anew from ids, labels and texts
  * where they are stored. *problems counts what does not hold; each is handed to report(). 0 also with problems. */
 int memory_verify(struct memory *m, void (*report)(const char *line, void *context), void *context, uint64_t *problems,
                   struct error *e);
+
+/* The same in a child process, which opens the memory for itself, read-only: a signal that ends it, and two minutes
+ * without a step forward, are a problem too, and reported as one. For a process that has no other threads yet. */
+int memory_verify_apart(const struct memory_options *options, void (*report)(const char *line, void *context),
+                        void *context, uint64_t *problems, struct error *e);
+
+/* From now on a fault inside the map of a memory (damage to LMDB's own pages ends in SIGSEGV, SIGBUS or an assertion)
+ * is handed to report() as one line without a newline, and ends the process with status 1. report() may do what a
+ * signal handler may. A fault anywhere else ends the process as before. */
+void memory_faults_catch(void (*report)(const char *line));
 
 /* ---- copies ---- */
 

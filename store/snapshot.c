@@ -135,24 +135,37 @@ static int look(const struct snapshot *s, enum db db, struct slice key, size_t b
     return found;
 }
 
+/* A block's values by themselves: without a view nobody has compared its version yet. */
+static int values_look(const struct snapshot *s, uint64_t block, struct slice *value, struct error *e)
+{
+    struct block_header header;
+    struct slice change;
+    int found = look(s, DB_VALUES, key_of(&block), sizeof header, value, e);
+    if (found <= 0) {
+        return found ? -1 : corrupt(s->m, e, "block %llu of 'values' is missing", (unsigned long long)block);
+    }
+    if (block_header_check(s->m, DB_VALUES, block, *value, &header, e)) {
+        return -1;
+    }
+    struct wide_key key = changes_key(header.version, block);
+    found = look(s, DB_CHANGES, (struct slice){(char *)key.bytes, CHANGES_KEY_BYTES}, sizeof(struct number_value), &change,
+                 e);
+    return found ? (found < 0 ? -1 : 0)
+                 : corrupt(s->m, e, "version %llu of block %llu is not listed in 'changes'",
+                           (unsigned long long)header.version, (unsigned long long)block);
+}
+
 int snapshot_values(const struct snapshot *s, uint64_t slot, const uint32_t **labels, size_t *count, struct error *e)
 {
     uint64_t block = slot / s->m->rows;
     struct slice value = {0};
-    struct block_header header;
     if (block >= s->meta.next_block) {
         return corrupt(s->m, e, "slot %llu is in no block", (unsigned long long)slot);
     }
     if (s->view) {
         value = s->view->values[block];
-    } else {
-        int found = look(s, DB_VALUES, key_of(&block), sizeof header, &value, e);
-        if (found <= 0) {
-            return found ? -1 : corrupt(s->m, e, "block %llu of 'values' is missing", (unsigned long long)block);
-        }
-        if (block_header_check(s->m, DB_VALUES, block, value, &header, e)) {
-            return -1;
-        }
+    } else if (values_look(s, block, &value, e)) {
+        return -1;
     }
     return values_row(s->m, value, slot % s->m->rows, labels, count, e);
 }
@@ -310,11 +323,11 @@ int snapshot_walk(const struct snapshot *s, enum db db, size_t bytes_min,
     pthread_mutex_lock(&s->reader->lock);
     int rc = mdb_cursor_open(s->reader->txn, s->m->db[db], &cursor);
     while (rc == 0 && result == 0) {
-        rc = mdb_cursor_get(cursor, &k, &v, MDB_NEXT);
+        rc = FOLLOW(s->m, mdb_cursor_get(cursor, &k, &v, MDB_NEXT));
         if (rc == 0) {
             pthread_mutex_unlock(&s->reader->lock); /* each() looks things up */
             struct slice key = {k.mv_data, k.mv_size}, value = {v.mv_data, v.mv_size};
-            if (value.bytes < bytes_min || !checksum_holds(key, value)) {
+            if (value.bytes < bytes_min || !value_fits(s->m, &v) || !checksum_holds(key, value)) {
                 result = corrupt(s->m, e, "the checksum of an entry in '%s' does not hold", db_name(db));
             } else {
                 result = each(s, key, value, context, e);
@@ -399,18 +412,26 @@ static int offset_step(const struct snapshot *s, struct slice key, struct slice 
 static int bytes_in_use(const struct snapshot *s, uint64_t *bytes, struct error *e)
 {
     uint64_t pages = 2;
-    int rc = 0;
+    bool possible = true;
+    MDB_envinfo info;
     pthread_mutex_lock(&s->reader->lock);
+    int rc = mdb_env_info(s->m->env, &info);
     for (int i = 0; i < 2 + DB_COUNT && rc == 0; i++) {
         MDB_stat stat;
-        rc = mdb_stat(s->reader->txn, i < 2 ? (MDB_dbi)i : s->m->db[i - 2], &stat);
-        if (rc == 0) {
-            pages += stat.ms_branch_pages + stat.ms_leaf_pages + stat.ms_overflow_pages;
+        rc = FOLLOW(s->m, mdb_stat(s->reader->txn, i < 2 ? (MDB_dbi)i : s->m->db[i - 2], &stat));
+        const size_t of_tree[] = {rc ? 0 : stat.ms_branch_pages, rc ? 0 : stat.ms_leaf_pages,
+                                  rc ? 0 : stat.ms_overflow_pages};
+        for (size_t k = 0; k < 3; k++) {
+            possible = possible && of_tree[k] <= info.me_last_pgno + 1 - pages;
+            pages += possible ? of_tree[k] : 0;
         }
     }
     pthread_mutex_unlock(&s->reader->lock);
     *bytes = pages * s->m->page_bytes;
-    return rc ? memory_error(s->m, rc, "reading", e) : 0;
+    if (rc) {
+        return memory_error(s->m, rc, "reading", e);
+    }
+    return possible ? 0 : corrupt(s->m, e, "its trees count more pages than the file has");
 }
 
 int snapshot_stats(const struct snapshot *s, struct memory_stats *out, struct error *e)

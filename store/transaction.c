@@ -66,7 +66,7 @@ int transaction_commit(struct transaction *t, struct error *e)
     } else if (!t->touched) {
         result = 0; /* nothing to write: no sync, no new version */
     } else if (blocks_flush(t, e) == 0 && labels_flush(t, e) == 0 && meta_write(t->m, t->txn, &t->meta, e) == 0) {
-        int rc = mdb_txn_commit(t->txn);
+        int rc = FOLLOW(t->m, mdb_txn_commit(t->txn));
         t->txn = NULL; /* ended, whatever the answer */
         result = rc ? memory_error(t->m, rc, "writing", e) : 0;
     }

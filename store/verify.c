@@ -1,6 +1,7 @@
-/* memory_verify: every entry of every database read in one transaction, and held against the others. Reads only.
- * What surprises: it trusts no count in `meta`; it counts for itself and compares at the end. The digest's terms can be
- * computed anew only where the text is stored; where it is not, the stored term counts. */
+/* memory_verify: the trees first (trees.c), and if they hold together every entry of every database, read in one
+ * transaction and held against the others. Reads only. What surprises: it trusts no count in `meta`; it counts for
+ * itself and compares at the end. The digest's terms can be computed anew only where the text is stored; where it is
+ * not, the stored term counts. */
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -10,8 +11,7 @@ struct verify {
     struct memory *m;
     MDB_txn *txn;
     struct meta meta;
-    void (*report)(const char *line, void *context);
-    void *context;
+    const struct verify_report *to;
     uint64_t problems;
     uint64_t *label_counts; /* [label_bound] instances that name each id */
     struct digest sum;
@@ -23,6 +23,15 @@ struct verify {
     struct buffer scratch;
 };
 
+enum { SNAPSHOT_TRIES = 20 };
+
+static void step(struct verify *v)
+{
+    if (v->to->step) {
+        v->to->step(v->to->context);
+    }
+}
+
 static void problem(struct verify *v, const char *format, ...) __attribute__((format(printf, 2, 3)));
 static void problem(struct verify *v, const char *format, ...)
 {
@@ -32,8 +41,8 @@ static void problem(struct verify *v, const char *format, ...)
     vsnprintf(line, sizeof line, format, arguments);
     va_end(arguments);
     v->problems++;
-    if (v->report) {
-        v->report(line, v->context);
+    if (v->to->problem) {
+        v->to->problem(line, v->to->context);
     }
 }
 
@@ -110,6 +119,7 @@ static int row_name_check(struct verify *v, const struct row *r, struct error *e
 
 static int row_check(struct verify *v, const struct row *r, struct error *e)
 {
+    step(v);
     row_ids_check(v, r);
     if (r->used) {
         bool label_is_itself = r->kind == KEY_LABEL && r->count == 1;
@@ -266,6 +276,7 @@ static int block_check(struct verify *v, uint64_t block, struct error *e)
 
 typedef int entry_check(struct verify *v, struct slice key, struct slice value, struct error *e);
 
+/* Each entry is also looked up by its key, as a reader would: that must find the very same value. */
 static int entries_walk(struct verify *v, enum db db, size_t bytes_min, entry_check *check, struct error *e)
 {
     MDB_cursor *cursor = NULL;
@@ -278,8 +289,12 @@ static int entries_walk(struct verify *v, enum db db, size_t bytes_min, entry_ch
             break;
         }
         struct slice key = {k.mv_data, k.mv_size}, value = {found.mv_data, found.mv_size};
-        if (value.bytes < bytes_min || !checksum_holds(key, value)) {
+        MDB_val named;
+        step(v);
+        if (value.bytes < bytes_min || !value_fits(v->m, &found) || !checksum_holds(key, value)) {
             problem(v, "the checksum of an entry in '%s' does not hold", db_name(db));
+        } else if (mdb_get(v->txn, v->m->db[db], &k, &named) || named.mv_data != found.mv_data) {
+            problem(v, "an entry of '%s' is not found by its key", db_name(db));
         } else if (check) {
             result = check(v, key, value, e);
         }
@@ -438,6 +453,17 @@ static int free_check(struct verify *v, struct slice key, struct slice value, st
     return found < 0 ? -1 : 0;
 }
 
+static int change_check(struct verify *v, struct slice key, struct slice value, struct error *e)
+{
+    struct number_value number;
+    (void)e;
+    memcpy(&number, value.data, sizeof number);
+    if (key.bytes != CHANGES_KEY_BYTES || big_endian_read((const unsigned char *)key.data + 8) != number.number) {
+        problem(v, "an entry of 'changes' is malformed");
+    }
+    return 0;
+}
+
 /* ---- sums ---- */
 
 static int entries_count(struct verify *v, enum db db, uint64_t expected, struct error *e)
@@ -505,26 +531,54 @@ static int verify_all(struct verify *v, struct error *e)
                    entries_walk(v, DB_TAIL, sizeof(struct tail_head), NULL, e) ||
                    entries_walk(v, DB_SLOTS, sizeof(struct slot_head), NULL, e) ||
                    entries_walk(v, DB_LABEL_NAMES, sizeof(struct number_value), NULL, e) ||
-                   entries_walk(v, DB_CHANGES, sizeof(struct number_value), NULL, e) || sums_check(v, e)
+                   entries_walk(v, DB_CHANGES, sizeof(struct number_value), change_check, e) || sums_check(v, e)
                ? -1
                : 0;
 }
 
-int memory_verify(struct memory *m, void (*report)(const char *line, void *context), void *context, uint64_t *problems,
-                  struct error *e)
+/* ---- the trees ---- */
+
+static void tree_problem(const char *line, void *context)
 {
-    struct verify v = {.m = m, .report = report, .context = context};
-    struct error fault = {0};
-    int result = -1;
-    *problems = 0;
-    int rc = mdb_txn_begin(m->env, NULL, MDB_RDONLY, &v.txn);
-    if (rc) {
-        return memory_error(m, rc, "reading", e);
+    problem(context, "%s", line);
+}
+
+/* Begins the transaction, and finds the meta page that it sees: a writer beside us may write over it at any moment. */
+static int snapshot_begin(struct verify *v, struct pages *p, struct error *e)
+{
+    int fd, rc = mdb_env_get_fd(v->m->env, &fd);
+    for (int tries = 0; rc == 0 && tries < SNAPSHOT_TRIES; tries++) {
+        rc = v->txn ? mdb_txn_renew(v->txn) : mdb_txn_begin(v->m->env, NULL, MDB_RDONLY, &v->txn);
+        if (rc == 0 && pages_read(fd, p, e) == 0) {
+            for (int i = 0; i < 2; i++) {
+                if (p->metas[i].transaction == mdb_txn_id(v->txn)) {
+                    p->meta = p->metas[i];
+                    return 0;
+                }
+            }
+            corrupt(v->m, e, "no meta page is of transaction %zu", mdb_txn_id(v->txn));
+        }
+        if (rc == 0) {
+            mdb_txn_reset(v->txn);
+        }
     }
-    if (meta_read(m, v.txn, &v.meta, NULL, &fault)) {
-        result = settle(&v, &fault, e);
-    } else {
-        result = verify_all(&v, e);
+    return rc ? memory_error(v->m, rc, "reading", e) : -1;
+}
+
+int verify_open(struct memory *m, const struct verify_report *to, uint64_t *problems, struct error *e)
+{
+    struct verify v = {.m = m, .to = to};
+    struct error fault = {0};
+    struct pages p;
+    *problems = 0;
+    int result = snapshot_begin(&v, &p, &fault) ? settle(&v, &fault, e) : 0;
+    if (result == 0 && v.problems == 0) {
+        p.step = to->step;
+        p.step_context = to->context;
+        trees_check(&p, tree_problem, &v);
+    }
+    if (result == 0 && v.problems == 0) { /* LMDB may follow them */
+        result = meta_read(m, v.txn, &v.meta, NULL, &fault) ? settle(&v, &fault, e) : verify_all(&v, e);
     }
     mdb_txn_abort(v.txn);
     free(v.label_counts);
@@ -532,4 +586,11 @@ int memory_verify(struct memory *m, void (*report)(const char *line, void *conte
     buffer_free(&v.scratch);
     *problems = v.problems;
     return result;
+}
+
+int memory_verify(struct memory *m, void (*report)(const char *line, void *context), void *context, uint64_t *problems,
+                  struct error *e)
+{
+    const struct verify_report to = {.problem = report, .context = context};
+    return verify_open(m, &to, problems, e);
 }

@@ -93,12 +93,12 @@ static int tail_load(const struct memory *m, MDB_txn *txn, const struct block_he
     return 0;
 }
 
-/* The vectors of a sealed block. One whose version is not above `since` was proved before. */
-static int sealed_load(const struct memory *m, MDB_txn *txn, uint64_t block, uint64_t since, const void **vectors,
-                       struct error *e)
+/* The vectors of a sealed block, of at most `version`. One whose version is not above `since` was proved before. */
+static int sealed_load(const struct memory *m, MDB_txn *txn, uint64_t block, uint64_t version, uint64_t since,
+                       const void **vectors, struct error *e)
 {
     MDB_val k = {sizeof block, &block}, v;
-    int rc = mdb_get(txn, m->db[DB_KEYS], &k, &v);
+    int rc = FOLLOW(m, mdb_get(txn, m->db[DB_KEYS], &k, &v));
     if (rc && rc != MDB_NOTFOUND) {
         return memory_error(m, rc, "reading", e);
     }
@@ -107,7 +107,8 @@ static int sealed_load(const struct memory *m, MDB_txn *txn, uint64_t block, uin
     if (rc || block_header_check(m, DB_KEYS, block, value, &header, e)) {
         return rc ? corrupt(m, e, "block %llu of 'keys' is missing", (unsigned long long)block) : -1;
     }
-    if (header.version > since && !checksum_holds(key_of(&block), value)) {
+    if (header.version > version || !value_fits(m, &v) ||
+        (header.version > since && !checksum_holds(key_of(&block), value))) {
         return corrupt(m, e, "the checksum of block %llu in 'keys' does not hold", (unsigned long long)block);
     }
     *vectors = value.data + sizeof header;
@@ -118,8 +119,9 @@ static int sealed_load(const struct memory *m, MDB_txn *txn, uint64_t block, uin
     return 0;
 }
 
+/* version: what `changes` says that the block has; an earlier one is not what the last commit wrote. */
 static int block_load(const struct memory *m, MDB_txn *txn, const struct meta *meta, struct view *v, uint64_t block,
-                      struct error *e)
+                      uint64_t version, struct error *e)
 {
     struct slice value;
     struct block_header header;
@@ -129,6 +131,10 @@ static int block_load(const struct memory *m, MDB_txn *txn, const struct meta *m
     }
     if (block_header_check(m, DB_VALUES, block, value, &header, e) || values_lists_check(m, value, e)) {
         return -1;
+    }
+    if (header.version != version) {
+        return corrupt(m, e, "block %llu of 'values' has version %llu, 'changes' lists %llu", (unsigned long long)block,
+                       (unsigned long long)header.version, (unsigned long long)version);
     }
     const void *vectors = NULL;
     struct tail_rows **tail = &v->tails[header.kind == KEY_LABEL];
@@ -141,7 +147,7 @@ static int block_load(const struct memory *m, MDB_txn *txn, const struct meta *m
         *tail = rows;
         vectors = rows->vectors;
     } else {
-        if (sealed_load(m, txn, block, v->counter, &vectors, e)) {
+        if (sealed_load(m, txn, block, version, v->counter, &vectors, e)) {
             return -1;
         }
         if (*tail && (*tail)->block == block) {
@@ -175,15 +181,16 @@ static int view_update(const struct memory *m, MDB_txn *txn, const struct meta *
     int rc = mdb_cursor_open(txn, m->db[DB_CHANGES], &cursor);
     struct wide_key from = changes_key(v->counter + 1, 0);
     MDB_val key = {CHANGES_KEY_BYTES, from.bytes}, value;
-    rc = rc ? rc : mdb_cursor_get(cursor, &key, &value, MDB_SET_RANGE);
-    for (; rc == 0; rc = mdb_cursor_get(cursor, &key, &value, MDB_NEXT)) {
-        uint64_t block =
-            key.mv_size == CHANGES_KEY_BYTES ? big_endian_read((unsigned char *)key.mv_data + 8) : NO_BLOCK;
+    rc = rc ? rc : FOLLOW(m, mdb_cursor_get(cursor, &key, &value, MDB_SET_RANGE));
+    for (; rc == 0; rc = FOLLOW(m, mdb_cursor_get(cursor, &key, &value, MDB_NEXT))) {
+        bool whole = key.mv_size == CHANGES_KEY_BYTES;
+        uint64_t version = whole ? big_endian_read(key.mv_data) : 0;
+        uint64_t block = whole ? big_endian_read((unsigned char *)key.mv_data + 8) : NO_BLOCK;
         if (block >= after) {
             corrupt(m, e, "'changes' names a block that is not there");
             goto done;
         }
-        if (block_load(m, txn, meta, v, block, e)) {
+        if (block_load(m, txn, meta, v, block, version, e)) {
             goto done;
         }
         fresh += block >= before;
