@@ -5,6 +5,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/log.h"
 #include "cli/internal.h"
 
 bool cli_read(const struct config_command *command, int argc, char **argv, struct config *config,
@@ -46,6 +47,45 @@ static void complain_format(const char *name, const char *format, va_list argume
     vsnprintf(text, sizeof text, format, arguments);
     complain(name, text);
 }
+
+/* ---- a fault in the map: runs in a signal handler ---- */
+
+static const char *fault_command;
+
+static size_t fault_put(char *out, size_t used, size_t size, const char *text)
+{
+    for (const char *c = text; *c && used < size; c++) {
+        out[used++] = (unsigned char)*c < 0x20 || *c == 0x7f ? '?' : *c;
+    }
+    return used;
+}
+
+static void fault_complain(const char *text)
+{
+    char line[2200];
+    size_t used = 0, size = sizeof line - 1;
+    const char *const parts[] = {"engram ", fault_command, ": ", text};
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
+        used = fault_put(line, used, size, parts[i]);
+    }
+    line[used++] = '\n';
+    if (write(STDERR_FILENO, line, used) < 0) {
+        return; /* nobody reads it, and there is nothing else to do */
+    }
+}
+
+static void fault_log(const char *text)
+{
+    log_text(LOG_LEVEL_ERROR, text);
+}
+
+void cli_faults_catch(const char *name)
+{
+    fault_command = name;
+    memory_faults_catch(strcmp(name, "run") == 0 ? fault_log : fault_complain);
+}
+
+/* ---- what fails ---- */
 
 int cli_fail(const char *name, const struct error *e)
 {

@@ -103,6 +103,7 @@ int main(int argc, char **argv)
     }
     for (size_t i = 0; i < COMMANDS; i++) {
         if (strcmp(name, commands[i].name) == 0) {
+            cli_faults_catch(name);
             return commands[i].run(argc - 2, argv + 2);
         }
     }

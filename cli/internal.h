@@ -47,6 +47,9 @@ void cli_complain(const char *name, const char *format, ...) __attribute__((form
 /* A usage error that the command finds itself: the line, then where the help is. Returns 2. */
 int cli_usage(const char *name, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
+/* From now on a fault in the map of a memory ends the command with one line and status 1: see memory_faults_catch. */
+void cli_faults_catch(const char *name);
+
 /* Writes to standard output and empties the buffer. False: it cannot be written (the reason was printed): end with 1.
  */
 bool cli_output(const char *name, struct buffer *out);

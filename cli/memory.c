@@ -16,7 +16,7 @@ static const struct config_command command = {
     .help = "Looks at a memory, checks it or copies it. All but compact work while a stage is running.\n"
             "stats: prints what is in it.\n"
             "get: prints one instance as JSON; status 1 if there is none. --wait waits until it is live.\n"
-            "verify: checks every checksum, block and count, and computes the digest again.\n"
+            "verify: checks every page, checksum, block and count, and computes the digest again.\n"
             "export: writes label definitions and instances, sorted by name, to files from which load and replay make "
             "a memory with the same digest.\n"
             "backup: writes a compacted copy to a new folder DIR. A new replica can start from it.\n"
@@ -208,16 +208,16 @@ static void report_line(const char *line, void *context)
     buffer_byte(context, '\n');
 }
 
-static int memory_verify_show(struct memory *m, const char *folder, struct buffer *out, uint64_t *problems,
-                              struct error *e)
+static int memory_verify_show(const struct config *config, struct buffer *out, uint64_t *problems, struct error *e)
 {
-    if (memory_verify(m, report_line, out, problems, e)) {
+    const struct memory_options options = cli_memory_options(config);
+    if (memory_verify_apart(&options, report_line, out, problems, e)) {
         return -1;
     }
     if (*problems) {
-        buffer_format(out, "%s: %" PRIu64 " problem%s\n", folder, *problems, *problems == 1 ? "" : "s");
+        buffer_format(out, "%s: %" PRIu64 " problem%s\n", config->memory, *problems, *problems == 1 ? "" : "s");
     } else {
-        buffer_format(out, "%s: everything holds\n", folder);
+        buffer_format(out, "%s: everything holds\n", config->memory);
     }
     return 0;
 }
@@ -232,12 +232,14 @@ static int memory_look_at(const struct config *config, const struct arguments *a
     struct error e = {0};
     uint64_t problems = 0;
     int status = STATUS_FAILED;
-    int result = cli_memory_open(&memory, config, MEMORY_READ, &e);
-    if (result == 0 && strcmp(what, "verify") == 0) {
-        result = memory_verify_show(memory, config->memory, &out, &problems, &e);
-    } else if (result == 0 && strcmp(what, "stats") == 0) {
+    int result = 0;
+    if (strcmp(what, "verify") == 0) {
+        result = memory_verify_show(config, &out, &problems, &e);
+    } else if (cli_memory_open(&memory, config, MEMORY_READ, &e)) {
+        result = -1;
+    } else if (strcmp(what, "stats") == 0) {
         result = memory_stats_show(memory, arguments_has(arguments, "json"), &out, &e);
-    } else if (result == 0) {
+    } else {
         result = memory_get(memory, arguments_positional(arguments, 1), wait_s, config->memory, &out, &e);
     }
     if (result) {
