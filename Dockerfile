@@ -22,7 +22,7 @@ RUN apt-get update -q && sed 's/#.*//' /tmp/packages-debian-13-run.txt | \
     DEBIAN_FRONTEND=noninteractive xargs apt-get install -q -y --no-install-recommends && \
     rm -rf /var/lib/apt/lists/* /tmp/packages-debian-13-run.txt && \
     useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin engram && \
-    install -d -o engram -g engram /var/lib/engram /backup
+    install -d -m 700 -o engram -g engram /var/lib/engram /backup
 COPY --from=build /install/ /
 COPY examples/debtags /usr/local/share/engram/examples/debtags
 COPY examples/debrel /usr/local/share/engram/examples/debrel

@@ -5,6 +5,7 @@ killed, rolled, stopped, copied. The tests go in the order of this file, on one 
 import gzip
 import json
 import os
+import re
 import threading
 import time
 import urllib.request
@@ -83,6 +84,21 @@ def test_nobody_in_particular_on_a_root_that_cannot_be_written(up):
     mounts = [m for r in replicas() for m in json.loads(docker("inspect", r.container).stdout)[0]["Mounts"]]
     volumes = {m["Name"]: m["Destination"] for m in mounts if m["Type"] == "volume"}
     assert sorted(volumes.values()) == ["/backup", *["/var/lib/engram"] * 3], "a memory each, and one place for backups"
+
+
+def test_no_rights_of_root(up):
+    """Not to use, not to get by starting another program."""
+    compose("--profile", "observability", "up", "-d", "prometheus")
+    found = {name: compose("ps", "-q", name).stdout.split() for name in ("engram", "kafka", "prometheus")}
+    for name, containers in found.items():
+        assert containers
+        for container in containers:
+            status = docker("exec", container, "cat", "/proc/1/status").stdout
+            assert re.search(r"^CapEff:\t0+\nCapBnd:\t0+$", status, re.MULTILINE), (name, status)
+            assert re.search(r"^NoNewPrivs:\t1$", status, re.MULTILINE), (name, status)
+    for replica in replicas():
+        folder = docker("exec", replica.container, "stat", "-c", "%a %n", "/var/lib/engram", "/var/lib/engram/data.mdb", "/backup")
+        assert folder.stdout.split() == ["700", "/var/lib/engram", "600", "/var/lib/engram/data.mdb", "700", "/backup"]
 
 
 def test_health_comes_with_ready(up):
