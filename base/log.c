@@ -68,34 +68,17 @@ static size_t log_stamp(char *out)
     return (size_t)(at - out);
 }
 
-/* Does this character of so many bytes end a line for some reader, or steer a terminal? Controls (C0, DEL, C1) and the
- * separators U+2028 and U+2029. */
-static bool steers(const char *c, size_t bytes)
-{
-    unsigned char first = (unsigned char)c[0];
-    unsigned char last = (unsigned char)c[bytes - 1];
-    return first < 0x20 || first == 0x7f || (bytes == 2 && first == 0xc2 && last < 0xa0) ||
-           (bytes == 3 && memcmp(c, "\xe2\x80", 2) == 0 && (last == 0xa8 || last == 0xa9));
-}
-
 /* Copies a message as the inside of a JSON string (json) or as it is: at most twice its bytes. */
 static size_t log_clean(char *out, const char *message, bool json)
 {
+    char clean[MESSAGE_BYTES];
+    size_t bytes = utf8_clean(clean, message, strnlen(message, MESSAGE_BYTES - 1));
     size_t used = 0;
-    size_t left = strnlen(message, MESSAGE_BYTES - 1);
-    for (const char *c = message; left > 0;) {
-        size_t bytes = utf8_character(c, left);
-        if (bytes == 0 || steers(c, bytes)) {
-            out[used++] = '?';
-        } else {
-            if (json && (*c == '"' || *c == '\\')) {
-                out[used++] = '\\';
-            }
-            memcpy(out + used, c, bytes);
-            used += bytes;
+    for (size_t i = 0; i < bytes; i++) {
+        if (json && (clean[i] == '"' || clean[i] == '\\')) {
+            out[used++] = '\\';
         }
-        c += bytes ? bytes : 1;
-        left -= bytes ? bytes : 1;
+        out[used++] = clean[i];
     }
     return used;
 }

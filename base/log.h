@@ -13,8 +13,8 @@ void log_setup(enum log_level level, bool json);
 void log_set_level(enum log_level level); /* any thread, at any time */
 bool log_enabled(enum log_level level);
 
-/* The message is one line of UTF-8: whatever ends lines, steers a terminal or is no UTF-8 (a key from outside may hold
- * some) is written as '?'. What is longer than about 2,000 bytes is cut. */
+/* The message is one line of UTF-8: whatever ends lines, steers a terminal, turns the writing direction or is no UTF-8
+ * (a key from outside may hold some) is written as '?'. What is longer than about 2,000 bytes is cut. */
 void log_write(enum log_level level, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 /* How often something that may repeat without end is told. Zeroed: nothing yet. */

@@ -33,6 +33,33 @@ size_t utf8_character(const char *data, size_t bytes)
     return utf8_sequence((const unsigned char *)data, bytes);
 }
 
+bool utf8_steers(const char *character, size_t bytes)
+{
+    const unsigned char *s = (const unsigned char *)character;
+    unsigned c = bytes == 1   ? s[0]
+                 : bytes == 2 ? (s[0] & 0x1fu) << 6 | (s[1] & 0x3fu)
+                 : bytes == 3 ? (s[0] & 0x0fu) << 12 | (s[1] & 0x3fu) << 6 | (s[2] & 0x3fu)
+                              : 0x10000;
+    return c < 0x20 || (c >= 0x7f && c < 0xa0) || c == 0x61c || c == 0x200e || c == 0x200f ||
+           (c >= 0x2028 && c <= 0x202e) || (c >= 0x2066 && c <= 0x2069);
+}
+
+size_t utf8_clean(char *out, const char *text, size_t bytes)
+{
+    size_t used = 0;
+    for (size_t i = 0; i < bytes;) {
+        size_t length = utf8_character(text + i, bytes - i);
+        if (length == 0 || utf8_steers(text + i, length)) {
+            out[used++] = '?';
+        } else {
+            memcpy(out + used, text + i, length);
+            used += length;
+        }
+        i += length ? length : 1;
+    }
+    return used;
+}
+
 size_t utf8_valid_prefix(const char *data, size_t bytes)
 {
     const unsigned char *s = (const unsigned char *)data;

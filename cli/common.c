@@ -6,7 +6,9 @@
 #include <unistd.h>
 
 #include "base/log.h"
+#include "base/utf8.h"
 #include "cli/internal.h"
+#include "cli/terminal.h"
 
 bool cli_read(const struct config_command *command, int argc, char **argv, struct config *config,
               struct arguments **arguments, int *status)
@@ -25,19 +27,21 @@ bool cli_read(const struct config_command *command, int argc, char **argv, struc
 }
 
 /* One line, as one write: what comes from outside may hold anything. */
+static void line_print(const struct buffer *text)
+{
+    struct buffer line = {0};
+    buffer_reserve(&line, text->bytes);
+    line.bytes = utf8_clean(line.data, text->data, text->bytes);
+    buffer_byte(&line, '\n');
+    fwrite(line.data, 1, line.bytes, stderr);
+    buffer_free(&line);
+}
+
 static void complain(const char *name, const char *text)
 {
     struct buffer line = {0};
-    buffer_string(&line, "engram");
-    if (name) {
-        buffer_format(&line, " %s", name);
-    }
-    buffer_string(&line, ": ");
-    for (const char *c = text; *c; c++) {
-        buffer_byte(&line, (unsigned char)*c < 0x20 || *c == 0x7f ? '?' : *c);
-    }
-    buffer_byte(&line, '\n');
-    fwrite(line.data, 1, line.bytes, stderr);
+    buffer_format(&line, "engram%s%s: %s", name ? " " : "", name ? name : "", text);
+    line_print(&line);
     buffer_free(&line);
 }
 
@@ -52,21 +56,13 @@ static void complain_format(const char *name, const char *format, va_list argume
 
 static const char *fault_command;
 
-static size_t fault_put(char *out, size_t used, size_t size, const char *text)
-{
-    for (const char *c = text; *c && used < size; c++) {
-        out[used++] = (unsigned char)*c < 0x20 || *c == 0x7f ? '?' : *c;
-    }
-    return used;
-}
-
 static void fault_complain(const char *text)
 {
     char line[2200];
     size_t used = 0, size = sizeof line - 1;
     const char *const parts[] = {"engram ", fault_command, ": ", text};
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
-        used = fault_put(line, used, size, parts[i]);
+        used += utf8_clean(line + used, parts[i], strnlen(parts[i], size - used));
     }
     line[used++] = '\n';
     if (write(STDERR_FILENO, line, used) < 0) {
@@ -106,6 +102,19 @@ void cli_complain(const char *name, const char *format, ...)
     va_end(arguments);
 }
 
+void cli_note(const char *format, ...)
+{
+    struct buffer line = {0};
+    char text[2048];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(text, sizeof text, format, arguments);
+    va_end(arguments);
+    buffer_string(&line, text);
+    line_print(&line);
+    buffer_free(&line);
+}
+
 int cli_usage(const char *name, const char *format, ...)
 {
     va_list arguments;
@@ -123,6 +132,9 @@ int cli_usage(const char *name, const char *format, ...)
 bool cli_output(const char *name, struct buffer *out)
 {
     size_t written = 0;
+    if (isatty(STDOUT_FILENO)) {
+        escape_lines(out);
+    }
     fflush(stdout);
     while (written < out->bytes) {
         ssize_t bytes = write(STDOUT_FILENO, out->data + written, out->bytes - written);

@@ -44,14 +44,16 @@ int cli_fail(const char *name, const struct error *e);
 int cli_status(const struct error *e); /* that exit status alone */
 /* The same line for what is no error of a call, e.g. a bad line of a file. Control characters come out as '?'. */
 void cli_complain(const char *name, const char *format, ...) __attribute__((format(printf, 2, 3)));
+/* One line on standard error that is no complaint. */
+void cli_note(const char *format, ...) __attribute__((format(printf, 1, 2)));
 /* A usage error that the command finds itself: the line, then where the help is. Returns 2. */
 int cli_usage(const char *name, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 /* From now on a fault in the map of a memory ends the command with one line and status 1: see memory_faults_catch. */
 void cli_faults_catch(const char *name);
 
-/* Writes to standard output and empties the buffer. False: it cannot be written (the reason was printed): end with 1.
- */
+/* Writes to standard output and empties the buffer. A terminal gets what could steer it escaped (terminal.h). False: it
+ * cannot be written (the reason was printed): end with 1. */
 bool cli_output(const char *name, struct buffer *out);
 
 /* What a command works with, opened in this order and closed in the reverse one. Zero-initialise. */
@@ -116,10 +118,11 @@ struct out_file {
     char *partial;       /* the file until it is whole; NULL: written in place (standard output, a device, a pipe) */
     struct gzFile_s *gz; /* plain files go through it too, uncompressed */
     int fd;
+    bool terminal;
 };
 
 int out_open(struct out_file *f, const char *path, struct error *e);
-int out_write(struct out_file *f, const struct buffer *line, struct error *e);
+int out_write(struct out_file *f, struct buffer *line, struct error *e); /* a terminal gets it escaped */
 int out_finish(struct out_file *f, struct error *e);  /* everything on the disk, under the temporary name still */
 int out_publish(struct out_file *f, struct error *e); /* after out_finish: under its own name */
 void out_close(struct out_file *f);                   /* always; what was not published is gone */

@@ -163,8 +163,8 @@ int memory_export(const struct config *config, const char *labels, const char *i
     progress_end(&x.progress, x.labels_count + x.instances_count);
     digest_hex(stats.digest, digest);
     /* standard output may be the file */
-    fprintf(stderr, "exported %" PRIu64 " label definitions and %" PRIu64 " instances of %s, digest %s\n",
-            x.labels_count, x.instances_count, config->memory, digest);
+    cli_note("exported %" PRIu64 " label definitions and %" PRIu64 " instances of %s, digest %s", x.labels_count,
+             x.instances_count, config->memory, digest);
     status = STATUS_OK;
 done:
     if (status) {

@@ -11,6 +11,7 @@
 #include <zlib.h>
 
 #include "cli/internal.h"
+#include "cli/terminal.h"
 
 enum { GZ_BUFFER_BYTES = 256 << 10 };
 
@@ -67,11 +68,15 @@ int out_open(struct out_file *f, const char *path, struct error *e)
         return out_fail(f, errno, e);
     }
     gzbuffer(f->gz, GZ_BUFFER_BYTES);
+    f->terminal = isatty(f->fd);
     return 0;
 }
 
-int out_write(struct out_file *f, const struct buffer *line, struct error *e)
+int out_write(struct out_file *f, struct buffer *line, struct error *e)
 {
+    if (f->terminal) {
+        escape_lines(line);
+    }
     errno = 0;
     return gzwrite(f->gz, line->data, (unsigned)line->bytes) == (int)line->bytes ? 0
                                                                                  : out_fail(f, errno ? errno : EIO, e);

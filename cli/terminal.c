@@ -18,32 +18,6 @@ size_t terminal_columns(int fd)
     return ioctl(fd, TIOCGWINSZ, &size) == 0 && size.ws_col > 0 ? size.ws_col : COLUMNS_DEFAULT;
 }
 
-static bool steers(const utf8proc_property_t *p)
-{
-    switch (p->category) {
-    case UTF8PROC_CATEGORY_CC:
-    case UTF8PROC_CATEGORY_ZL:
-    case UTF8PROC_CATEGORY_ZP:
-        return true;
-    default:
-        break;
-    }
-    switch (p->bidi_class) {
-    case UTF8PROC_BIDI_CLASS_LRE:
-    case UTF8PROC_BIDI_CLASS_LRO:
-    case UTF8PROC_BIDI_CLASS_RLE:
-    case UTF8PROC_BIDI_CLASS_RLO:
-    case UTF8PROC_BIDI_CLASS_PDF:
-    case UTF8PROC_BIDI_CLASS_LRI:
-    case UTF8PROC_BIDI_CLASS_RLI:
-    case UTF8PROC_BIDI_CLASS_FSI:
-    case UTF8PROC_BIDI_CLASS_PDI:
-        return true;
-    default:
-        return false;
-    }
-}
-
 /* A character as it is shown. */
 struct shown {
     size_t bytes; /* in the text */
@@ -56,7 +30,7 @@ static struct shown character_shown(const char *at, size_t bytes)
 {
     utf8proc_int32_t c;
     utf8proc_ssize_t taken = utf8proc_iterate((const utf8proc_uint8_t *)at, (utf8proc_ssize_t)bytes, &c);
-    if (taken < 1 || steers(utf8proc_get_property(c))) {
+    if (taken < 1 || utf8_steers(at, (size_t)taken)) {
         return (struct shown){taken < 1 ? 1 : (size_t)taken, 1, true};
     }
     return (struct shown){(size_t)taken, (size_t)utf8proc_charwidth(c), false};
@@ -78,6 +52,27 @@ void plain_append(struct buffer *out, struct slice text, size_t bytes_max)
     if (bytes < text.bytes) {
         buffer_string(out, "...");
     }
+}
+
+void escape_lines(struct buffer *lines)
+{
+    struct buffer out = {0};
+    for (size_t i = 0; i < lines->bytes;) {
+        const char *at = lines->data + i;
+        utf8proc_int32_t c;
+        size_t bytes = utf8_character(at, lines->bytes - i);
+        if (bytes == 0) {
+            buffer_byte(&out, '?');
+        } else if (*at == '\n' || *at == '\t' || !utf8_steers(at, bytes)) {
+            buffer_append(&out, at, bytes);
+        } else {
+            utf8proc_iterate((const utf8proc_uint8_t *)at, (utf8proc_ssize_t)bytes, &c);
+            buffer_format(&out, "\\u%04x", (unsigned)c);
+        }
+        i += bytes ? bytes : 1;
+    }
+    buffer_free(lines);
+    *lines = out;
 }
 
 size_t plain_fit(struct buffer *out, struct slice text, size_t columns)

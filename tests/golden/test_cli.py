@@ -4,8 +4,11 @@ on the tiny BERT beside this file."""
 import gzip
 import json
 import os
+import pty
+import re
 import resource
 import subprocess
+import tty
 from pathlib import Path
 
 import numpy as np
@@ -144,6 +147,59 @@ def test_a_limit_on_file_sizes_is_a_failure(tmp_path):
                                   input=b"a\n", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50, 50)))
         assert done.returncode == 1 and done.stderr.count(b"\n") == 1, (arguments, done)
         assert b"standard output cannot be written" in done.stderr
+
+
+# what steers a terminal, ends a line or turns the writing direction
+STEERS = "\x1b[31m\x9b2J\x7f\x85\u2028\u202e\u2066\u200f\u061c"
+STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
+def test_an_error_line_cannot_steer_the_terminal(tmp_path):
+    name = f"a{STEERS}b\udcff"
+    (tmp_path / name).write_text(f"{name}\n", errors="surrogateescape")
+    for arguments in ([name], ["config", f"--{name}"], ["config", "--tau", name], ["config", "-c", f"no {name}"],
+                      ["config", "-c", tmp_path / name], ["memory", name],
+                      ["memory", "stats", "--memory", f"no {name}"], ["tag", "a", "--model", name],
+                      ["load", "--labels", name], ["config", "-X", f"x{name}=1"]):
+        done = engram(*arguments)
+        said = done.stderr.decode()  # UTF-8, whatever the name is
+        assert done.returncode != 0 and not STEERING.search(said), (arguments, said)
+        assert "?[31m?2J" in said or "UTF-8" in said, (arguments, said)
+
+
+def on_a_terminal(*arguments):
+    """Standard output of a command whose terminal it is."""
+    terminal, end = pty.openpty()
+    tty.setraw(end)
+    try:
+        done = subprocess.run([ENGRAM, *arguments], stdout=end, stderr=subprocess.PIPE, env=ENVIRONMENT, timeout=60,
+                              check=True)
+        return os.read(terminal, 1 << 16).decode(), done.stderr.decode()
+    finally:
+        os.close(end)
+        os.close(terminal)
+
+
+def test_output_cannot_steer_the_terminal(tmp_path):
+    """On a terminal as \\uXXXX, which in JSON is the same value; elsewhere as it is."""
+    record = {"id": f"i{STEERS}", "text": f"a {STEERS} b", "labels": [f"l{STEERS}"]}
+    (tmp_path / "i").write_text(json.dumps(record) + "\n")
+    flags = ["--memory", tmp_path / f"m{STEERS}", "--model", TINY]
+    assert engram("load", "--instances", tmp_path / "i", *flags).returncode == 0
+    shown, _ = on_a_terminal("memory", "get", record["id"], *flags)
+    assert not STEERING.search(shown) and {k: json.loads(shown)[k] for k in record} == record
+    plain = engram("memory", "get", record["id"], *flags).stdout.decode()
+    assert json.loads(plain) == json.loads(shown) and "\u202e" in plain and "\x9b" in plain
+    said = engram("memory", "get", f"no {STEERS}", *flags).stderr.decode()
+    assert "holds no instance" in said and not STEERING.search(said)
+    shown, said = on_a_terminal("memory", "export", "--instances", "-", *flags)
+    assert json.loads(shown) == record and not STEERING.search(shown + said) and "?[31m?2J" in said
+    for arguments in (["memory", "verify", *flags], ["config", *flags], ["config", "--json", *flags],
+                      ["tag", "--json", "--evidence-text", record["text"], *flags],
+                      ["load", "--instances", tmp_path / "i", *flags]):
+        shown, _ = on_a_terminal(*arguments)
+        assert not STEERING.search(shown), (arguments, shown)
+        assert r"\u009b2J" in shown, (arguments, shown)
 
 
 # ---- encode -------------------------------------------------------------------------------------------------------
