@@ -48,7 +48,7 @@ static int32_t range_value(const struct range_value *rows, size_t count, int32_t
     return 0;
 }
 
-static bool is_space(int32_t c)
+bool codepoint_is_space(int32_t c)
 {
     return c == ' ' || (c >= '\t' && c <= '\r') || c == 0x85 || c == 0xA0 || c == 0x1680 ||
            (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
@@ -101,13 +101,36 @@ enum codepoint_class codepoint_class(int32_t c)
     if (class == CODEPOINT_DROPPED || c == 0xFFFD) { /* U+0085 is a control before it is a space */
         return range_holds(LATE_CATEGORY, COUNT(LATE_CATEGORY), c) ? CODEPOINT_PLAIN : CODEPOINT_DROPPED;
     }
-    if (is_space(c)) {
+    if (codepoint_is_space(c)) {
         return CODEPOINT_SPACE;
     }
     if (class != CODEPOINT_PLAIN && range_holds(LATE_CATEGORY, COUNT(LATE_CATEGORY), c)) {
         return CODEPOINT_PLAIN;
     }
     return class;
+}
+
+bool codepoint_is_word(int32_t c)
+{
+    if (c < 0x80) {
+        return c == '_' || (c >= '0' && ascii_class(c) == CODEPOINT_PLAIN);
+    }
+    switch (utf8proc_get_property(c)->category) {
+    case UTF8PROC_CATEGORY_LU:
+    case UTF8PROC_CATEGORY_LL:
+    case UTF8PROC_CATEGORY_LT:
+    case UTF8PROC_CATEGORY_LM:
+    case UTF8PROC_CATEGORY_LO:
+    case UTF8PROC_CATEGORY_MN:
+    case UTF8PROC_CATEGORY_MC:
+    case UTF8PROC_CATEGORY_ME:
+    case UTF8PROC_CATEGORY_ND:
+    case UTF8PROC_CATEGORY_NL:
+    case UTF8PROC_CATEGORY_PC:
+        return true;
+    default:
+        return range_holds(OTHER_WORD, COUNT(OTHER_WORD), c);
+    }
 }
 
 bool codepoint_is_cjk(int32_t c)

@@ -17,7 +17,9 @@ enum codepoint_class {
 };
 
 enum codepoint_class codepoint_class(int32_t c);
-bool codepoint_is_cjk(int32_t c); /* set apart as a word of its own; the ranges are BERT's */
+bool codepoint_is_space(int32_t c); /* White_Space */
+bool codepoint_is_word(int32_t c);  /* what \w matches: letters, marks, decimal digits and connectors; -1 is none */
+bool codepoint_is_cjk(int32_t c);   /* set apart as a word of its own; the ranges are BERT's */
 
 /* Lower case without context (no final sigma). Writes 1 or 2 code points. */
 size_t codepoint_lower(int32_t c, int32_t out[2]);

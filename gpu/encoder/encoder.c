@@ -34,19 +34,12 @@ int encoder_open(struct encoder **out, struct backend *backend, const struct enc
     enc->backend = backend;
     struct slice name = slice_of_last_name(options->folder);
     enc->name = mem_string(name.data, name.bytes);
+    if (model_config_read(c, options->folder, e) != 0 ||
+        length_choose(enc, options->max_seq_length, options->folder, e) != 0) {
+        goto done;
+    }
     enc->prefixes[ENCODER_TEXT] = prefix_copy(options->text_prefix);
     enc->prefixes[ENCODER_LABEL] = prefix_copy(options->label_prefix);
-    if (model_config_read(c, options->folder, e) != 0 ||
-        length_choose(enc, options->max_seq_length, options->folder, e) != 0 ||
-        tokenizer_open(&enc->tokenizer, c->vocab_path, c->lower_case, c->strip_accents, c->tokenize_chinese_chars, e) !=
-            0) {
-        goto done;
-    }
-    if (tokenizer_vocab_size(enc->tokenizer) > c->vocabulary) {
-        error_set(e, ERROR_FATAL, E_MODEL, "%s has %zu pieces, but the model only %zu word embeddings", c->vocab_path,
-                  tokenizer_vocab_size(enc->tokenizer), c->vocabulary);
-        goto done;
-    }
     if (parameters_load(enc, e) != 0) {
         goto done;
     }
@@ -64,7 +57,6 @@ void encoder_close(struct encoder *enc)
         return;
     }
     parameters_free(enc);
-    tokenizer_close(enc->tokenizer);
     model_config_free(&enc->config);
     free(enc->prefixes[ENCODER_TEXT]);
     free(enc->prefixes[ENCODER_LABEL]);
@@ -79,7 +71,7 @@ size_t encoder_dim(const struct encoder *enc)
 
 size_t encoder_vocabulary(const struct encoder *enc)
 {
-    return tokenizer_vocab_size(enc->tokenizer);
+    return tokenizer_ids_end(enc->config.tokenizer);
 }
 
 size_t encoder_max_seq_length(const struct encoder *enc)
@@ -119,7 +111,8 @@ void encoder_tokenize(const struct encoder *enc, enum encoder_input input, struc
         text = (struct slice){whole.data, whole.bytes};
     }
     out->ids = mem_alloc(max * sizeof *out->ids);
-    out->count = (uint32_t)tokenizer_encode(enc->tokenizer, text.data, text.bytes, out->ids, max, &out->truncated);
+    out->count =
+        (uint32_t)tokenizer_encode(enc->config.tokenizer, text.data, text.bytes, out->ids, max, &out->truncated);
     out->ids = mem_resize(out->ids, out->count * sizeof *out->ids);
     buffer_free(&whole);
 }

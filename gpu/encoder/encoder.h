@@ -36,7 +36,7 @@ void encoder_close(struct encoder *enc);
 
 size_t encoder_dim(const struct encoder *enc);
 size_t encoder_max_seq_length(const struct encoder *enc);
-size_t encoder_vocabulary(const struct encoder *enc);         /* every word piece's id is below this */
+size_t encoder_vocabulary(const struct encoder *enc);         /* every token's id is below this */
 const char *encoder_name(const struct encoder *enc);          /* the folder's last name */
 const char *encoder_fingerprint(const struct encoder *enc);   /* 32 hex digits, over what the encoder uses */
 const char *encoder_model_version(const struct encoder *enc); /* its first 16 */

@@ -3,16 +3,51 @@
 #ifndef ENGRAM_GPU_ENCODER_INTERNAL_H
 #define ENGRAM_GPU_ENCODER_INTERNAL_H
 
+#include "base/json.h"
 #include "gpu/encoder/encoder.h"
 #include "gpu/encoder/tokenizer.h"
 
+/* ---- reading a folder's JSON files ------------------------------------------------------------------------------- */
+
+/* One JSON file of the folder being read, and where to say what is wrong with it. All -1 below have said it: FATAL
+ * E_MODEL. */
+struct reading {
+    const char *folder;
+    const char *file;        /* its name inside the folder, for messages; NULL: the folder itself is meant */
+    const struct json *json; /* NULL: there is no such file */
+    struct arena *arena;     /* where its tree is */
+    struct error *e;
+};
+
+void reading_complain(const struct reading *r, const char *format, ...) __attribute__((format(printf, 2, 3)));
+/* A macro, so that clang's analyser sees the -1: it does not look into variadic functions. */
+#define refuse(...) (reading_complain(__VA_ARGS__), -1)
+
+char *reading_path(const char *folder, const char *inside, const char *file); /* the caller frees it */
+
+/* 1: r->json is what the file holds; 0: there is no such file; -1: it cannot be read. */
+int reading_file(struct reading *r, const char *inside, const char *file);
+int reading_object(struct reading *r, const char *inside, const char *file);  /* the same; it must be an object */
+struct reading reading_inside(const struct reading *r, const char *name);     /* of that member, as a file */
+const struct json *reading_member(const struct reading *r, const char *name); /* NULL: absent or null */
+int reading_flag(const struct reading *r, const char *name, bool absent, bool *out); /* absent: what it then is */
+/* `absent` 0: it must be there. */
+int reading_size(const struct reading *r, const char *name, size_t low, size_t high, size_t absent, size_t *out);
+/* Refused unless absent or this very value. */
+int reading_text_expect(const struct reading *r, const char *name, const char *expected);
+int reading_flag_expect(const struct reading *r, const char *name, bool expected);
+bool json_text_is(const struct json *j, const char *text);
+const char *json_shown(const struct json *j); /* for a message */
+
 /* ---- folder ------------------------------------------------------------------------------------------------------ */
 
-/* What a model folder's JSON files say, checked: everything in it is something that we run as the authors' library
+#define LENGTH_MIN 3 /* tokens: [CLS], one piece, [SEP] */
+
+/* What a model folder's files say, checked: everything in it is something that we run as the authors' library
  * does. */
 struct model_config {
     char *weights_path; /* model.safetensors */
-    char *vocab_path;   /* vocab.txt */
+    struct tokenizer *tokenizer;
     size_t layers, dim, heads, intermediate;
     size_t vocabulary, positions, types; /* rows of the embeddings */
     float epsilon;                       /* of the layer norms */
@@ -24,6 +59,9 @@ struct model_config {
 /* Errors are FATAL E_MODEL: one line that names what stands in the way. model_config_free releases, also after an
  * error. */
 int model_config_read(struct model_config *out, const char *folder, struct error *e);
+/* The part of it that is the tokenizer (tokenizer_folder.c): the flags and the tokenizer of `out`, whose embeddings'
+ * rows are known. *length becomes the length limit that tokenizer_config.json names, where that is smaller. */
+int folder_tokenizer_open(struct model_config *out, const struct reading *r, const char *inside, size_t *length);
 void model_config_free(struct model_config *config);
 
 /* ---- the encoder ------------------------------------------------------------------------------------------------- */
@@ -38,7 +76,6 @@ struct layer {
 struct encoder {
     struct backend *backend;
     struct model_config config;
-    struct tokenizer *tokenizer;
     struct encoder_parameter *parameters;
     size_t parameter_count;
     struct layer *layers; /* [config.layers] */
@@ -50,7 +87,7 @@ struct encoder {
 
 enum { WORD, POSITION, TYPE, EMBEDDING_NORM, FIRST_LAYER }; /* places in parameters; six to a layer follow */
 
-/* Reads model.safetensors into enc->parameters and takes the fingerprint; enc->config, tokenizer and prefixes are set.
+/* Reads model.safetensors into enc->parameters and takes the fingerprint; enc->config and prefixes are set.
  */
 int parameters_load(struct encoder *enc, struct error *e);
 void parameters_free(struct encoder *enc);

@@ -297,7 +297,7 @@ static void fingerprint_take(struct loading *l)
         hash_text(state, (struct slice){line.data, line.bytes});
         XXH3_128bits_update(state, t->bytes, t->byte_count);
     }
-    hash_text(state, tokenizer_vocabulary(enc->tokenizer));
+    hash_text(state, tokenizer_vocabulary(c->tokenizer));
     buffer_clear(&line);
     buffer_format(&line,
                   "lower_case %d strip_accents %d chinese_chars %d pooling %s heads %zu epsilon_ppq %.0f length %zu",
@@ -306,6 +306,10 @@ static void fingerprint_take(struct loading *l)
     hash_text(state, (struct slice){line.data, line.bytes});
     hash_text(state, slice_of(enc->prefixes[ENCODER_TEXT]));
     hash_text(state, slice_of(enc->prefixes[ENCODER_LABEL]));
+    const struct slice extras = tokenizer_extras(c->tokenizer);
+    if (extras.bytes > 0) { /* a tokenizer without any has the fingerprint that it had before there were any */
+        hash_text(state, extras);
+    }
     XXH128_hash_t hash = XXH3_128bits_digest(state);
     digest_hex((struct digest){hash.high64, hash.low64}, enc->fingerprint);
     memcpy(enc->model_version, enc->fingerprint, sizeof enc->model_version - 1);

@@ -1,9 +1,10 @@
 /* WordPiece: the vocabulary as a trie, and one pass over a text that normalises, splits and matches as it goes.
  * A text is read code point by code point: cleaned, decomposed, stripped of marks, lower-cased; words end at spaces,
- * punctuation, CJK ideographs and special tokens, and each is matched longest piece first. Nothing of a text is kept
- * but the word at hand, so the cost is linear and the pass ends as soon as the ids are full. The surprise: a word of
- * more than 100 characters is [UNK] as a whole, so a run of marks or letters beyond that needs no room and no sorting.
- */
+ * punctuation, CJK ideographs and added tokens, and each is matched longest piece first. Added tokens are looked for
+ * twice: in the text as it stands, and, those that are normalised, in what normalising makes of what is left, for which
+ * a window as long as the longest of them is kept. Nothing else of a text is kept but the word at hand, so the cost is
+ * linear and the pass ends as soon as the ids are full. The surprise: a word of more characters than the model takes is
+ * [UNK] as a whole, so a run of marks or letters beyond that needs no room and no sorting. */
 #include "gpu/encoder/tokenizer.h"
 
 #include <assert.h>
@@ -12,242 +13,70 @@
 
 #include <utf8proc.h>
 
-#include "base/lines.h"
-#include "base/utf8.h"
 #include "gpu/encoder/codepoint.h"
+#include "gpu/encoder/trie.h"
 
-#define WORD_CHARS_MAX 100 /* max_input_chars_per_word */
 #define UTF8_MAX 4
-#define PIECE_BYTES_MAX 1024
-#define VOCAB_BYTES_MAX (16U << 20) /* a node number has 24 bits */
-#define NONE (-1)
+#define NORMALISED_BYTES_MAX 1024 /* of an added token */
+#define WINDOW_BYTES 4096
+#define NONE TRIE_NONE
 
-static const char *const SPECIAL_TOKENS[] = {"[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]"};
-enum { UNK, CLS, SEP, SPECIAL_REQUIRED, SPECIAL_COUNT = 5 };
-
-/* One step of the trie, in an open hash table: from a node by a byte to a node. */
-struct edge {
-    uint32_t key; /* node << 8 | byte, plus 1; 0: empty */
-    uint32_t child;
-};
-
-struct trie {
-    struct edge *edges; /* [1 << bits] */
-    unsigned bits;
-    int32_t *ids; /* [nodes]: the piece that ends here, or NONE */
-    uint32_t nodes;
-    uint32_t capacity;
+/* An added token in force. */
+struct added {
+    int32_t id;
+    bool single_word;
 };
 
 struct tokenizer {
-    struct trie trie;
+    struct trie pieces;
+    struct trie raw;          /* added tokens by their text: places in added */
+    struct trie normalised;   /* the same for those that are normalised, by what that makes of them */
+    bool raw_first[256];      /* bytes that an added token begins with */
+    size_t normalised_max;    /* bytes of the longest; 0: there is none */
+    struct added *added;      /* in the order of the settings */
     struct buffer vocabulary; /* the pieces, each ended by a newline */
-    size_t vocab_size;
-    uint32_t continuing; /* the node of "##", where the inner pieces of a word start; 0: no piece has that prefix */
-    int32_t special[SPECIAL_COUNT];
+    struct buffer extras;     /* see tokenizer_extras */
+    size_t ids_end;           /* every id is below it */
+    uint32_t continuing;      /* the node where the inner pieces of a word start; NO_NODE: none has that prefix */
+    int32_t unk, cls, sep;
     bool lower_case;
     bool strip_accents;
     bool tokenize_chinese_chars;
+    size_t word_chars_max;
 };
 
-/* ---- the trie -------------------------------------------------------------------------------------------------- */
+#define NO_NODE UINT32_MAX
 
-static size_t edge_place(const struct trie *trie, uint32_t key)
-{
-    return (size_t)((key * 0x9E3779B97F4A7C15ULL) >> (64 - trie->bits));
-}
+const char *const special_tokens[SPECIAL_TOKENS] = {"[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]"};
 
-/* The edge of that key, or the empty place where it would stand. */
-static struct edge *edge_find(const struct trie *trie, uint32_t node, unsigned char byte)
+bool special_token(struct slice text)
 {
-    uint32_t key = (node << 8 | byte) + 1;
-    size_t mask = ((size_t)1 << trie->bits) - 1;
-    size_t place = edge_place(trie, key);
-    while (trie->edges[place].key != 0 && trie->edges[place].key != key) {
-        place = (place + 1) & mask;
-    }
-    return &trie->edges[place];
-}
-
-/* 0: no such step (the root is nobody's child). */
-static uint32_t trie_step(const struct trie *trie, uint32_t node, unsigned char byte)
-{
-    return edge_find(trie, node, byte)->child;
-}
-
-static void edges_grow(struct trie *trie)
-{
-    struct trie larger = *trie;
-    larger.bits = trie->bits + 1;
-    larger.edges = mem_zero((size_t)1 << larger.bits, sizeof(*larger.edges));
-    for (size_t i = 0; i < (size_t)1 << trie->bits; i++) {
-        uint32_t key = trie->edges[i].key - 1;
-        if (trie->edges[i].key != 0) {
-            *edge_find(&larger, key >> 8, (unsigned char)(key & 0xFF)) = trie->edges[i];
+    for (size_t i = 0; i < SPECIAL_TOKENS; i++) {
+        if (slice_equal(text, slice_of(special_tokens[i]))) {
+            return true;
         }
     }
-    free(trie->edges);
-    *trie = larger;
+    return false;
 }
 
-static uint32_t node_add(struct trie *trie)
-{
-    if (trie->nodes == trie->capacity) {
-        trie->capacity *= 2;
-        trie->ids = mem_resize(trie->ids, trie->capacity * sizeof(*trie->ids));
-    }
-    trie->ids[trie->nodes] = NONE;
-    return trie->nodes++;
-}
+/* ---- the pass -------------------------------------------------------------------------------------------------- */
 
-static void trie_open(struct trie *trie)
-{
-    trie->bits = 12;
-    trie->edges = mem_zero((size_t)1 << trie->bits, sizeof(*trie->edges));
-    trie->capacity = 1024;
-    trie->ids = mem_alloc(trie->capacity * sizeof(*trie->ids));
-    node_add(trie); /* the root */
-}
-
-static void trie_close(struct trie *trie)
-{
-    free(trie->edges);
-    free(trie->ids);
-}
-
-static void trie_insert(struct trie *trie, struct slice piece, int32_t id)
-{
-    uint32_t node = 0;
-    for (size_t i = 0; i < piece.bytes; i++) {
-        if ((size_t)trie->nodes * 2 > (size_t)1 << trie->bits) {
-            edges_grow(trie);
-        }
-        unsigned char byte = (unsigned char)piece.data[i];
-        struct edge *edge = edge_find(trie, node, byte);
-        if (edge->key == 0) {
-            edge->key = (node << 8 | byte) + 1;
-            edge->child = node_add(trie);
-        }
-        node = edge->child;
-    }
-    trie->ids[node] = id; /* of a repeated piece the last counts, as in a Python dict */
-}
-
-/* The node that the bytes lead to, 0 when none. */
-static uint32_t trie_walk(const struct trie *trie, const char *data, size_t bytes)
-{
-    uint32_t node = 0;
-    for (size_t i = 0; i < bytes; i++) {
-        node = trie_step(trie, node, (unsigned char)data[i]);
-        if (node == 0) {
-            break;
-        }
-    }
-    return node;
-}
-
-/* ---- opening --------------------------------------------------------------------------------------------------- */
-
-static int vocab_read(struct tokenizer *t, const char *path, struct error *e)
-{
-    struct lines *lines = NULL;
-    struct slice line;
-    struct error why;
-    int rc = -1;
-    int more;
-
-    if (lines_open(&lines, path, PIECE_BYTES_MAX, &why) != 0) {
-        error_set(e, ERROR_FATAL, E_MODEL, "%s", why.text);
-        goto done;
-    }
-    while ((more = lines_next(lines, &line, &why)) > 0) {
-        if (!utf8_valid(line.data, line.bytes)) {
-            error_set(e, ERROR_FATAL, E_MODEL, "%s line %zu: a piece that is not UTF-8", path, lines_number(lines));
-            goto done;
-        }
-        if (t->vocabulary.bytes + line.bytes + 1 > VOCAB_BYTES_MAX) {
-            error_set(e, ERROR_FATAL, E_MODEL, "%s: a vocabulary of more than %u bytes", path, VOCAB_BYTES_MAX);
-            goto done;
-        }
-        trie_insert(&t->trie, line, (int32_t)t->vocab_size++);
-        buffer_append(&t->vocabulary, line.data, line.bytes);
-        buffer_byte(&t->vocabulary, '\n');
-    }
-    if (more < 0) {
-        error_set(e, ERROR_FATAL, E_MODEL, "%s", why.text);
-        goto done;
-    }
-    rc = 0;
-
-done:
-    lines_close(lines);
-    return rc;
-}
-
-static int specials_find(struct tokenizer *t, const char *path, struct error *e)
-{
-    for (size_t i = 0; i < SPECIAL_COUNT; i++) {
-        t->special[i] = tokenizer_piece_id(t, SPECIAL_TOKENS[i], strlen(SPECIAL_TOKENS[i]));
-        if (i < SPECIAL_REQUIRED && t->special[i] == NONE) {
-            return error_set(e, ERROR_FATAL, E_MODEL, "%s has no %s: not the vocabulary of a BERT WordPiece model",
-                             path, SPECIAL_TOKENS[i]);
-        }
-    }
-    return 0;
-}
-
-int tokenizer_open(struct tokenizer **out, const char *vocab_path, bool lower_case, bool strip_accents,
-                   bool tokenize_chinese_chars, struct error *e)
-{
-    struct tokenizer *t = mem_zero(1, sizeof(*t));
-    t->lower_case = lower_case;
-    t->strip_accents = strip_accents;
-    t->tokenize_chinese_chars = tokenize_chinese_chars;
-    trie_open(&t->trie);
-    if (vocab_read(t, vocab_path, e) != 0 || specials_find(t, vocab_path, e) != 0) {
-        tokenizer_close(t);
-        return -1;
-    }
-    t->continuing = trie_walk(&t->trie, "##", 2);
-    *out = t;
-    return 0;
-}
-
-void tokenizer_close(struct tokenizer *t)
-{
-    if (t == NULL) {
-        return;
-    }
-    trie_close(&t->trie);
-    buffer_free(&t->vocabulary);
-    free(t);
-}
-
-size_t tokenizer_vocab_size(const struct tokenizer *t)
-{
-    return t->vocab_size;
-}
-
-int32_t tokenizer_piece_id(const struct tokenizer *t, const char *piece, size_t piece_bytes)
-{
-    uint32_t node = trie_walk(&t->trie, piece, piece_bytes);
-    return node == 0 ? NONE : t->trie.ids[node];
-}
-
-struct slice tokenizer_vocabulary(const struct tokenizer *t)
-{
-    return (struct slice){t->vocabulary.data, t->vocabulary.bytes};
-}
-
-/* ---- encoding -------------------------------------------------------------------------------------------------- */
-
-/* A pass over one text. `full` is set when a piece found no room: nothing behind it can matter. */
+/* A pass over one text. `full` is set when a piece found no room: nothing after it can matter. */
 struct pass {
     const struct tokenizer *t;
+    struct slice text;
     int32_t *ids;
     size_t count;
     size_t max; /* room for pieces: one place is kept for [SEP] */
     bool full;
+    size_t raw_skip; /* bytes of the text that hold no added token any more: a match that was no single word */
+
+    struct buffer *normalised; /* not NULL: takes the normalised text instead */
+    bool window_used;
+    char window[WINDOW_BYTES]; /* [at..end): normalised, but not yet taken */
+    size_t window_at, window_end;
+    size_t window_skip;    /* as raw_skip */
+    int32_t window_before; /* the character before it; NONE: the text or the last added token ends there */
 
     unsigned char word[WORD_CHARS_MAX * UTF8_MAX]; /* normalised; no longer filled once word_chars exceeds the limit */
     size_t word_bytes;
@@ -258,6 +87,26 @@ struct pass {
     size_t marks_count;
 };
 
+static void pass_begin(struct pass *p, const struct tokenizer *t, struct slice text)
+{
+    p->t = t; /* the arrays need no initial value */
+    p->text = text;
+    p->ids = NULL;
+    p->count = 0;
+    p->max = 0;
+    p->full = false;
+    p->raw_skip = 0;
+    p->normalised = NULL;
+    p->window_used = t->normalised_max > 0;
+    p->window_at = 0;
+    p->window_end = 0;
+    p->window_skip = 0;
+    p->window_before = NONE;
+    p->word_bytes = 0;
+    p->word_chars = 0;
+    p->marks_count = 0;
+}
+
 static void id_push(struct pass *p, int32_t id)
 {
     if (p->count == p->max) {
@@ -267,28 +116,6 @@ static void id_push(struct pass *p, int32_t id)
     }
 }
 
-/* The longest piece at the front of word[at..]; returns its end, `at` when there is none. */
-static size_t piece_longest(const struct pass *p, size_t at, int32_t *id)
-{
-    const struct trie *trie = &p->t->trie;
-    uint32_t node = at == 0 ? 0 : p->t->continuing;
-    size_t end = at;
-    if (at != 0 && node == 0) {
-        return at;
-    }
-    for (size_t i = at; i < p->word_bytes; i++) {
-        node = trie_step(trie, node, p->word[i]);
-        if (node == 0) {
-            break;
-        }
-        if (trie->ids[node] != NONE) {
-            *id = trie->ids[node];
-            end = i + 1;
-        }
-    }
-    return end;
-}
-
 /* A word is its pieces, or one [UNK] where any part of it has none. */
 static void word_match(struct pass *p)
 {
@@ -296,13 +123,15 @@ static void word_match(struct pass *p)
     size_t count = 0;
     size_t at = 0;
     while (at < p->word_bytes) {
-        size_t end = piece_longest(p, at, &pieces[count]);
-        if (end == at) {
-            id_push(p, p->t->special[UNK]);
+        struct slice rest = {(const char *)p->word + at, p->word_bytes - at};
+        uint32_t node = at == 0 ? 0 : p->t->continuing;
+        size_t bytes = node == NO_NODE ? 0 : trie_longest(&p->t->pieces, node, rest, &pieces[count]);
+        if (bytes == 0) {
+            id_push(p, p->t->unk);
             return;
         }
         count++;
-        at = end;
+        at += bytes;
     }
     for (size_t i = 0; i < count && !p->full; i++) {
         id_push(p, pieces[i]);
@@ -311,8 +140,8 @@ static void word_match(struct pass *p)
 
 static void word_end(struct pass *p)
 {
-    if (p->word_chars > WORD_CHARS_MAX) {
-        id_push(p, p->t->special[UNK]);
+    if (p->word_chars > p->t->word_chars_max) {
+        id_push(p, p->t->unk);
     } else if (p->word_chars > 0) {
         word_match(p);
     }
@@ -326,10 +155,10 @@ static void word_append(struct pass *p, int32_t c)
         p->full = true; /* the word will have a piece, whatever follows */
         return;
     }
-    if (p->word_chars > WORD_CHARS_MAX) {
+    if (p->word_chars > p->t->word_chars_max) {
         return;
     }
-    if (++p->word_chars > WORD_CHARS_MAX) {
+    if (++p->word_chars > p->t->word_chars_max) {
         return;
     }
     if (c < 0x80) {
@@ -356,12 +185,95 @@ static void char_place(struct pass *p, int32_t c)
     }
 }
 
+/* ---- added tokens ---------------------------------------------------------------------------------------------- */
+
+/* The character at the front of the text, or NONE. */
+static int32_t char_first(struct slice text)
+{
+    int32_t c = NONE;
+    size_t bytes = text.bytes > UTF8_MAX ? UTF8_MAX : text.bytes;
+    utf8proc_iterate((const utf8proc_uint8_t *)text.data, (utf8proc_ssize_t)bytes, &c);
+    return c;
+}
+
+static int32_t char_last(struct slice text)
+{
+    size_t bytes = 0;
+    while (bytes < text.bytes && bytes < UTF8_MAX && (text.data[text.bytes - ++bytes] & 0xC0) == 0x80) {}
+    return char_first((struct slice){text.data + text.bytes - bytes, bytes});
+}
+
+/* Whether a token found between those two stands: one that must be a single word may touch none. */
+static bool added_stands(const struct added *added, int32_t before, struct slice behind)
+{
+    return !added->single_word || !(codepoint_is_word(before) || codepoint_is_word(char_first(behind)));
+}
+
+static void added_push(struct pass *p, const struct added *added)
+{
+    word_end(p);
+    id_push(p, added->id);
+}
+
+/* Takes one added token or character from the front of the window; returns its bytes. */
+static size_t window_take(struct pass *p)
+{
+    struct slice rest = {p->window + p->window_at, p->window_end - p->window_at};
+    int32_t which = NONE;
+    size_t bytes = p->window_skip > 0 ? 0 : trie_longest(&p->t->normalised, 0, rest, &which);
+    if (bytes > 0) {
+        const struct added *added = &p->t->added[which];
+        if (added_stands(added, p->window_before, (struct slice){rest.data + bytes, rest.bytes - bytes})) {
+            added_push(p, added);
+            p->window_before = char_last((struct slice){rest.data, bytes});
+            return bytes;
+        }
+        p->window_skip = bytes;
+    }
+    int32_t c = NONE;
+    bytes = (size_t)utf8proc_iterate((const utf8proc_uint8_t *)rest.data, (utf8proc_ssize_t)rest.bytes, &c);
+    char_place(p, c);
+    p->window_before = c;
+    p->window_skip -= p->window_skip > 0 ? bytes : 0;
+    return bytes;
+}
+
+/* Takes from the window what nothing that follows can change; all of it where nothing follows. */
+static void window_advance(struct pass *p, bool last)
+{
+    size_t keep = last ? 0 : p->t->normalised_max; /* the longest token, and the whole character after it */
+    while (p->window_end - p->window_at > keep && !p->full) {
+        p->window_at += window_take(p);
+    }
+    if (p->window_end + UTF8_MAX > sizeof p->window) {
+        p->window_end -= p->window_at;
+        memmove(p->window, p->window + p->window_at, p->window_end);
+        p->window_at = 0;
+    }
+}
+
+/* A character as normalising leaves it. */
+static void char_emit(struct pass *p, int32_t c)
+{
+    if (p->normalised != NULL) {
+        char bytes[UTF8_MAX];
+        buffer_append(p->normalised, bytes, (size_t)utf8proc_encode_char(c, (utf8proc_uint8_t *)bytes));
+    } else if (p->window_used) {
+        p->window_end += (size_t)utf8proc_encode_char(c, (utf8proc_uint8_t *)p->window + p->window_end);
+        window_advance(p, false);
+    } else {
+        char_place(p, c);
+    }
+}
+
+/* ---- normalising ----------------------------------------------------------------------------------------------- */
+
 static void char_lower(struct pass *p, int32_t c)
 {
     int32_t lower[2] = {c, 0};
     size_t n = p->t->lower_case ? codepoint_lower(c, lower) : 1;
     for (size_t i = 0; i < n; i++) {
-        char_place(p, lower[i]);
+        char_emit(p, lower[i]);
     }
 }
 
@@ -377,7 +289,7 @@ static void marks_flush(struct pass *p)
  * order). One more than a word may have makes the word [UNK], so what comes behind that is not kept. */
 static void mark_insert(struct pass *p, int32_t c, uint8_t class)
 {
-    if (p->marks_count > WORD_CHARS_MAX) {
+    if (p->marks_count > p->t->word_chars_max) {
         return;
     }
     size_t place = p->marks_count++;
@@ -408,22 +320,26 @@ static void char_strip(struct pass *p, int32_t c)
     }
 }
 
+static void space_emit(struct pass *p)
+{
+    marks_flush(p);
+    char_emit(p, ' ');
+}
+
 static void char_normalise(struct pass *p, int32_t c)
 {
     switch (codepoint_class(c)) {
     case CODEPOINT_DROPPED:
         return;
     case CODEPOINT_SPACE:
-        marks_flush(p);
-        word_end(p);
+        space_emit(p);
         return;
     default:
         break;
     }
     bool alone = p->t->tokenize_chinese_chars && codepoint_is_cjk(c);
     if (alone) {
-        marks_flush(p);
-        word_end(p);
+        space_emit(p);
     }
     if (p->t->strip_accents) {
         char_strip(p, c);
@@ -431,77 +347,294 @@ static void char_normalise(struct pass *p, int32_t c)
         char_lower(p, c);
     }
     if (alone) {
-        word_end(p);
+        space_emit(p);
     }
 }
 
-/* A special token spelt at the front of the raw text: its bytes, 0 when there is none. No one is another's beginning.
- */
-static size_t special_match(const struct tokenizer *t, const char *text, size_t bytes, int32_t *id)
+/* Where an added token cuts the text, and at its end: what came before is complete. */
+static void segment_end(struct pass *p)
 {
-    for (size_t i = 0; i < SPECIAL_COUNT; i++) {
-        size_t length = strlen(SPECIAL_TOKENS[i]);
-        if (t->special[i] != NONE && length <= bytes && memcmp(text, SPECIAL_TOKENS[i], length) == 0) {
-            *id = t->special[i];
-            return length;
-        }
+    marks_flush(p);
+    if (p->window_used) {
+        window_advance(p, true);
+        p->window_at = 0;
+        p->window_end = 0;
+        p->window_before = NONE;
     }
-    return 0;
+    word_end(p);
 }
 
-/* Takes one special token, character or bad byte from the front of the text; returns its bytes. */
-static size_t text_take(struct pass *p, const char *text, size_t bytes)
+/* An added token at that place of the text as it stands: its bytes, 0 where there is none. */
+static size_t raw_take(struct pass *p, size_t at)
 {
-    int32_t c = (unsigned char)text[0];
-    if (c == '[') {
-        int32_t id = NONE;
-        size_t length = special_match(p->t, text, bytes, &id);
-        if (length > 0) {
-            marks_flush(p);
-            word_end(p);
-            id_push(p, id);
-            return length;
+    struct slice rest = {p->text.data + at, p->text.bytes - at};
+    int32_t which = NONE;
+    size_t bytes = trie_longest(&p->t->raw, 0, rest, &which);
+    if (bytes == 0) {
+        return 0;
+    }
+    const struct added *added = &p->t->added[which];
+    if (!added_stands(added, char_last((struct slice){p->text.data, at}),
+                      (struct slice){rest.data + bytes, rest.bytes - bytes})) {
+        p->raw_skip = bytes;
+        return 0;
+    }
+    segment_end(p);
+    added_push(p, added);
+    return bytes;
+}
+
+/* Takes one added token, character or bad byte from that place of the text; returns its bytes. */
+static size_t text_take(struct pass *p, size_t at)
+{
+    int32_t c = (unsigned char)p->text.data[at];
+    if (p->t->raw_first[c] && p->raw_skip == 0) {
+        size_t bytes = raw_take(p, at);
+        if (bytes > 0) {
+            return bytes;
         }
     }
-    if (c < 0x80) {
-        if (codepoint_class(c) != CODEPOINT_DROPPED) {
-            marks_flush(p);
-            char_lower(p, c);
-        }
-        return 1;
+    size_t length = 1;
+    if (c >= 0x80) {
+        size_t most = p->text.bytes - at > UTF8_MAX ? UTF8_MAX : p->text.bytes - at;
+        utf8proc_ssize_t read =
+            utf8proc_iterate((const utf8proc_uint8_t *)p->text.data + at, (utf8proc_ssize_t)most, &c);
+        length = read > 0 ? (size_t)read : 1;
+        c = read > 0 ? c : 0xFFFD;
     }
-    utf8proc_ssize_t length = bytes > UTF8_MAX ? UTF8_MAX : (utf8proc_ssize_t)bytes;
-    length = utf8proc_iterate((const utf8proc_uint8_t *)text, length, &c);
-    if (length <= 0) {
-        return 1; /* read as U+FFFD, which is dropped */
+    p->raw_skip -= p->raw_skip > 0 ? length : 0;
+    if (c >= 0x80) {
+        char_normalise(p, c);
+    } else if (codepoint_class(c) != CODEPOINT_DROPPED) {
+        marks_flush(p);
+        char_lower(p, codepoint_class(c) == CODEPOINT_SPACE ? ' ' : c);
     }
-    char_normalise(p, c);
-    return (size_t)length;
+    return length;
 }
 
 size_t tokenizer_encode(const struct tokenizer *t, const char *text, size_t text_bytes, int32_t *ids, size_t ids_max,
                         bool *truncated)
 {
     assert(ids_max >= 2);
-    struct pass p; /* the arrays need no initial value */
-    p.t = t;
+    struct pass p;
+    pass_begin(&p, t, (struct slice){text, text_bytes});
     p.ids = ids;
-    p.count = 0;
     p.max = ids_max - 1;
-    p.full = false;
-    p.word_bytes = 0;
-    p.word_chars = 0;
-    p.marks_count = 0;
-
-    id_push(&p, t->special[CLS]);
+    id_push(&p, t->cls);
     for (size_t at = 0; at < text_bytes && !p.full;) {
-        at += text_take(&p, text + at, text_bytes - at);
+        at += text_take(&p, at);
     }
-    marks_flush(&p);
-    word_end(&p);
+    segment_end(&p);
     if (truncated != NULL) {
         *truncated = p.full;
     }
-    p.ids[p.count++] = t->special[SEP];
+    p.ids[p.count++] = t->sep;
     return p.count;
+}
+
+/* ---- opening --------------------------------------------------------------------------------------------------- */
+
+static int pieces_add(struct tokenizer *t, const struct tokenizer_settings *s, struct error *e)
+{
+    for (size_t i = 0; i < s->piece_count; i++) {
+        if (t->vocabulary.bytes + s->pieces[i].bytes + 1 > TRIE_BYTES_MAX) {
+            return error_set(e, ERROR_FATAL, E_MODEL, "a vocabulary of more than %u bytes", TRIE_BYTES_MAX);
+        }
+        trie_insert(&t->pieces, s->pieces[i],
+                    (int32_t)i); /* of a repeated piece the last counts, as in a Python dict */
+        buffer_append(&t->vocabulary, s->pieces[i].data, s->pieces[i].bytes);
+        buffer_byte(&t->vocabulary, '\n');
+    }
+    t->ids_end = s->piece_count;
+    uint32_t prefixed = trie_walk(&t->pieces, s->continuing);
+    t->continuing = prefixed == 0 && s->continuing.bytes > 0 ? NO_NODE : prefixed;
+    return 0;
+}
+
+static int added_refuse(const struct added_token *added, const char *why, struct error *e)
+{
+    return error_set(e, ERROR_FATAL, E_MODEL, "the added token %.*s (id %d) %s", (int)added->text.bytes,
+                     added->text.data, (int)added->id, why);
+}
+
+/* What normalising makes of an added token's text. Before any of them is in the tries: none is looked for in it. */
+static int added_normalise(const struct tokenizer *t, const struct added_token *added, struct buffer *out,
+                           struct error *e)
+{
+    struct pass p;
+    pass_begin(&p, t, added->text);
+    p.normalised = out;
+    for (size_t at = 0; at < added->text.bytes;) {
+        at += text_take(&p, at);
+    }
+    marks_flush(&p);
+    if (out->bytes == 0) {
+        return added_refuse(added, "is nothing once it is normalised", e);
+    }
+    if (out->bytes > NORMALISED_BYTES_MAX) {
+        return added_refuse(added, "is too long once it is normalised", e);
+    }
+    for (size_t at = 0;
+         t->strip_accents && at < out->bytes;) { /* a run of marks is cut: none may be looked for in it */
+        int32_t c = NONE;
+        at += (size_t)utf8proc_iterate((const utf8proc_uint8_t *)out->data + at, -1, &c);
+        if (codepoint_combining_class(c) != 0) {
+            return added_refuse(added, "holds a combining mark that normalising keeps, which cannot be run", e);
+        }
+    }
+    return 0;
+}
+
+/* Puts an added token into its trie, unless one that is looked for alike is there. `text` is what is looked for.
+ * Returns whether it is one of those that a vocabulary alone brings. */
+static bool added_insert(struct tokenizer *t, const struct added_token *added, size_t i, struct slice text)
+{
+    struct trie *trie = added->normalized ? &t->normalised : &t->raw;
+    t->added[i] = (struct added){.id = added->id, .single_word = added->single_word};
+    t->ids_end = (size_t)added->id >= t->ids_end ? (size_t)added->id + 1 : t->ids_end;
+    if (trie_find(trie, text) != NONE) {
+        return false;
+    }
+    trie_insert(trie, text, (int32_t)i);
+    if (!added->normalized) {
+        t->raw_first[(unsigned char)text.data[0]] = true;
+    } else if (text.bytes > t->normalised_max) {
+        t->normalised_max = text.bytes;
+    }
+    buffer_format(&t->extras, "added %d normalized %d single_word %d bytes %zu ", (int)added->id, added->normalized,
+                  added->single_word, text.bytes);
+    buffer_append(&t->extras, text.data, text.bytes);
+    buffer_byte(&t->extras, '\n');
+    return !added->normalized && !added->single_word && special_token(added->text) &&
+           trie_find(&t->pieces, added->text) == added->id;
+}
+
+/* The special ones first. `normalised` [added_count] are the texts of those that are normalised. */
+static void added_insert_all(struct tokenizer *t, const struct tokenizer_settings *s, const struct buffer *normalised)
+{
+    size_t plain = 0, expected = 0;
+    for (int special = 1; special >= 0; special--) {
+        for (size_t i = 0; i < s->added_count; i++) {
+            const struct added_token *added = &s->added[i];
+            if (added->special == (special == 1)) {
+                const struct slice text = {normalised[i].data, normalised[i].bytes};
+                plain += added_insert(t, added, i, added->normalized ? text : added->text);
+            }
+        }
+    }
+    for (size_t i = 0; i < SPECIAL_TOKENS; i++) {
+        expected += trie_find(&t->pieces, slice_of(special_tokens[i])) != NONE;
+    }
+    if (plain == s->added_count && plain == expected) {
+        buffer_clear(&t->extras);
+    }
+}
+
+static int added_open(struct tokenizer *t, const struct tokenizer_settings *s, struct error *e)
+{
+    int result = -1;
+    struct buffer *normalised = mem_zero(s->added_count, sizeof *normalised);
+    t->added = mem_zero(s->added_count, sizeof *t->added);
+    for (size_t i = 0; i < s->added_count; i++) {
+        const struct added_token *added = &s->added[i];
+        if (added->text.bytes == 0 || added->text.bytes > ADDED_BYTES_MAX) {
+            error_set(e, ERROR_FATAL, E_MODEL, "the added token of id %d has %zu bytes; 1 to %d can be run",
+                      (int)added->id, added->text.bytes, ADDED_BYTES_MAX);
+            goto done;
+        }
+        if (codepoint_is_space(char_first(added->text)) || codepoint_is_space(char_last(added->text))) {
+            added_refuse(added, "begins or ends with a blank, which cannot be run", e);
+            goto done;
+        }
+        if (added->normalized && added_normalise(t, added, &normalised[i], e) != 0) {
+            goto done;
+        }
+    }
+    added_insert_all(t, s, normalised);
+    result = 0;
+done:
+    for (size_t i = 0; i < s->added_count; i++) {
+        buffer_free(&normalised[i]);
+    }
+    free(normalised);
+    return result;
+}
+
+/* The id of a token that is a piece or added; NONE: it is neither. */
+static int32_t token_id(const struct tokenizer *t, const struct tokenizer_settings *s, const char *text)
+{
+    for (size_t i = 0; i < s->added_count; i++) {
+        if (slice_equal(s->added[i].text, slice_of(text))) {
+            return s->added[i].id;
+        }
+    }
+    return trie_find(&t->pieces, slice_of(text));
+}
+
+static int specials_find(struct tokenizer *t, const struct tokenizer_settings *s, struct error *e)
+{
+    t->unk = trie_find(&t->pieces, slice_of("[UNK]"));
+    t->cls = token_id(t, s, "[CLS]");
+    t->sep = token_id(t, s, "[SEP]");
+    const char *missing = t->unk == NONE ? "[UNK]" : t->cls == NONE ? "[CLS]" : t->sep == NONE ? "[SEP]" : NULL;
+    return missing
+               ? error_set(e, ERROR_FATAL, E_MODEL, "has no %s: not the vocabulary of a BERT WordPiece model", missing)
+               : 0;
+}
+
+int tokenizer_open(struct tokenizer **out, const struct tokenizer_settings *s, struct error *e)
+{
+    struct tokenizer *t = mem_zero(1, sizeof(*t));
+    assert(s->word_chars_max >= 1 && s->word_chars_max <= WORD_CHARS_MAX);
+    t->lower_case = s->lower_case;
+    t->strip_accents = s->strip_accents;
+    t->tokenize_chinese_chars = s->tokenize_chinese_chars;
+    t->word_chars_max = s->word_chars_max;
+    trie_open(&t->pieces);
+    trie_open(&t->raw);
+    trie_open(&t->normalised);
+    if (pieces_add(t, s, e) != 0 || specials_find(t, s, e) != 0 || added_open(t, s, e) != 0) {
+        tokenizer_close(t);
+        return -1;
+    }
+    if (!slice_equal(s->continuing, slice_of(CONTINUING)) || s->word_chars_max != WORD_CHARS_USUAL) {
+        buffer_format(&t->extras, "continuing %.*s word_chars %zu\n", (int)s->continuing.bytes, s->continuing.data,
+                      s->word_chars_max);
+    }
+    *out = t;
+    return 0;
+}
+
+void tokenizer_close(struct tokenizer *t)
+{
+    if (t == NULL) {
+        return;
+    }
+    trie_close(&t->pieces);
+    trie_close(&t->raw);
+    trie_close(&t->normalised);
+    free(t->added);
+    buffer_free(&t->vocabulary);
+    buffer_free(&t->extras);
+    free(t);
+}
+
+size_t tokenizer_ids_end(const struct tokenizer *t)
+{
+    return t->ids_end;
+}
+
+int32_t tokenizer_piece_id(const struct tokenizer *t, const char *piece, size_t piece_bytes)
+{
+    return trie_find(&t->pieces, (struct slice){piece, piece_bytes});
+}
+
+struct slice tokenizer_vocabulary(const struct tokenizer *t)
+{
+    return (struct slice){t->vocabulary.data, t->vocabulary.bytes};
+}
+
+struct slice tokenizer_extras(const struct tokenizer *t)
+{
+    return (struct slice){t->extras.data, t->extras.bytes};
 }

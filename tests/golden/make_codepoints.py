@@ -2,8 +2,9 @@
 """What Hugging Face `tokenizers` does with each code point, asked of it one by one.
 
 Writes gpu/encoder/codepoint_tables.h (where it differs from utf8proc, whose Unicode is newer than that of the crates below
-`tokenizers`), codepoints-vocab.txt (a vocabulary that tells all those mappings apart) and codepoints.txt (digests of the ids
-over all code points, which tests/unit/test_tokenizer.c recomputes). Run in the environment of requirements.txt on Debian 12:
+`tokenizers`), codepoints-vocab.txt (a vocabulary that tells all those mappings apart) and codepoints.txt (digests over all
+code points, which tests/unit/test_tokenizer.c recomputes: of the ids, and of whether it is a word's character to an added
+token that must be a single word). Run in the environment of requirements.txt on Debian 12:
     python tests/golden/make_codepoints.py
 """
 
@@ -12,7 +13,7 @@ import pathlib
 import struct
 
 import xxhash
-from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers, processors
 from tokenizers import __version__ as version
 from tokenizers.models import WordPiece
 
@@ -42,6 +43,7 @@ def theirs():
     """One dict a code point: what each step of `tokenizers` makes of it, seen from outside."""
     clean, lower, strip, nfd = bert(clean=True), bert(lower=True), bert(strip=True), normalizers.NFD()
     split = pre_tokenizers.BertPreTokenizer()
+    single = single_word_tokenizer()
     found = {}
     for c in CODE_POINTS:
         char = chr(c)
@@ -57,8 +59,17 @@ def theirs():
             "lower": between(lower),
             "nfd": decomposed,
             "orders": moves or c == 0x345,
+            "word": single.encode(char + "<e>").ids != [1],
         }
     return found
+
+
+def single_word_tokenizer():
+    """Of no pieces but [UNK]: an <e> that a word's character touches is not found."""
+    made = Tokenizer(WordPiece({"[UNK]": 0}, unk_token="[UNK]"))
+    made.normalizer = normalizers.Replace(Regex("(?m).+"), "")  # what stands beside it is of no interest
+    made.add_tokens([AddedToken("<e>", single_word=True, normalized=False)])
+    return made
 
 
 def ours():
@@ -74,6 +85,7 @@ def ours():
             "lower": chr(utf8proc.utf8proc_tolower(c)),
             "nfd": "".join(map(chr, buffer[:n])),
             "orders": utf8proc.utf8proc_get_property(c)[1] != 0 and n == 1,
+            "word": category[0] in "LM" or category in ("Nd", "Nl", "Pc"),
         }
     return found
 
@@ -90,6 +102,16 @@ def plain_runs(seeds, plain):
         while (last + 1) in plain:
             last += 1
         runs.append((first, last))
+    return runs
+
+
+def ranges(code_points):
+    runs = []
+    for c in code_points:
+        if runs and runs[-1][1] == c - 1:
+            runs[-1] = (runs[-1][0], c)
+        else:
+            runs.append((c, c))
     return runs
 
 
@@ -139,6 +161,7 @@ def write_tables(hf, u8):
             assert all(hf[c][trait] == u8[c][trait] for trait in traits), hex(c)
         if c not in late_nfd:
             assert hf[c]["orders"] == u8[c]["orders"] and hf[c]["nfd"] == u8[c]["nfd"], hex(c)
+        assert hf[c]["word"] or not u8[c]["word"], hex(c)
         assert not (hf[c]["orders"] and hf[c]["punctuation"]), hex(c)
         assert len(hf[c]["lower"]) == 1 or c == 0x130
     proc = f"utf8proc {utf8proc.utf8proc_version().decode()} (Unicode {utf8proc.utf8proc_unicode_version().decode()})"
@@ -151,6 +174,8 @@ def write_tables(hf, u8):
               "Decompositions and combining classes that came after Unicode 9: none to tokenizers."),
         table("range_value CHANGED_CATEGORY", changed,
               "Changed since Unicode 8: 1 was a mark then, 2 punctuation."),
+        table("range OTHER_WORD", ranges(c for c in CODE_POINTS if c >= 0x80 and hf[c]["word"] and not u8[c]["word"]),
+              "Characters of a word that utf8proc's category does not show: other letters, joiners, and newer ones."),
         table("range_value LATE_LOWER", lower_rows(hf, u8), "Lower case that utf8proc does not know: the difference to add."),
     ]
     TABLES.write_text("\n".join(parts))
@@ -192,6 +217,8 @@ def write_golden(hf, u8):
             for encoding in one.encode_batch(batch):
                 digest.update(struct.pack(f"<{len(encoding.ids)}i", *encoding.ids))
             digests.append(digest.hexdigest())
+        points = [c for c in range(first, first + RANGE) if not 0xD800 <= c <= 0xDFFF]
+        digests.append(xxhash.xxh3_64(bytes(hf[c]["word"] for c in points)).hexdigest())
         out.append(f"{first:06x} " + " ".join(digests) + "\n")
     (HERE / "codepoints.txt").write_text("".join(out))
 

@@ -90,7 +90,8 @@ static int folder_make(void **state)
 static int folder_remove(void **state)
 {
     (void)state;
-    static const char *const extra[] = {"model.safetensors.index.json", "pytorch_model.bin"};
+    static const char *const extra[] = {"model.safetensors.index.json", "pytorch_model.bin",
+                                        "config_sentence_transformers.json"};
     for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
         unlink(inside(files[i]));
     }
@@ -473,7 +474,7 @@ static void test_refused_settings(void **state)
          "has shape [64, 32]; config.json asks for [72, 32]"},
         {"config.json", "\"intermediate_size\": 64,", "", "intermediate_size is missing"},
         {"config.json", "\"layer_norm_eps\": 1e-12", "\"layer_norm_eps\": -1", "layer_norm_eps"},
-        {"config.json", "\"vocab_size\": 176", "\"vocab_size\": 100", "vocab.txt has 176 pieces"},
+        {"config.json", "\"vocab_size\": 176", "\"vocab_size\": 100", "vocab.txt: has 176 pieces"},
         {"config.json", "{", "[", "config.json"},
         {"tokenizer_config.json", "BertTokenizer", "XLMRobertaTokenizer", "XLMRobertaTokenizer"},
         {"tokenizer_config.json", "\"[MASK]\"", "\"<mask>\"", "<mask>"},
@@ -673,10 +674,20 @@ int main(void)
 {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, folder_make, folder_remove)
     const struct CMUnitTest tests[] = {
-        TEST(test_golden),        TEST(test_prefix),          TEST(test_length),         TEST(test_sparse_folder),
-        TEST(test_keep),          TEST(test_parameters),      TEST(test_fingerprint),    TEST(test_refused_settings),
-        TEST(test_refused_files), TEST(test_refused_tensors), TEST(test_broken_tensors), TEST(test_refused_length),
-        TEST(test_refused_numbers), TEST(test_overflow),
+        TEST(test_golden),
+        TEST(test_prefix),
+        TEST(test_length),
+        TEST(test_sparse_folder),
+        TEST(test_keep),
+        TEST(test_parameters),
+        TEST(test_fingerprint),
+        TEST(test_refused_settings),
+        TEST(test_refused_files),
+        TEST(test_refused_tensors),
+        TEST(test_broken_tensors),
+        TEST(test_refused_length),
+        TEST(test_refused_numbers),
+        TEST(test_overflow),
     };
     struct error e = {0};
     if (backend_cpu_open(&backend, 2, &e) != 0) {

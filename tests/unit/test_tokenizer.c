@@ -1,6 +1,7 @@
 /* gpu/encoder/tokenizer: every code point against digests of what Hugging Face tokenizers made of it
  * (tests/golden/make_codepoints.py), the tiny model's golden ids, truncation to the piece, special tokens, long words,
- * bad bytes, and vocabularies that are refused. Runs from the root of the tree. */
+ * bad bytes, and settings that are refused (test_tokenizer_folder.c has added tokens and a folder's files). Runs from
+ * the root of the tree. */
 #define _DEFAULT_SOURCE /* MAP_ANONYMOUS */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -26,11 +27,47 @@
 
 static char folder[] = "/tmp/test_tokenizer.XXXXXX";
 
+/* The lines of a file as pieces, with the special tokens among them, and more added tokens. */
+static int open_file(struct tokenizer **out, const char *path, struct tokenizer_settings settings, struct error *e)
+{
+    struct lines *lines = NULL;
+    struct slice line;
+    struct arena arena = {0};
+    struct slice *pieces = mem_alloc(65536 * sizeof *pieces);
+    struct added_token added[SPECIAL_TOKENS + 8];
+    size_t count = 0, more = settings.added_count;
+    assert_true(more <= 8);
+    for (size_t i = 0; i < more; i++) {
+        added[i] = settings.added[i];
+    }
+    assert_int_equal(lines_open(&lines, path, 1 << 20, NULL), 0);
+    while (lines_next(lines, &line, NULL) > 0) {
+        pieces[count] = arena_slice(&arena, line);
+        if (special_token(pieces[count])) {
+            added[more++] = (struct added_token){.text = pieces[count], .id = (int32_t)count, .special = true};
+        }
+        count++;
+    }
+    lines_close(lines);
+    settings.pieces = pieces;
+    settings.piece_count = count;
+    settings.added = added;
+    settings.added_count = more;
+    settings.continuing = slice_of(CONTINUING);
+    settings.word_chars_max = WORD_CHARS_USUAL;
+    int result = tokenizer_open(out, &settings, e);
+    arena_free(&arena);
+    free(pieces);
+    return result;
+}
+
 static struct tokenizer *open_with(const char *path, bool lower_case, bool strip_accents, bool chinese)
 {
     struct tokenizer *t = NULL;
     struct error e = {0};
-    if (tokenizer_open(&t, path, lower_case, strip_accents, chinese, &e) != 0) {
+    const struct tokenizer_settings settings = {
+        .lower_case = lower_case, .strip_accents = strip_accents, .tokenize_chinese_chars = chinese};
+    if (open_file(&t, path, settings, &e) != 0) {
         fail_msg("%s", e.text);
     }
     return t;
@@ -105,12 +142,33 @@ static void encode_codepoint(const struct tokenizer *t, int32_t c, struct buffer
     encode_into(t, text, n, ids);
 }
 
+static struct tokenizer *open_single_word(void)
+{
+    struct tokenizer *t = NULL;
+    struct error e = {0};
+    const struct added_token added = {.text = slice_of("<e>"), .id = 10000, .single_word = true};
+    const struct tokenizer_settings settings = {.lower_case = true, .added = &added, .added_count = 1};
+    assert_int_equal(open_file(&t, CODEPOINTS_VOCAB, settings, &e), 0);
+    return t;
+}
+
+/* Whether that character before it keeps the <e> from being a single word. */
+static bool touches(const struct tokenizer *t, int32_t c)
+{
+    char text[8];
+    int32_t ids[16];
+    size_t n = utf8_put(text, c);
+    memcpy(text + n, "<e>", 3);
+    size_t count = tokenizer_encode(t, text, n + 3, ids, 16, NULL);
+    return ids[count - 2] != 10000;
+}
+
 static void test_every_code_point(void **state)
 {
     (void)state;
     struct tokenizer *modes[] = {open_with(CODEPOINTS_VOCAB, true, true, true),
                                  open_with(CODEPOINTS_VOCAB, false, false, true),
-                                 open_with(CODEPOINTS_VOCAB, true, false, false)};
+                                 open_with(CODEPOINTS_VOCAB, true, false, false), open_single_word()};
     struct lines *golden = NULL;
     struct slice line;
     struct buffer ids = {0};
@@ -120,12 +178,17 @@ static void test_every_code_point(void **state)
         char *rest = NULL;
         int32_t first = (int32_t)strtoul(line.data, &rest, 16);
         assert_int_equal(first, ranges * RANGE);
-        for (size_t mode = 0; mode < 3; mode++) {
+        for (size_t mode = 0; mode < 4; mode++) {
             uint64_t expected = strtoull(rest, &rest, 16);
             buffer_clear(&ids);
             for (int32_t c = first; c < first + RANGE; c++) {
-                if (c < 0xD800 || c > 0xDFFF) {
+                if (c >= 0xD800 && c <= 0xDFFF) {
+                    continue;
+                }
+                if (mode < 3) {
                     encode_codepoint(modes[mode], c, &ids);
+                } else {
+                    buffer_byte(&ids, touches(modes[mode], c));
                 }
             }
             if (ids.bytes > 0 && hash64(ids.data, ids.bytes) != expected) {
@@ -137,7 +200,7 @@ static void test_every_code_point(void **state)
     assert_int_equal(ranges, 0x110000 / RANGE);
     lines_close(golden);
     buffer_free(&ids);
-    for (size_t mode = 0; mode < 3; mode++) {
+    for (size_t mode = 0; mode < 4; mode++) {
         tokenizer_close(modes[mode]);
     }
 }
@@ -315,7 +378,7 @@ static void test_vocabulary(void **state)
     struct tokenizer *t = open_with(write_vocab(text, sizeof text - 1), true, true, true);
     static const char expected[] = "[PAD]\n[UNK]\n[CLS]\n\n[SEP]\nb\nb\n##c\n";
     struct slice vocabulary = tokenizer_vocabulary(t);
-    assert_int_equal(tokenizer_vocab_size(t), 8);
+    assert_int_equal(tokenizer_ids_end(t), 8);
     assert_int_equal(vocabulary.bytes, sizeof expected - 1);
     assert_memory_equal(vocabulary.data, expected, sizeof expected - 1);
     assert_int_equal(tokenizer_piece_id(t, "[PAD]", 5), 0);
@@ -328,33 +391,44 @@ static void test_vocabulary(void **state)
     tokenizer_close(t);
 }
 
-/* Refused in one line that names the file and `named`. */
-static void assert_refused(const char *path, const char *named)
+/* Refused in one line that says `named`. */
+static void assert_refused(const char *vocabulary, const struct added_token *added, const char *named)
 {
     struct tokenizer *t = NULL;
     struct error e = {0};
-    assert_int_equal(tokenizer_open(&t, path, true, true, true, &e), -1);
+    const struct tokenizer_settings settings = {
+        .lower_case = true, .strip_accents = true, .added = added, .added_count = added ? 1 : 0};
+    assert_int_equal(open_file(&t, write_vocab(vocabulary, strlen(vocabulary)), settings, &e), -1);
     assert_null(t);
     assert_int_equal(e.class, ERROR_FATAL);
     assert_int_equal(e.code, E_MODEL);
-    assert_non_null(strstr(e.text, path));
-    assert_non_null(strstr(e.text, named));
-    assert_null(strchr(e.text, '\n'));
+    if (!strstr(e.text, named) || strchr(e.text, '\n')) {
+        fail_msg("says %s, and not %s", e.text, named);
+    }
 }
 
 static void test_refused(void **state)
 {
     (void)state;
-    char *long_piece = repeated("x", 100000);
-    assert_refused("/nonexistent/vocab.txt", "");
-    assert_refused(folder, "");
-    assert_refused(write_vocab("", 0), "[UNK]");
-    assert_refused(write_vocab("[CLS]\n[SEP]\na\n", 14), "[UNK]");
-    assert_refused(write_vocab("[UNK]\n[SEP]\na\n", 14), "[CLS]");
-    assert_refused(write_vocab("[UNK]\n[CLS]\na\n", 14), "[SEP]");
-    assert_refused(write_vocab("[UNK]\n[CLS]\n[SEP]\n\xFF\n", 20), "line 4");
-    assert_refused(write_vocab(long_piece, 100000), "");
-    free(long_piece);
+    char *long_text = repeated("x", ADDED_BYTES_MAX + 1);
+    static const char good[] = "[UNK]\n[CLS]\n[SEP]\n";
+    assert_refused("", NULL, "[UNK]");
+    assert_refused("[CLS]\n[SEP]\na\n", NULL, "[UNK]");
+    assert_refused("[UNK]\n[SEP]\na\n", NULL, "[CLS]");
+    assert_refused("[UNK]\n[CLS]\na\n", NULL, "[SEP]");
+    const struct {
+        const char *text, *named;
+        bool normalized;
+    } added[] = {
+        {"", "0 bytes", false},           {long_text, "257 bytes", false},
+        {" x", "blank", false},           {"x\xE3\x80\x80", "blank", true},
+        {"\xCC\x81", "is nothing", true}, {"a\xF0\x9D\x85\xA5", "combining mark", true},
+    };
+    for (size_t i = 0; i < sizeof added / sizeof *added; i++) {
+        const struct added_token token = {.text = slice_of(added[i].text), .id = 3, .normalized = added[i].normalized};
+        assert_refused(good, &token, added[i].named);
+    }
+    free(long_text);
 }
 
 static int setup(void **state)

@@ -1,0 +1,98 @@
+"""Model folders as the program reads them: what transformers 5 saves, tokens added to the default model and
+weights that are not finite in each stored type.
+"""
+
+import gzip
+import json
+import shutil
+import subprocess
+
+import numpy
+import pytest
+from golden_texts import BUILD, HERE, MODEL, encode
+from model_folder import TINY, folder_with_vocabulary, tensors_read, tensors_write
+from test_tiny_bert import as_bf16, as_f16
+
+ENT = {"content": "<ent>", "single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False}
+SPECIALS = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103}
+
+
+def edit(path, change):
+    value = json.loads(path.read_text()) if path.exists() else {}
+    change(value)
+    path.write_text(json.dumps(value))
+
+
+def more_rows(folder, rows):
+    """Word embeddings for that many ids."""
+    edit(folder / "config.json", lambda config: config.update(vocab_size=rows))
+    tensors = tensors_read(folder / "model.safetensors")
+    dtype, shape, data = tensors["embeddings.word_embeddings.weight"]
+    data += data[: (rows - shape[0]) * shape[1] * 4]
+    tensors["embeddings.word_embeddings.weight"] = (dtype, [rows, shape[1]], data)
+    tensors_write(folder / "model.safetensors", tensors)
+
+
+def by_tokenizer_json(folder):
+    shutil.copy(MODEL / "tokenizer.json", folder)
+    edit(folder / "tokenizer.json", lambda saved: saved["added_tokens"].append({"id": 30522, **ENT}))
+
+
+def by_decoder(folder):
+    special = {**ENT, "normalized": False, "special": True}
+    decoder = {str(i): {**special, "content": content} for content, i in SPECIALS.items()} | {"30522": ENT}
+    edit(folder / "tokenizer_config.json", lambda config: config.update(added_tokens_decoder=decoder))
+
+
+def by_added_file(folder):
+    edit(folder / "added_tokens.json", lambda added: added.update({"<ent>": 30522}))
+
+
+def by_json_alone(folder):
+    by_tokenizer_json(folder)
+    (folder / "vocab.txt").unlink()
+
+
+@pytest.mark.parametrize("add", [by_tokenizer_json, by_decoder, by_added_file, by_json_alone])
+def test_added_token(tmp_path, add):
+    """The token has a row of its own, not those of `<`, `en` and so on."""
+    folder = folder_with_vocabulary(tmp_path / "model")
+    add(folder)
+    refused(folder, "<ent> has the id 30522, but the model has word embeddings for 0 to 30521")
+    more_rows(folder, 30523)
+    answers = encode(["<ent> cats", "<ENT>cats[MASK]"], folder)
+    assert [one["tokens"] for one in answers] == [[101, 30522, 8870, 102], [101, 30522, 8870, 103, 102]]
+
+
+def test_transformers_5(tmp_path):
+    """Neither vocab.txt nor special_tokens_map.json: made and saved by transformers 5 (make_added_tokens.py)."""
+    with gzip.open(HERE / "added-tokens.jsonl.gz", "rt") as lines:
+        for number, line in zip(range(3), lines):
+            golden = json.loads(line)
+            folder = shutil.copytree(TINY, tmp_path / str(number))
+            (folder / "vocab.txt").unlink()
+            for name, content in golden["files"].items():
+                (folder / name).write_text(json.dumps(content))
+            more_rows(folder, 300)
+            texts, ids = zip(*golden["cases"])
+            assert [one["tokens"] for one in encode(texts, folder)] == list(ids)
+
+
+def refused(folder, line):
+    done = subprocess.run([BUILD / "engram", "encode", "--stdin", "--model", folder], input=b"a\n", capture_output=True, timeout=60)
+    assert done.returncode == 1 and done.stdout == b""
+    assert line in done.stderr.decode() and done.stderr.count(b"\n") == 1
+
+
+@pytest.mark.parametrize("stored", [lambda *tensor: tensor, as_f16, as_bf16])
+@pytest.mark.parametrize("value, word", [(numpy.nan, "NaN"), (-numpy.inf, "infinite")])
+def test_weights_that_are_not_finite(tmp_path, stored, value, word):
+    folder = shutil.copytree(TINY, tmp_path / "model")
+    tensors = tensors_read(folder / "model.safetensors")
+    name = "encoder.layer.0.output.dense.weight"
+    dtype, shape, data = tensors[name]
+    numbers = numpy.frombuffer(data, "<f4").reshape(shape).copy()
+    numbers[3, 17] = value
+    tensors[name] = (dtype, shape, numbers.tobytes())
+    tensors_write(folder / "model.safetensors", {one: stored(*tensor) for one, tensor in tensors.items()})
+    refused(folder, f"{name} [3, 17] is {word}")
