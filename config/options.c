@@ -80,8 +80,8 @@ const struct option config_options[OPTIONS] = {
 
     STRING("encoder", model, "", "a Hugging Face or sentence-transformers folder; empty: models/all-MiniLM-L6-v2 beside the binary, else the installed one"),
     INT("encoder", max_seq_length, "0", 0, 8192, "most word pieces that are read of a text, [CLS] and [SEP] included; 0: the model's own limit"),
-    STRING("encoder", text_prefix, "", "put before each text (models such as E5 and BGE need it); in the file, double quotes keep blanks at its ends"),
-    STRING("encoder", label_prefix, "", "put before each label's text; quotes as for text_prefix"),
+    STRING("encoder", text_prefix, "", "put before each text (models such as E5 and BGE need it), in place of the model's default prompt; in the file, double quotes keep blanks at its ends"),
+    STRING("encoder", label_prefix, "", "put before each label's text, in place of that prompt; quotes as for text_prefix"),
     INT("encoder", threads, "0", 0, 1024, "threads for computing; 0: as many as this process may use"),
 
     STRING("memory", memory, "engram-memory", "folder of the memory"),

@@ -21,9 +21,11 @@ static int length_choose(struct encoder *enc, size_t asked, const char *folder, 
     return 0;
 }
 
-static char *prefix_copy(const char *prefix)
+/* The option wins over the folder's own prompt. */
+static char *prefix_choose(const char *option, const char *prompt)
 {
-    return prefix ? mem_string(prefix, strlen(prefix)) : mem_string("", 0);
+    const char *prefix = option && *option ? option : prompt ? prompt : "";
+    return mem_string(prefix, strlen(prefix));
 }
 
 int encoder_open(struct encoder **out, struct backend *backend, const struct encoder_options *options, struct error *e)
@@ -38,8 +40,8 @@ int encoder_open(struct encoder **out, struct backend *backend, const struct enc
         length_choose(enc, options->max_seq_length, options->folder, e) != 0) {
         goto done;
     }
-    enc->prefixes[ENCODER_TEXT] = prefix_copy(options->text_prefix);
-    enc->prefixes[ENCODER_LABEL] = prefix_copy(options->label_prefix);
+    enc->prefixes[ENCODER_TEXT] = prefix_choose(options->text_prefix, c->prompt);
+    enc->prefixes[ENCODER_LABEL] = prefix_choose(options->label_prefix, c->prompt);
     if (parameters_load(enc, e) != 0) {
         goto done;
     }

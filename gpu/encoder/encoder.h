@@ -16,7 +16,7 @@ struct encoder;
 struct encoder_options {
     const char *folder;
     size_t max_seq_length;    /* 0: the model's own; counts [CLS] and [SEP] */
-    const char *text_prefix;  /* put before each text as it stands; NULL or "": none */
+    const char *text_prefix;  /* put before each text as it stands; NULL or "": the folder's default prompt, if any */
     const char *label_prefix; /* the same for label texts */
 };
 

@@ -13,6 +13,8 @@
 #include "base/json.h"
 #include "gpu/encoder/internal.h"
 
+#define PROMPT_BYTES_MAX 65536 /* as long as a label's text may be */
+
 /* ---- what each file says ----------------------------------------------------------------------------------------- */
 
 static int architecture_read(struct model_config *c, struct reading *r, const char *inside)
@@ -82,8 +84,14 @@ static int pooling_read(struct model_config *c, struct reading *r, const char *i
     if (mode && !json_text_is(mode, "mean") && !json_text_is(mode, "cls")) {
         return refuse(r, "pooling_mode is %.40s; only mean or cls can be run", json_shown(mode));
     }
-    if (reading_flag_expect(r, "include_prompt", true) ||
-        reading_flag(r, "pooling_mode_cls_token", mode && json_text_is(mode, "cls"), &cls) ||
+    bool prompt;
+    if (reading_flag(r, "include_prompt", true, &prompt) != 0) {
+        return -1;
+    }
+    if (!prompt) {
+        return refuse(r, "include_prompt is false: pooling that leaves the prompt's tokens out cannot be run");
+    }
+    if (reading_flag(r, "pooling_mode_cls_token", mode && json_text_is(mode, "cls"), &cls) ||
         reading_flag(r, "pooling_mode_mean_tokens", mode && json_text_is(mode, "mean"), &mean) ||
         reading_size(r, "word_embedding_dimension", 1, 65536, c->dim, &width)) {
         return -1;
@@ -144,6 +152,28 @@ static int modules_read(struct reading *r, const char **transformer, const char 
     return *pooling ? 0 : refuse(r, "names no Pooling module");
 }
 
+/* What sentence-transformers' encode() puts before every text: the default prompt. Other prompts are applied there only
+ * where the caller names one, and here where an option does. */
+static int prompt_read(struct model_config *c, struct reading *r)
+{
+    if (reading_object(r, "", "config_sentence_transformers.json") < 0) {
+        return -1;
+    }
+    const struct json *name = reading_member(r, "default_prompt_name"), *prompts = reading_member(r, "prompts");
+    if (!name) {
+        return 0;
+    }
+    const struct json *prompt = name->type == JSON_STRING ? json_member(prompts, name->text.data) : NULL;
+    if (!prompt || prompt->type != JSON_STRING) {
+        return refuse(r, "default_prompt_name is %.80s, which names none of its prompts", json_shown(name));
+    }
+    if (strlen(prompt->text.data) != prompt->text.bytes || prompt->text.bytes > PROMPT_BYTES_MAX) {
+        return refuse(r, "the prompt %.80s holds a NUL or is over %d bytes", json_shown(name), PROMPT_BYTES_MAX);
+    }
+    c->prompt = mem_string(prompt->text.data, prompt->text.bytes);
+    return 0;
+}
+
 /* The file that only has to be there. */
 static int weights_find(struct model_config *c, struct reading *r, const char *inside)
 {
@@ -186,7 +216,7 @@ int model_config_read(struct model_config *out, const char *folder, struct error
     size_t length = out->positions;
     out->pooling = POOLING_MEAN;
     if (folder_tokenizer_open(out, &r, transformer, &length) || length_read(out, &r, transformer, length) ||
-        (pooling && pooling_read(out, &r, pooling))) {
+        (pooling && (pooling_read(out, &r, pooling) || prompt_read(out, &r)))) {
         goto done;
     }
     result = 0;
@@ -199,4 +229,5 @@ void model_config_free(struct model_config *config)
 {
     tokenizer_close(config->tokenizer);
     free(config->weights_path);
+    free(config->prompt);
 }

@@ -48,6 +48,7 @@ const char *json_shown(const struct json *j); /* for a message */
 struct model_config {
     char *weights_path; /* model.safetensors */
     struct tokenizer *tokenizer;
+    char *prompt; /* what the folder puts before every text; NULL: nothing */
     size_t layers, dim, heads, intermediate;
     size_t vocabulary, positions, types; /* rows of the embeddings */
     float epsilon;                       /* of the layer norms */

@@ -1,5 +1,5 @@
-"""Model folders as the program reads them: what transformers 5 saves, tokens added to the default model and
-weights that are not finite in each stored type.
+"""Model folders as the program reads them: what transformers 5 saves, tokens added to the default model, prompts as
+sentence-transformers applies them, and weights that are not finite in each stored type.
 """
 
 import gzip
@@ -76,6 +76,15 @@ def test_transformers_5(tmp_path):
             more_rows(folder, 300)
             texts, ids = zip(*golden["cases"])
             assert [one["tokens"] for one in encode(texts, folder)] == list(ids)
+
+
+@pytest.mark.parametrize("golden", json.loads((HERE / "prompts.json").read_text()))
+def test_prompts(tmp_path, golden):
+    folder = shutil.copytree(TINY, tmp_path / "model")
+    name = "config_sentence_transformers.json"
+    (folder / name).write_text(json.dumps(golden[name]))
+    embeddings = [one["embedding"] for one in encode(golden["texts"], folder)]
+    numpy.testing.assert_allclose(embeddings, golden["embeddings"], atol=3e-6)
 
 
 def refused(folder, line):

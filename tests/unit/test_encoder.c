@@ -234,6 +234,63 @@ static void test_prefix(void **state)
     encoder_close(plain);
 }
 
+#define PROMPTS "\"prompts\": {\"query\": \"python li\", \"document\": \"a \", \"none\": \"\"}"
+
+static void prompts_put(const char *rest)
+{
+    char text[512];
+    int bytes = snprintf(text, sizeof text, "{%s%s}", PROMPTS, rest);
+    file_put("config_sentence_transformers.json", text, (size_t)bytes);
+}
+
+static void fingerprint_of(const struct encoder_options *options, char out[33]);
+
+/* The default prompt is put before texts and labels alike, and counts as the option of the same text does; an option
+ * wins over it; without a default none is applied, whatever prompts there are. */
+static void test_prompts(void **state)
+{
+    (void)state;
+    const struct encoder_options plain = {.folder = folder};
+    const struct encoder_options both = {.folder = folder, .text_prefix = "python li", .label_prefix = "python li"};
+    const struct encoder_options text = {.folder = folder, .text_prefix = "a "};
+    const struct encoder_options mixed = {.folder = folder, .text_prefix = "a ", .label_prefix = "python li"};
+    char none[33], options[33], got[33];
+    float expected[32], out[32];
+    fingerprint_of(&plain, none);
+    fingerprint_of(&both, options);
+    struct encoder *enc = encoder_of(&both);
+    text_embed(enc, ENCODER_TEXT, "brary", expected);
+    encoder_close(enc);
+    prompts_put("");
+    fingerprint_of(&plain, got);
+    assert_string_equal(got, none);
+    prompts_put(", \"default_prompt_name\": null");
+    fingerprint_of(&plain, got);
+    assert_string_equal(got, none);
+    prompts_put(", \"default_prompt_name\": \"none\"");
+    fingerprint_of(&plain, got);
+    assert_string_equal(got, none);
+
+    prompts_put(", \"default_prompt_name\": \"query\"");
+    fingerprint_of(&plain, got);
+    assert_string_equal(got, options);
+    enc = encoder_of(&plain);
+    for (int input = ENCODER_TEXT; input <= ENCODER_LABEL; input++) {
+        text_embed(enc, (enum encoder_input)input, "brary", out);
+        assert_memory_equal(out, expected, sizeof out);
+    }
+    encoder_close(enc);
+    fingerprint_of(&text, got);
+    file_remove("config_sentence_transformers.json");
+    fingerprint_of(&mixed, options);
+    assert_string_equal(got, options);
+
+    prompts_put(", \"default_prompt_name\": \"query\"");
+    file_remove("modules.json"); /* without it the library does not read the prompts either */
+    fingerprint_of(&plain, got);
+    assert_string_equal(got, none);
+}
+
 static void test_length(void **state)
 {
     (void)state;
@@ -489,6 +546,7 @@ static void test_refused_settings(void **state)
          "neither"},
         {"1_Pooling/config.json", "\"word_embedding_dimension\": 32", "\"word_embedding_dimension\": 33",
          "word_embedding"},
+        {"1_Pooling/config.json", "{", "{\"include_prompt\": false,", "include_prompt is false"},
         {"modules.json", "models.Normalize", "models.Dense", "Dense"},
         {"modules.json", "models.Transformer", "models.CLIPModel", "CLIPModel"},
         {"modules.json", "\"path\": \"1_Pooling\"", "\"path\": \"../elsewhere\"", "path"},
@@ -499,6 +557,26 @@ static void test_refused_settings(void **state)
         refused(cases[i].named, "");
         assert_int_equal(folder_remove(state), 0);
         folder_make(state);
+    }
+}
+
+static void test_refused_prompts(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *rest, *named;
+    } cases[] = {
+        {", \"default_prompt_name\": \"passage\"", "default_prompt_name is passage, which names none of its prompts"},
+        {", \"default_prompt_name\": \"\"", "names none of its prompts"},
+        {", \"default_prompt_name\": 7", "default_prompt_name is 7"},
+        {", \"default_prompt_name\": \"query\", \"prompts\": [\"query\"]", "names none"},
+        {", \"default_prompt_name\": \"query\", \"prompts\": {\"query\": null}", "names none"},
+        {", \"default_prompt_name\": \"query\", \"prompts\": {\"query\": \"a\\u0000b\"}", "NUL"},
+        {", \"default_prompt_name\": \"query\", \"prompts\"", "config_sentence_transformers.json: not JSON"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        prompts_put(cases[i].rest);
+        refused(cases[i].named, "config_sentence_transformers.json");
     }
 }
 
@@ -688,6 +766,8 @@ int main(void)
         TEST(test_refused_length),
         TEST(test_refused_numbers),
         TEST(test_overflow),
+        TEST(test_prompts),
+        TEST(test_refused_prompts),
     };
     struct error e = {0};
     if (backend_cpu_open(&backend, 2, &e) != 0) {
