@@ -129,7 +129,7 @@ static int recognise(struct lines *l)
     }
     if (l->named_gz) {
         return error_set(&l->error, ERROR_FATAL, E_IO, "%s is named .gz but %s", l->path,
-                         l->input_end - l->input_at < 2 ? "is cut short" : "holds no gzip data");
+                         l->input_end - l->input_at < 2 ? "is cut short" : "is not gzip data");
     }
     l->gzip = GZIP_NONE;
     return 0;
@@ -151,11 +151,11 @@ static int start_member(struct lines *l)
     }
     if (!at_gzip_magic(l)) {
         return error_set(&l->error, ERROR_FATAL, E_IO,
-                         "%s: behind the gzip data stands something else, or a cut member", l->path);
+                         "%s: after the gzip data there is something else, or a member that is cut off", l->path);
     }
     int status = l->inflater_ready ? inflateReset(&l->inflater) : inflateInit2(&l->inflater, 15 + 16);
     if (status != Z_OK) {
-        return error_set(&l->error, ERROR_FATAL, E_INTERNAL, "%s: zlib does not start", l->path);
+        return error_set(&l->error, ERROR_FATAL, E_INTERNAL, "%s: zlib cannot be started", l->path);
     }
     l->inflater_ready = true;
     l->gzip = GZIP_INSIDE;

@@ -75,7 +75,7 @@ int npy_count(struct npy *a, uint64_t *out, struct error *e)
     a->taken++;
     *out = bits_of(bytes, a->item_bytes);
     if (bytes[a->item_bytes - 1] & 0x80) {
-        return npy_damaged(a, "holds a negative number", e);
+        return npy_damaged(a, "has a negative number", e);
     }
     return 0;
 }
@@ -101,10 +101,10 @@ int npy_set(struct npy *a, bool *out, struct error *e)
             memcpy(&wide, &bits, sizeof wide);
         }
         *out = wide != 0;
-        return wide >= 0 ? 0 : npy_damaged(a, "holds a value below 0 or NaN: a relevance is 0 or more", e);
+        return wide >= 0 ? 0 : npy_damaged(a, "has a value that is below 0 or NaN: a relevance is 0 or more", e);
     }
     *out = bits != 0;
-    return a->kind == 'i' && sign ? npy_damaged(a, "holds a value below 0: a relevance is 0 or more", e) : 0;
+    return a->kind == 'i' && sign ? npy_damaged(a, "has a value below 0: a relevance is 0 or more", e) : 0;
 }
 
 /* ---- an array's header ---- */
@@ -133,13 +133,14 @@ static int type_read(struct npy *a, const char *header, struct error *e)
     }
     if (!end || *end != '\'' || width == 0 || width > NPY_ITEM_BYTES_MAX) {
         size_t shown = at ? strcspn(at, ",}\n") : 0;
-        return error_set(e, ERROR_FATAL, E_CORRUPT,
-                         "%s: %s is of type %.*s: little-endian numbers are read (scipy.sparse.save_npz writes them)",
-                         a->path, a->name,
-                         shown == 0   ? 7
-                         : shown > 40 ? 40
-                                      : (int)shown,
-                         shown ? at : "unknown");
+        return error_set(
+            e, ERROR_FATAL, E_CORRUPT,
+            "%s: %s is of type %.*s: only little-endian numbers can be read (scipy.sparse.save_npz writes them)",
+            a->path, a->name,
+            shown == 0   ? 7
+            : shown > 40 ? 40
+                         : (int)shown,
+            shown ? at : "unknown");
     }
     a->kind = at[2];
     a->item_bytes = width;
@@ -162,7 +163,7 @@ static int shape_read(struct npy *a, const char *header, struct error *e)
         a->dimensions = 1;
     }
     if (!end || errno || strncmp(end, ",)", 2) != 0 || a->items > UINT64_MAX / NPY_ITEM_BYTES_MAX / 2) {
-        return npy_damaged(a, "has a shape that is not of one dimension", e);
+        return npy_damaged(a, "does not have one dimension", e);
     }
     return 0;
 }
@@ -176,7 +177,7 @@ static int header_read(struct npy *a, uint64_t entry_bytes, struct error *e)
     }
     bool wide = bytes[6] >= 2;
     if (memcmp(bytes, "\x93NUMPY", 6) != 0 || bytes[6] < 1 || bytes[6] > 3) {
-        return npy_damaged(a, "is no array of NumPy (npy, version 1 to 3)", e);
+        return npy_damaged(a, "is not a NumPy array (npy, version 1 to 3)", e);
     }
     uint64_t header_bytes = bits_of(bytes + 8, 2);
     if (wide) {
@@ -196,7 +197,7 @@ static int header_read(struct npy *a, uint64_t entry_bytes, struct error *e)
     header[header_bytes] = '\0';
     const char *order = header_value(header, "'fortran_order':");
     if (!order || strncmp(order, "False", 5) != 0) {
-        return npy_damaged(a, "is in Fortran's order, or does not say: it must be in C's", e);
+        return npy_damaged(a, "is in Fortran order, or does not say: it must be in C order", e);
     }
     if (type_read(a, header, e) || shape_read(a, header, e)) {
         return -1;
@@ -220,7 +221,7 @@ int npy_open(struct npy *a, zip_t *zip, const char *path, const char *name, stru
     a->path = path;
     a->name = name;
     if (index < 0) {
-        error_set(e, ERROR_FATAL, E_CORRUPT, "%s holds no %s: it is no sparse matrix of scipy.sparse.save_npz", path,
+        error_set(e, ERROR_FATAL, E_CORRUPT, "%s has no %s: it is not a sparse matrix of scipy.sparse.save_npz", path,
                   name);
         return -1;
     }

@@ -48,7 +48,7 @@ static int format_check(struct npz *m, struct error *e)
         name[i] = (char)(bytes[i * step] > 0x20 && bytes[i * step] < 0x7f ? bytes[i * step] : '\0');
     }
     if (strcmp(name, "csr") != 0) {
-        return error_set(e, ERROR_FATAL, E_CORRUPT, "%s holds a matrix of format \"%s\": save it as csr (.tocsr())",
+        return error_set(e, ERROR_FATAL, E_CORRUPT, "%s has a matrix of format \"%s\": save it as csr (.tocsr())",
                          m->path, name);
     }
     return npy_end(a, e);
@@ -71,10 +71,10 @@ static int sizes_check(struct npz *m, struct error *e)
     bool number = data->kind == 'f' ? data->item_bytes == 4 || data->item_bytes == 8
                                     : strchr("iub", data->kind) && data->item_bytes <= 8;
     if (!number || data->dimensions != 1) {
-        return npy_damaged(data, "must be a row of numbers (float32, float64, whole ones or bool)", e);
+        return npy_damaged(data, "must be a row of numbers (float32, float64, integers or bool)", e);
     }
     if (shape->items != 2) {
-        return npy_damaged(shape, "must hold two numbers: rows and columns", e);
+        return npy_damaged(shape, "must have two numbers: rows and columns", e);
     }
     if (npy_count(shape, &m->rows, e) || npy_count(shape, &m->columns, e) || npy_end(shape, e)) {
         return -1;
@@ -131,7 +131,7 @@ int npz_row_next(struct npz *m, uint64_t *columns, size_t max, size_t *count, st
     if (end < m->start || end > m->arrays[INDICES].items) {
         return error_set(e, ERROR_FATAL, E_CORRUPT,
                          "%s: row %" PRIu64 " (from 0) ends at %" PRIu64
-                         ": indptr.npy must rise from 0 to the number of indices, %" PRIu64,
+                         ": indptr.npy must increase from 0 to the number of indices, %" PRIu64,
                          m->path, m->row, end, m->arrays[INDICES].items);
     }
     for (; m->start < end; m->start++) {
@@ -165,7 +165,7 @@ static int archive_open(struct npz *m, struct error *e)
             error_set(e, ERROR_FATAL, code == ZIP_ER_NOENT ? E_NOT_FOUND : E_IO, "cannot open %s: %s", m->path,
                       strerror(number));
         } else {
-            error_set(e, ERROR_FATAL, E_CORRUPT, "%s is no sparse matrix of scipy.sparse.save_npz: %s", m->path,
+            error_set(e, ERROR_FATAL, E_CORRUPT, "%s is not a sparse matrix of scipy.sparse.save_npz: %s", m->path,
                       zip_error_strerror(&error));
         }
         zip_error_fini(&error);

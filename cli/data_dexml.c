@@ -56,8 +56,8 @@ static int matrix_open(struct dexml *d, const char *path, const char *name, stru
     char *matrix = data_beside(path, name, true), *labels = data_beside(path, "Y.txt", false);
     int result = -1;
     if (!matrix) {
-        error_set(e, ERROR_FATAL, E_NOT_FOUND,
-                  "the labels of %s are missing: %s must stand beside it or a folder above", path, name);
+        error_set(e, ERROR_FATAL, E_NOT_FOUND, "the labels of %s are missing: %s must be beside it or one folder up",
+                  path, name);
         goto done;
     }
     if (npz_open(&d->matrix, matrix, e) || count_check(path, npz_rows(d->matrix), "rows", matrix, e) ||
@@ -78,7 +78,7 @@ int dexml_open(struct dexml **out, const struct data_source *source, struct erro
     *out = d;
     d->prefix = train ? "trn" : "tst";
     if (labels != (source->part == DATA_LABELS)) {
-        return error_set(e, ERROR_FATAL, E_USAGE, "%s holds %s", source->path,
+        return error_set(e, ERROR_FATAL, E_USAGE, "%s has %s", source->path,
                          labels ? "labels: give it as --labels" : "texts: the labels are in Y.txt");
     }
     return labels || source->texts_only ? 0 : matrix_open(d, source->path, train ? "Y.trn.npz" : "Y.tst.npz", e);
@@ -126,7 +126,7 @@ int dexml_instance(struct dexml *d, size_t number, struct slice line, struct are
     while (d->matrix && d->row <= number) { /* the rows of lines that were too long go by */
         int found = npz_row_next(d->matrix, d->columns, RECORD_LABELS_MAX, &count, e);
         if (found <= 0) {
-            return found < 0 ? -1 : error_set(e, ERROR_FATAL, E_CORRUPT, "the text file has grown while it was read");
+            return found < 0 ? -1 : error_set(e, ERROR_FATAL, E_CORRUPT, "the text file grew while it was read");
         }
         d->row++;
     }

@@ -80,15 +80,14 @@ static int folder_find(const struct data_source *source, char **path, enum data_
             const char *name = layouts[i].names[source->part];
             *form = layouts[i].form;
             return *path ? 0
-                         : error_set(e, ERROR_FATAL, E_NOT_FOUND, "%s holds %s, but no %s%s (or %s.gz)", source->path,
+                         : error_set(e, ERROR_FATAL, E_NOT_FOUND, "%s has %s, but no %s%s (or %s.gz)", source->path,
                                      layouts[i].what, layouts[i].folder, name, name);
         }
     }
-    return error_set(
-        e, ERROR_FATAL, E_NOT_FOUND,
-        "%s holds no data set: neither lbl.json, trn.json, tst.json (LF-XMC), nor raw/Y.txt, raw/trn_X.txt, "
-        "raw/tst_X.txt (DEXML), nor labels.jsonl, train.jsonl, test.jsonl",
-        source->path);
+    return error_set(e, ERROR_FATAL, E_NOT_FOUND,
+                     "%s has no data set: neither lbl.json, trn.json, tst.json (LF-XMC), nor raw/Y.txt, raw/trn_X.txt, "
+                     "raw/tst_X.txt (DEXML), nor labels.jsonl, train.jsonl, test.jsonl",
+                     source->path);
 }
 
 /* ---- files ---- */
@@ -141,7 +140,8 @@ int data_find(const struct data_source *source, char **path, enum data_form *for
         return folder_find(source, path, form, e);
     }
     if (source->folder_only) {
-        return error_set(e, ERROR_FATAL, E_NOT_FOUND, "%s is no folder: --data takes that of a data set", source->path);
+        return error_set(e, ERROR_FATAL, E_NOT_FOUND, "%s is not a folder: --data takes the folder of a data set",
+                         source->path);
     }
     *path = mem_string(source->path, strlen(source->path));
     if (strcmp(source->path, "-") != 0) {

@@ -23,8 +23,7 @@ int data_text(struct slice text, const char *what, struct arena *arena, struct s
         return error_set(e, ERROR_POISON, E_UTF8, "%s is not UTF-8 at byte %zu", what, valid);
     }
     if (nul) {
-        return error_set(e, ERROR_POISON, E_NUL, "%s holds a NUL character at byte %zu", what,
-                         (size_t)(nul - text.data));
+        return error_set(e, ERROR_POISON, E_NUL, "%s has a NUL character at byte %zu", what, (size_t)(nul - text.data));
     }
     text.bytes = utf8_cut(text.data, text.bytes, RECORD_TEXT_BYTES_MAX);
     *out = arena_slice(arena, text);

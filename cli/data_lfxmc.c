@@ -42,7 +42,7 @@ static int uid_read(struct lfxmc *x, const struct json *object, struct slice *ou
     }
     name_set_number(&x->seen, uid->text, &fresh);
     if (!fresh) {
-        return error_set(e, ERROR_POISON, E_KEY, "uid \"%.*s\" stands in an earlier line too: each may occur once",
+        return error_set(e, ERROR_POISON, E_KEY, "uid \"%.*s\" is in an earlier line too: each may occur once",
                          (int)uid->text.bytes, uid->text.data);
     }
     *out = uid->text;
@@ -153,7 +153,7 @@ int lfxmc_open(struct lfxmc **out, const struct data_source *source, struct erro
     x->labels_path = data_beside(source->path, "lbl.json", false);
     if (!x->labels_path) {
         return error_set(e, ERROR_FATAL, E_NOT_FOUND,
-                         "%s means labels by their line in lbl.json (or lbl.json.gz), which must stand beside it",
+                         "%s refers to labels by their line in lbl.json (or lbl.json.gz), which must be beside it",
                          source->path);
     }
     return labels_read(x, e);
@@ -199,7 +199,7 @@ static int target_read(const struct lfxmc *x, const struct json *target, size_t 
     *out = lfxmc_name(x, (size_t)number);
     if (out->bytes == 0) {
         return error_set(e, ERROR_POISON, E_FIELD,
-                         "target_ind[%zu] is %" PRId64 ", but %s:%" PRId64 " holds no label that can be read: mend it",
+                         "target_ind[%zu] is %" PRId64 ", but %s:%" PRId64 " has no label that can be read: correct it",
                          at, number, x->labels_path, number + 1);
     }
     return 0;

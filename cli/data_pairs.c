@@ -46,7 +46,7 @@ static int pair_read(struct slice line, size_t labels, struct pair *out, struct 
 {
     const char *at = line.data, *end = line.data + line.bytes;
     if (!number_read(&at, end, &out->row) || !number_read(&at, end, &out->label) || at != end) {
-        return error_set(e, ERROR_POISON, E_FORMAT, "must hold two numbers, a row and a label, both from 0");
+        return error_set(e, ERROR_POISON, E_FORMAT, "must have two numbers, a row and a label, both from 0");
     }
     if (out->label >= labels) {
         return error_set(e, ERROR_POISON, E_FORMAT, "names label %" PRIu64 " (from 0), but there are %zu", out->label,

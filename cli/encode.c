@@ -121,7 +121,7 @@ static int text_read(struct encode *n, struct slice line, struct slice *text, st
             return -1;
         }
         if (value->type != JSON_STRING) {
-            return error_set(e, ERROR_POISON, E_FIELD, "the line is no JSON string");
+            return error_set(e, ERROR_POISON, E_FIELD, "the line is not a JSON string");
         }
         *text = value->text;
     }

@@ -36,12 +36,12 @@ static bool cutoff_add(struct eval_cutoffs *c, const char *text, size_t bytes, s
         k = text[i] >= '0' && text[i] <= '9' ? 10 * k + (size_t)(text[i] - '0') : METRICS_RANK_MAX + 1;
     }
     if (k < 1 || k > METRICS_RANK_MAX) {
-        buffer_format(why, "\"%.*s\" is no number from 1 to %d", (int)bytes, text, METRICS_RANK_MAX);
+        buffer_format(why, "\"%.*s\" is not a number from 1 to %d", (int)bytes, text, METRICS_RANK_MAX);
         return false;
     }
     for (size_t i = 0; i < c->count; i++) {
         if (c->at[i] == k) {
-            buffer_format(why, "%zu stands twice", k);
+            buffer_format(why, "%zu is given twice", k);
             return false;
         }
     }
@@ -209,11 +209,11 @@ static void recall_table(const struct metrics *m, const struct eval_cutoffs *c, 
 
 void eval_decile_tables(const struct metrics *m, const struct eval_cutoffs *c, struct buffer *out)
 {
-    buffer_string(out,
-                  "\nTenths of the labels by how many instances have them, the rarest first, and how many in a\n"
-                  "hundred of their gold occurrences are found (a gold label that is not known is of the first)\n");
+    buffer_string(
+        out, "\nTenths of the labels by how many instances have them, the rarest first, and the percentage of their\n"
+             "gold occurrences that is found (a gold label that is not known is in the first)\n");
     recall_table(m, c, out);
-    buffer_string(out, "\nWhat each decile's labels give of each metric: the ten add up to it\n");
+    buffer_string(out, "\nThe part of each metric that comes from each decile's labels: the ten add up to it\n");
     for (size_t r = 0; r < ROWS; r++) {
         buffer_format(out, "%s%-6s", r ? "\n" : "", rows[r].name);
         cutoffs_head(out, c);

@@ -152,7 +152,7 @@ static void published_append(struct eval_show *s, const struct shown_text *text,
     }
     if (count == 0) {
         buffer_string(&s->out, p->labels_count ? "  no labels: none reaches min_score\n"
-                                               : "  no labels: the memory holds nothing that speaks for one\n");
+                                               : "  no labels: nothing in the memory supports one\n");
     }
 }
 
@@ -191,8 +191,8 @@ static int missed_append(struct eval_show *s, const struct shown_text *text, con
 static void head_append(struct eval_show *s)
 {
     buffer_format(&s->out,
-                  "Texts with their tags and scores; under each tag the keys that gave it most:\n"
-                  "similarity, %sweight, key. Missed: what the file names and was not predicted.\n\n",
+                  "Texts with their tags and scores; under each tag the keys that contributed most:\n"
+                  "similarity, %sweight, key. Missed: labels of the file that were not predicted.\n\n",
                   s->options.lexical > 0 ? "lexical, " : "");
 }
 

@@ -55,10 +55,10 @@ static int forget_local(const struct config *config, const char *name, bool labe
     if (cli_memory_open(&memory, config, MEMORY_WRITE, &e) || forget_in(memory, slice_of(name), label, &found, &e)) {
         status = cli_fail(command.name, &e);
     } else if (!found) {
-        cli_complain(command.name, "%s holds no %s '%s'", config->memory,
-                     label ? "definition of the label" : "instance", name);
+        cli_complain(command.name, "%s has no %s '%s'", config->memory, label ? "definition of the label" : "instance",
+                     name);
     } else {
-        buffer_format(&out, "forgot %s%s in %s alone\n", label ? "the definition of " : "", name, config->memory);
+        buffer_format(&out, "forgot %s%s in %s only\n", label ? "the definition of " : "", name, config->memory);
         status = cli_output(command.name, &out) ? STATUS_OK : STATUS_FAILED;
     }
     if (memory) {
@@ -96,7 +96,7 @@ static int forget(const struct config *config, const struct arguments *a)
         return cli_usage(command.name, "name one thing to forget: ID, or --label L");
     }
     if (arguments_has(a, "local") && arguments_has(a, "partition")) {
-        return cli_usage(command.name, "--partition is for the topic, and --local is without one");
+        return cli_usage(command.name, "--partition is about the topic, and --local uses no topic");
     }
     if (!cli_partition(command.name, a, &partition, &status)) {
         return status;

@@ -97,7 +97,7 @@ static void stats_table(const struct memory_stats *s, const char *digest, struct
     buffer_format(out, "digest         %s\n", digest);
     buffer_format(out, "encoder        %s\n", s->fingerprint);
     buffer_format(out, "local changes  %" PRIu64 "%s\n", s->local_changes,
-                  s->local_changes ? " (by hand: outside the replicas' promise)" : "");
+                  s->local_changes ? " (by hand: it may differ from other replicas)" : "");
     for (size_t i = 0; i < s->offsets_count; i++) {
         buffer_format(out, "next offset    %" PRId64 " of %s [%" PRId32 "], cluster %s\n", s->offsets[i].position.next,
                       s->offsets[i].topic, s->offsets[i].partition, s->offsets[i].cluster);
@@ -195,7 +195,7 @@ static int memory_get(struct memory *m, const char *id, unsigned long wait_s, co
         clock_sleep_ms(1);
     }
     if (found == 0) {
-        return error_set(e, ERROR_FATAL, E_NOT_FOUND, "the memory %s holds no instance \"%s\"", folder, id);
+        return error_set(e, ERROR_FATAL, E_NOT_FOUND, "the memory %s has no instance \"%s\"", folder, id);
     }
     return found < 0 ? -1 : 0;
 }
@@ -217,7 +217,7 @@ static int memory_verify_show(const struct config *config, struct buffer *out, u
     if (*problems) {
         buffer_format(out, "%s: %" PRIu64 " problem%s\n", config->memory, *problems, *problems == 1 ? "" : "s");
     } else {
-        buffer_format(out, "%s: everything holds\n", config->memory);
+        buffer_format(out, "%s: no damage found\n", config->memory);
     }
     return 0;
 }
@@ -281,12 +281,12 @@ static enum action_kind action_read(const struct arguments *arguments)
     if (kind == ACTIONS) {
         cli_usage(command.name, "there is no 'memory %s': it is stats, get, verify, export, backup or compact", name);
     } else if (arguments_positional_count(arguments) != (actions[kind].takes ? 2 : 1)) {
-        cli_usage(command.name, actions[kind].takes ? "%s needs one %s" : "%s takes nothing more", name,
+        cli_usage(command.name, actions[kind].takes ? "%s needs one %s" : "%s takes no more arguments", name,
                   actions[kind].takes);
         kind = ACTIONS;
     } else if (exports != (kind == EXPORT)) {
         cli_usage(command.name,
-                  exports ? "%s has no --labels and --instances: they are for export"
+                  exports ? "%s takes no --labels and --instances: they are for export"
                           : "nothing to %s: give --labels FILE, --instances FILE or both",
                   name);
         kind = ACTIONS;

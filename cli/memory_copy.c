@@ -34,7 +34,7 @@ int memory_label_names(const struct snapshot *snapshot, const struct memory_inst
         if (found <= 0) {
             if (found == 0) {
                 error_set(e, ERROR_FATAL, E_CORRUPT,
-                          "the instance names the label number %" PRIu32 ", which is not there", i->labels[l]);
+                          "the instance names the label number %" PRIu32 ", which does not exist", i->labels[l]);
             }
             free(sorted);
             return -1;
@@ -57,8 +57,8 @@ static int text_missing(struct error *e, const char *what, struct slice name)
 static int line_write(struct export *x, struct out_file *f, const char *what, struct slice name)
 {
     if (x->line.bytes > RECORD_BYTES_MAX) { /* control characters take six bytes each in JSON */
-        return error_set(x->e, ERROR_FATAL, E_LIMIT, "%s \"%.*s\" is over 1 MiB as JSON, which nothing takes back",
-                         what, (int)name.bytes, name.data);
+        return error_set(x->e, ERROR_FATAL, E_LIMIT, "%s \"%.*s\" is over 1 MiB as JSON, which no command reads", what,
+                         (int)name.bytes, name.data);
     }
     buffer_byte(&x->line, '\n');
     if (out_write(f, &x->line, x->e)) {

@@ -112,7 +112,7 @@ static void reload(struct running *r)
     struct config_changes changes = {0};
     struct error e = {0};
     if (!config_file(before)) {
-        log_info("nothing to reload: there is no file, this stage was started without -c");
+        log_info("nothing to reload: this stage was started without -c, so there is no file");
         return;
     }
     int result = config_read_again(&run_command, r->argc, r->argv, before, &now, &e);
@@ -151,10 +151,10 @@ static void run_until_ended(struct running *r, const struct signals *signals)
         if (got == SIGHUP) {
             reload(r);
         } else if (got && stopping) {
-            log_warn("stopped at once by a second signal: what was not committed will be done again");
+            log_warn("stopped at once by a second signal: what was not committed will be repeated");
             _exit(STATUS_FAILED);
         } else if (got) {
-            log_info("stopping: finishing what is in compute");
+            log_info("stopping: finishing what is being computed");
             stage_stop(r->stage);
             stopping = true;
         }

@@ -70,8 +70,8 @@ static int partition_choose(const struct config *config, const struct cli_record
         return 0;
     }
     return error_set(e, ERROR_FATAL, E_USAGE,
-                     "topic '%s' has %d partitions, and where this key belongs is not known here: name it with "
-                     "--partition N",
+                     "topic '%s' has %d partitions, and it is not known here which one this key belongs to: name it "
+                     "with --partition N",
                      r->topic, partitions);
 }
 

@@ -54,7 +54,7 @@ static int text_check(struct slice text, struct text_record *out, struct error *
         return error_set(e, ERROR_POISON, E_UTF8, "the text is not UTF-8");
     }
     if (text.bytes && memchr(text.data, '\0', text.bytes)) {
-        return error_set(e, ERROR_POISON, E_NUL, "the text holds a NUL character");
+        return error_set(e, ERROR_POISON, E_NUL, "the text has a NUL character");
     }
     size_t bytes = utf8_cut(text.data, text.bytes, RECORD_TEXT_BYTES_MAX);
     *out = (struct text_record){.text = {text.data, bytes}, .cut = bytes < text.bytes};
@@ -96,7 +96,7 @@ static void card_labels(struct buffer *out, const struct prediction *p)
         buffer_byte(out, '\n');
     }
     if (p->labels_count == 0) {
-        buffer_string(out, "  no labels: the memory holds nothing that speaks for one\n");
+        buffer_string(out, "  no labels: nothing in the memory supports one\n");
     }
 }
 
@@ -295,7 +295,7 @@ int command_tag(int argc, char **argv)
         if (from_stdin == (arguments_positional_count(arguments) == 1)) {
             status = cli_usage(command.name, "give one TEXT, or --stdin");
         } else if (arguments_has(arguments, "json-lines") && !from_stdin) {
-            status = cli_usage(command.name, "--json-lines says what stands on standard input: it needs --stdin");
+            status = cli_usage(command.name, "--json-lines is about standard input: it needs --stdin");
         } else {
             status = tag_run(&config, arguments);
         }

@@ -463,7 +463,7 @@ static int changes_take(const struct tune *t, const struct config *config, bool 
     if (*written) {
         cli_complain(command.name, "%s: %s; a running stage takes it on SIGHUP", config_file(config), text.data);
     } else if (count && result == 0) {
-        cli_complain(command.name, "to take it, put %s into [predict] of the configuration file, or add --write",
+        cli_complain(command.name, "to use it, put %s into [predict] of the configuration file, or add --write",
                      text.data);
     }
     buffer_free(&text);

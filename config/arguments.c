@@ -88,7 +88,7 @@ static int value_take(struct cursor *c, const char *flag, const char *inline_val
     } else if (c->at + 1 < c->argc) {
         *value = c->argv[++c->at];
     } else {
-        return error_set(e, ERROR_FATAL, E_USAGE, "%s needs a value behind it", flag);
+        return error_set(e, ERROR_FATAL, E_USAGE, "%s needs a value after it", flag);
     }
     return 0;
 }
@@ -222,7 +222,7 @@ static int property_apply(struct config *config, const char *text, struct error 
     enum scope scope = SCOPE_ALL;
     if (!equals || equals == text) {
         return error_set(e, ERROR_FATAL, E_USAGE,
-                         "-X takes name=value, with consumer. or producer. before it if need be");
+                         "-X takes name=value, with consumer. or producer. before it if needed");
     }
     for (int i = SCOPE_CONSUMER; i < SCOPES; i++) {
         if (strncmp(text, prefixes[i], strlen(prefixes[i])) == 0) {

@@ -57,7 +57,7 @@ static int check_topics(const struct config *config, struct error *e)
         for (size_t j = 0; j < i; j++) {
             if (strcmp(topics[i].topic, topics[j].topic) == 0) {
                 size_t set = origin_of(config, topics[j].option) > origin_of(config, topics[i].option) ? j : i;
-                return refuse(config, topics[set].option, e, "is '%s', which is %s too: each needs a topic of its own",
+                return refuse(config, topics[set].option, e, "is '%s', which is %s too: each needs its own topic",
                               topics[i].topic, topics[i + j - set].option);
             }
         }

@@ -106,13 +106,13 @@ static int option_read(struct reader *r, const struct option *o, char *value, st
 {
     struct source *source = &r->config->private->sources[o - config_options];
     if (source->origin == ORIGIN_FILE) {
-        config_warn(r->config, "%s: %s stands in line %zu too; the later one counts", r->where, o->name, source->line);
+        config_warn(r->config, "%s: %s is in line %zu too; the later one counts", r->where, o->name, source->line);
     }
     const char *text = unquote(o, value);
     if (config_set(r->config, o, text, (struct source){ORIGIN_FILE, r->line}, r->where, e)) {
         if (e && (strchr(value, '#') || strchr(value, ';'))) {
             size_t used = strlen(e->text);
-            snprintf(e->text + used, sizeof e->text - used, "; comments stand on lines of their own");
+            snprintf(e->text + used, sizeof e->text - used, "; comments are lines of their own");
         }
         return -1;
     }
@@ -157,8 +157,8 @@ static int line_read(struct reader *r, struct slice line, struct error *e)
     }
     if (l.kind == LINE_WRONG) {
         return error_set(e, ERROR_FATAL, E_USAGE, "%s: %s", r->where,
-                         *trim(line).data == '[' ? "a section's line ends with ]; comments stand on lines of their own"
-                                                 : "this is no `key = value`, no `[section]` and no comment");
+                         *trim(line).data == '[' ? "a section's line ends with ]; comments are lines of their own"
+                                                 : "this is not a `key = value`, a `[section]` or a comment");
     }
     char *key_text = mem_string(l.name.data, l.name.bytes);
     char *value_text = mem_string(l.value.data, l.value.bytes);

@@ -18,18 +18,18 @@ static const struct refusal {
     {"auto.commit.enable", "Engram commits an offset when the predictions before it are acknowledged"},
     {"enable.auto.offset.store", "Engram stores an offset when the predictions before it are acknowledged"},
     {"group.id", "use the option group"},
-    {"group.instance.id", "it follows from the option instance_id"},
-    {"transactional.id", "it follows from the options group and instance_id"},
+    {"group.instance.id", "Engram derives it from the options group and instance_id"},
+    {"transactional.id", "Engram derives it from the options group and instance_id"},
     {"enable.idempotence", "Engram always writes idempotently"},
     {"acks", "Engram always waits for all in-sync replicas"},
     {"request.required.acks", "Engram always waits for all in-sync replicas"},
     {"auto.offset.reset", "use the option start_from"},
     {"partition.assignment.strategy", "Engram always uses range"},
-    {"enable.partition.eof", "Engram sets it where it must know a partition's end"},
-    {"isolation.level", "Engram always reads what is committed (read_committed)"},
+    {"enable.partition.eof", "Engram sets it where it needs to know a partition's end"},
+    {"isolation.level", "Engram reads only committed records (read_committed)"},
     {"group.protocol", "Engram always uses the classic protocol"},
-    {"message.timeout.ms", "Engram never gives a record up (no limit)"},
-    {"delivery.timeout.ms", "Engram never gives a record up (no limit)"},
+    {"message.timeout.ms", "Engram never gives up a record (no limit)"},
+    {"delivery.timeout.ms", "Engram never gives up a record (no limit)"},
 };
 
 enum { REFUSALS = sizeof refusals / sizeof refusals[0] };
@@ -223,7 +223,7 @@ static void property_keep(struct config *config, const char *name, const char *v
         }
     }
     if (p && source.origin == ORIGIN_FILE) {
-        config_warn(config, "%s: %s stands in line %zu too; the later one counts", where, name, p->source.line);
+        config_warn(config, "%s: %s is in line %zu too; the later one counts", where, name, p->source.line);
     }
     if (!p) {
         private->properties =
@@ -252,7 +252,7 @@ int property_set(struct config *config, const char *name, const char *value, enu
     const struct known_property *known = property_named(name);
     const char *reason = known ? known->refused : NULL;
     if (reason) {
-        return error_set(e, ERROR_FATAL, E_USAGE, "%s: %s is not for you to set: %s", where, name, reason);
+        return error_set(e, ERROR_FATAL, E_USAGE, "%s: %s cannot be set: %s", where, name, reason);
     }
     if (scope_check(known, scope, where, e)) {
         return -1;

@@ -253,7 +253,7 @@ void option_default(struct config *config, const struct option *o)
 {
     struct error e;
     if (option_set(config, o, o->value, &e)) {
-        log_error("the default of an option does not hold: %s", e.text);
+        log_error("the default of an option is not valid: %s", e.text);
         abort();
     }
 }

@@ -299,8 +299,9 @@ static int result_check(const char *made, const char *path, const struct config_
     int result = config_read_file(&config, made, path, e);
     for (size_t i = 0; i < count && result == 0; i++) {
         if (!gives(&config, &changes[i])) {
-            result = error_set(e, ERROR_FATAL, E_USAGE, "%s cannot be '%s' in a file: it would not be read back so",
-                               changes[i].name, changes[i].value);
+            result = error_set(e, ERROR_FATAL, E_USAGE,
+                               "%s cannot be '%s' in a file: it would be read back as something else", changes[i].name,
+                               changes[i].value);
         }
     }
     config_free(&config);
@@ -315,7 +316,7 @@ static int file_fails(const char *path, const char *what, struct error *e)
     int reason = errno;
     return error_set(e, ERROR_FATAL, reason == ENOSPC || reason == EDQUOT || reason == EFBIG ? E_DISK_FULL : E_IO,
                      "%s cannot be changed and is as it was: %s: %s%s", path, what, strerror(reason),
-                     reason == EBUSY ? " (where the file alone is mounted, mount its folder)" : "");
+                     reason == EBUSY ? " (if only the file is mounted, mount its folder)" : "");
 }
 
 static int file_read(const char *path, struct buffer *text, struct stat *status, struct error *e)
@@ -327,7 +328,7 @@ static int file_read(const char *path, struct buffer *text, struct stat *status,
         goto done;
     }
     if (!S_ISREG(status->st_mode) || status->st_size > FILE_BYTES_MAX) {
-        error_set(e, ERROR_FATAL, E_USAGE, "%s is no file of options: it cannot be changed", path);
+        error_set(e, ERROR_FATAL, E_USAGE, "%s is not a file of options: it cannot be changed", path);
         goto done;
     }
     if (faccessat(AT_FDCWD, path, W_OK, AT_EACCESS) != 0) {
@@ -419,22 +420,22 @@ static int file_replace(const char *path, const struct buffer *text, const struc
     int fd = new_open(path, old ? 0600 : 0666, &name);
     bool made = fd >= 0;
     if (!made) {
-        file_fails(path, "no new file can be made in its folder", e);
+        file_fails(path, "no new file can be created in its folder", e);
         goto done;
     }
     if (write_all(fd, text)) {
-        file_fails(path, "the new one cannot be written", e);
+        file_fails(path, "the new file cannot be written", e);
         goto done;
     }
     if (old && mode_keep(fd, old)) {
-        file_fails(path, "the new one cannot have its owner and mode", e);
+        file_fails(path, "the new file cannot be given its owner and mode", e);
         goto done;
     }
     if (result_check(name.data, path, changes, count, e)) {
         goto done;
     }
     if (rename(name.data, path) != 0) {
-        file_fails(path, "the new one cannot take its place", e);
+        file_fails(path, "the new file cannot take its place", e);
         goto done;
     }
     folder_sync(path);
@@ -459,12 +460,12 @@ int config_file_set(const char *path, const struct config_change *changes, size_
     bool changed = false;
     char *target = NULL;
     if (strcmp(path, "-") == 0) {
-        error_set(e, ERROR_FATAL, E_USAGE, "standard input is no file that could be changed");
+        error_set(e, ERROR_FATAL, E_USAGE, "standard input is not a file that can be changed");
         goto done;
     }
     target = realpath(path, NULL);
     if (!target && (errno != ENOENT || lstat(path, &status) == 0)) { /* a link that leads nowhere is no missing file */
-        file_fails(path, "it leads to no file", e);
+        file_fails(path, "it points to no file", e);
         goto done;
     }
     if (target && file_read(target, &text, &status, e)) {

@@ -37,7 +37,8 @@ static int read_fields(const struct schema *schema, struct slice value, struct a
 {
     *out = (struct fields){0};
     if (value.bytes == 0) {
-        return error_set(e, ERROR_POISON, E_FORMAT, "empty value: zero bytes are no record (only null forgets a key)");
+        return error_set(e, ERROR_POISON, E_FORMAT,
+                         "empty value: zero bytes are not a record (only null forgets a key)");
     }
     if (value.bytes > RECORD_BYTES_MAX) {
         return error_set(e, ERROR_POISON, E_LIMIT, "value of %zu bytes, over the limit of %d", value.bytes,
@@ -76,7 +77,7 @@ static const char *name_fault(struct slice name, enum error_code *code)
     }
     if (memchr(name.data, '\0', name.bytes)) {
         *code = E_NUL;
-        return "holds a NUL character";
+        return "has a NUL character";
     }
     return NULL;
 }
@@ -126,7 +127,7 @@ static int check_text(struct slice text, struct error *e)
     }
     const char *nul = text.bytes ? memchr(text.data, '\0', text.bytes) : NULL;
     if (nul) {
-        return error_set(e, ERROR_POISON, E_NUL, "field \"text\" holds a NUL character at byte %zu of the text",
+        return error_set(e, ERROR_POISON, E_NUL, "field \"text\" has a NUL character at byte %zu of the text",
                          (size_t)(nul - text.data));
     }
     return 0;

@@ -167,7 +167,7 @@ static int scan(const char *const names[FIELDS_COUNT], struct slice value, struc
         }
     }
     if (c.at != c.bytes) {
-        return error_set(e, ERROR_POISON, E_FORMAT, "not MessagePack: %zu trailing bytes behind the map at byte %zu",
+        return error_set(e, ERROR_POISON, E_FORMAT, "not MessagePack: %zu trailing bytes after the map at byte %zu",
                          c.bytes - c.at, c.at);
     }
     return 0;

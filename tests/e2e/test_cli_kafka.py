@@ -226,7 +226,7 @@ def test_forget_local(folder, memory):
     assert (after["instances"], after["labels"], after["label_keys"]) == (1, 1, 0)
     assert after["local_changes"] == before["local_changes"] + 2 and after["digest"] != before["digest"]
     done = engram("forget", "one", "--local", "--memory", memory, check=False)
-    assert done.returncode == 1 and "holds no instance 'one'" in done.stderr
+    assert done.returncode == 1 and "has no instance 'one'" in done.stderr
     assert stats(memory)["local_changes"] == after["local_changes"]
 
 

@@ -56,11 +56,11 @@ def wrong_fields(kind):
     yield "text number", {**sound, "text": 17}, "FIELD", 'field "text" must be a string, not a number'
     yield "text null", {**sound, "text": None}, "FIELD", 'field "text"'
     yield "text list", {**sound, "text": ["a"]}, "FIELD", 'field "text" must be a string, not an array'
-    yield "text nul", {**sound, "text": "ab\0c"}, "NUL", 'field "text" holds a NUL character at byte 2'
+    yield "text nul", {**sound, "text": "ab\0c"}, "NUL", 'field "text" has a NUL character at byte 2'
     yield "name number", {**sound, named: 17}, "FIELD", f'field "{named}" must be a string'
     yield "name empty", {**sound, named: ""}, "FIELD", f'field "{named}" is empty'
     yield "name long", {**sound, named: "é" * 128}, "LIMIT", f'field "{named}" is over 255 bytes long'
-    yield "name nul", {**sound, named: "a\0"}, "NUL", f'field "{named}" holds a NUL'
+    yield "name nul", {**sound, named: "a\0"}, "NUL", f'field "{named}" has a NUL'
     yield "too deep", {**sound, "more": nested(16)}, "FORMAT", "nested deeper than 16 levels"
     yield "much too deep", {**sound, "metadata": nested(500)}, "FORMAT", "nested deeper than 16 levels"
     yield "too large", {**sound, "more": "x" * MIB}, "LIMIT", r"value of \d+ bytes, over the limit of 1048576"
@@ -73,7 +73,7 @@ def wrong_fields(kind):
         yield "labels missing", {k: v for k, v in sound.items() if k != "labels"}, "FIELD", 'field "labels" is missing'
         yield "label empty", {**sound, "labels": ["a", ""]}, "FIELD", r"labels\[1\] is empty"
         yield "label long", {**sound, "labels": ["a" * 256]}, "LIMIT", r"labels\[0\] is over 255 bytes long"
-        yield "label nul", {**sound, "labels": ["a\0b"]}, "NUL", r"labels\[0\] holds a NUL"
+        yield "label nul", {**sound, "labels": ["a\0b"]}, "NUL", r"labels\[0\] has a NUL"
         yield "labels many", {**sound, "labels": [f"l{i}" for i in range(1001)]}, "LIMIT", "1001 labels are listed"
 
 
@@ -103,7 +103,7 @@ def wrong_bytes(kind):
     yield "zero byte", b"\0", "SCHEMA_FRAME", "first byte 0x00"
     yield "msgpack array", msgpack.packb(["a"]), "FORMAT", "first byte 0x91: neither JSON nor a MessagePack map"
     yield "msgpack cut", packed[:-2], "FORMAT", "not MessagePack"
-    yield "msgpack trailing", packed + b"\0", "FORMAT", "1 trailing bytes behind the map"
+    yield "msgpack trailing", packed + b"\0", "FORMAT", "1 trailing bytes after the map"
     yield "msgpack c1", more + b"\xa1x\xc1", "FORMAT", "not MessagePack"
     yield "msgpack map count", b"\xdf\xff\xff\xff\xff" + tail, "FORMAT", "counts 4294967295"
     yield "msgpack array count", more + b"\xa1x\xdd\xff\xff\xff\xff", "FORMAT", "counts 4294967295"
@@ -116,7 +116,7 @@ def wrong_bytes(kind):
 def wrong_keys(kind):
     """(name, key, value, message): keys that name nothing, or something else than the value says."""
     keys = {"missing": (None, "is missing"), "empty": (b"", "is empty"), "long": (b"k" * 256, "is over 255 bytes"),
-            "not utf-8": (b"k\xff", "is not UTF-8"), "nul": (b"k\0", "holds a NUL")}
+            "not utf-8": (b"k\xff", "is not UTF-8"), "nul": (b"k\0", "has a NUL")}
     for form, pack in PACK.items():
         for name, (key, message) in keys.items():
             yield f"key {name} {form}", key, pack(good(kind, "bystander")), f"the record key {message}"

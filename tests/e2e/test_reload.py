@@ -138,7 +138,7 @@ def test_refused_whole(broker, topics, stage, memory, conf):
     taken = "[predict]\nlabels_max = 2\n"
     for text, told in ((taken + "tau = warm\n", ":3: tau is 'warm', but it takes 0.0001 .. 1000"),
                        (taken + "tua = 1\n", ":3: there is no option 'tua'; the nearest is 'tau' under [predict]"),
-                       (taken + "[kafka]\nacks = 1\n", ":4: acks is not for you to set: "),
+                       (taken + "[kafka]\nacks = 1\n", ":4: acks cannot be set: "),
                        (taken + "[stage]\nqueue_tokens = 2048\nbatch_tokens = 4096\n",
                         ":5: batch_tokens is 4096, more than queue_tokens (2048)"),
                        (None, ": No such file or directory")):
@@ -194,7 +194,7 @@ def test_the_level_of_the_log(stage, conf):
 
 def test_without_a_file(stage):
     running = stage(*TINY)
-    assert reload(running) == ["info  nothing to reload: there is no file, this stage was started without -c"]
+    assert reload(running) == ["info  nothing to reload: this stage was started without -c, so there is no file"]
     running.stop()
 
 

@@ -93,7 +93,7 @@ def test_stopped_amid_texts_it_drains(broker, topics, stage):
         found = check_answers(broker, topics, unanswered=lambda place, c=committed: place[1] >= c.get(place[0], 0))
         assert set(found.predictions) == {(p, o) for p, end in committed.items() for o in range(end)}
         lines = running.log().splitlines()
-        assert lines[-1].endswith(" stopped") and any("stopping: finishing what is in compute" in x for x in lines)
+        assert lines[-1].endswith(" stopped") and any("stopping: finishing what is being computed" in x for x in lines)
         running.restart()
     assert len(check_texts(broker, topics).predictions) == 6000
     running.stop()

@@ -90,7 +90,7 @@ def test_every_command_refuses_a_bad_flag_option_and_file():
 
 
 @pytest.mark.parametrize("at, wrong", [("0,1", '"0"'), ("1,x", '"x"'), ("", '""'), ("1,,3", '""'), ("1001", '"1001"'),
-                                       ("5,1,5", "5 stands twice"), ("1,2,3,4,5,6,7,8,9", "more than 8")])
+                                       ("5,1,5", "5 is given twice"), ("1,2,3,4,5,6,7,8,9", "more than 8")])
 def test_eval_refuses_cutoffs(at, wrong):
     done = engram("eval", "--test", "absent", "--at", at)
     assert (done.returncode, done.stdout) == (2, b"")

@@ -239,11 +239,11 @@ def test_a_folder_has_one_form(folder):
     check_load(folder, read_lfxmc(data, "trn"), "--data", data)
     (data / "trn.json").unlink()
     done = engram("load", "--memory", folder / "none", "--data", data, status=1)
-    assert done.stderr == f"engram load: {data} holds an LF-XMC data set, but no trn.json (or trn.json.gz)\n"
+    assert done.stderr == f"engram load: {data} has an LF-XMC data set, but no trn.json (or trn.json.gz)\n"
     done = engram("load", "--memory", folder / "none", "--data", folder, status=1)
-    assert done.stderr.startswith(f"engram load: {folder} holds no data set: neither lbl.json, trn.json, tst.json")
+    assert done.stderr.startswith(f"engram load: {folder} has no data set: neither lbl.json, trn.json, tst.json")
     done = engram("load", "--memory", folder / "none", "--data", data / "lbl.json", status=1)
-    assert done.stderr == f"engram load: {data}/lbl.json is no folder: --data takes that of a data set\n"
+    assert done.stderr == f"engram load: {data}/lbl.json is not a folder: --data takes the folder of a data set\n"
     assert not (folder / "none").exists()
 
 
@@ -351,9 +351,9 @@ def test_eval_item_to_item(folder):
 
 
 @pytest.mark.parametrize("line, says", [
-    ("3 20", ":2: names label 20 (from 0), but there are 20"), ("3 -1", ":2: must hold two numbers, a row and a label"),
-    ("3", ":2: must hold two numbers"), ("3 4 5", ":2: must hold two numbers"), ("x 1", ":2: must hold two numbers"),
-    ("1 " + "1" * 300, ":2: "), ("99999999999999999999 1", ":2: must hold two numbers"),
+    ("3 20", ":2: names label 20 (from 0), but there are 20"), ("3 -1", ":2: must have two numbers, a row and a label"),
+    ("3", ":2: must have two numbers"), ("3 4 5", ":2: must have two numbers"), ("x 1", ":2: must have two numbers"),
+    ("1 " + "1" * 300, ":2: "), ("99999999999999999999 1", ":2: must have two numbers"),
     ("40 1", ":2: names row 40 (from 0), but ")])
 def test_bad_pairs_are_named(folder, line, says):
     drawn = DataSet(8)
@@ -386,12 +386,12 @@ GOOD = {"uid": "new", "title": "t", "content": "c", "target_ind": [1, 2], "targe
     ({"target_ind": ...}, 'field "target_ind" is missing: it must be a list'),
     ({"target_ind": [3] * 1001, "target_rel": [1] * 1001}, "1001 labels are listed, over the limit of 1000"),
     ({"title": None}, 'field "title" is null: it must be a string'), ({"title": ...}, 'field "title" is missing'),
-    ({"title": 5}, 'field "title" must be a string'), ({"title": "a\0"}, 'title and content holds a NUL character at byte 1'),
+    ({"title": 5}, 'field "title" must be a string'), ({"title": "a\0"}, 'title and content has a NUL character at byte 1'),
     ({"content": ["a"]}, 'field "content" must be a string'),
     ({"uid": ...}, 'field "uid" is missing: it must be a string or a whole number'),
     ({"uid": 1.5}, 'field "uid" must be a string or a whole number'), ({"uid": ""}, 'field "uid" is empty'),
     ({"uid": "x" * 256}, 'field "uid" is over 255 bytes long'),
-    ({"uid": "trné3"}, 'uid "trné3" stands in an earlier line too: each may occur once'),
+    ({"uid": "trné3"}, 'uid "trné3" is in an earlier line too: each may occur once'),
     ("{", "not JSON: "), ("[]", "the line must be a JSON object"), ('{"uid": "\\ud800"}', "lone surrogate"),
     ('\ufeff{"uid": "new"}', "not JSON: ")])
 def test_bad_instances_are_named(folder, change, says):
@@ -424,7 +424,7 @@ def test_bad_labels_keep_their_number(folder, line, says):
     numbers = [i for i, row in enumerate(drawn.parts["trn"], 1) if 4 in row[3]]
     assert len(numbers) > 2
     done = engram("load", "--memory", folder / "memory", "--data", data, status=1)
-    told = re.findall(rf"^engram load: {data}/trn.json:(\d+): target_ind\[\d+\] is 4, but {data}/lbl.json:5 holds no label",
+    told = re.findall(rf"^engram load: {data}/trn.json:(\d+): target_ind\[\d+\] is 4, but {data}/lbl.json:5 has no label",
                       done.stderr, re.MULTILINE)
     assert [int(number) for number in told] == numbers
     assert done.stderr.count(f"engram load: {data}/lbl.json:5: {says}") == (says is not None)
@@ -437,8 +437,8 @@ def test_instances_need_their_labels_beside_them(folder):
     data = DataSet(12).write_lfxmc(folder / "data")
     (data / "lbl.json").unlink()
     done = engram("load", "--memory", folder / "memory", "--instances", data / "trn.json", status=1)
-    assert done.stderr == (f"engram load: {data}/trn.json means labels by their line in lbl.json (or lbl.json.gz), which "
-                           "must stand beside it\n")
+    assert done.stderr == (f"engram load: {data}/trn.json refers to labels by their line in lbl.json (or lbl.json.gz), which "
+                           "must be beside it\n")
 
 
 # ---- what can be wrong in DEXML's layout --------------------------------------------------------------------------
@@ -474,7 +474,7 @@ def test_bad_lines_of_dexml_are_named_and_shift_nobody(folder):
     assert done.stderr.splitlines() == [
         f"engram load: {data}/raw/Y.txt:1: the line is not UTF-8 at byte {len(labels['0'])}",
         f"engram load: {path}:4: the line is not UTF-8 at byte 3",
-        f"engram load: {path}:8: the line holds a NUL character at byte 1"]
+        f"engram load: {path}:8: the line has a NUL character at byte 1"]
     del labels["0"], instances["trn-3"], instances["trn-7"]
     instances["trn-9"] = ("", instances["trn-9"][1])
     assert exported(folder / "memory") == (labels, instances)
@@ -489,23 +489,23 @@ def with_arrays(change):
 
 
 @pytest.mark.parametrize("write, says", [
-    (lambda path: path.write_bytes(b"no zip"), "is no sparse matrix of scipy.sparse.save_npz: "),
-    (lambda path: path.write_bytes(path.read_bytes()[:-30]), "is no sparse matrix of scipy.sparse.save_npz: "),
-    (lambda path: path.unlink(), "must stand beside it or a folder above"),
-    (with_arrays(lambda a: a.pop("indptr")), "holds no indptr.npy"),
+    (lambda path: path.write_bytes(b"no zip"), "is not a sparse matrix of scipy.sparse.save_npz: "),
+    (lambda path: path.write_bytes(path.read_bytes()[:-30]), "is not a sparse matrix of scipy.sparse.save_npz: "),
+    (lambda path: path.unlink(), "must be beside it or one folder up"),
+    (with_arrays(lambda a: a.pop("indptr")), "has no indptr.npy"),
     (with_arrays(lambda a: a.update(format=np.array(b"coo"))), 'of format "coo": save it as csr'),
     (with_arrays(lambda a: a.update(shape=np.array([61, 20]))), "a matrix of 61 rows has one more than rows"),
     (with_arrays(lambda a: a.update(shape=np.array([60, 3]))), "names column 3 (both from 0), but there are 3 columns"),
     (with_arrays(lambda a: a.update(shape=np.array([60.0, 20.0]))), "shape.npy must be a row of whole numbers"),
-    (with_arrays(lambda a: a["indices"].__setitem__(5, -1)), "indices.npy holds a negative number"),
-    (with_arrays(lambda a: a["indptr"].__setitem__(5, 3)), "indptr.npy must rise"),
+    (with_arrays(lambda a: a["indices"].__setitem__(5, -1)), "indices.npy has a negative number"),
+    (with_arrays(lambda a: a["indptr"].__setitem__(5, 3)), "indptr.npy must increase"),
     (with_arrays(lambda a: a["indptr"].__setitem__(60, 119)), "indptr.npy ends with 119, but there are 120 indices"),
     (with_arrays(lambda a: a.update(data=a["data"][1:])), "indices.npy has 120 items, data.npy 119"),
-    (with_arrays(lambda a: a.update(data=a["data"] * np.nan)), "data.npy holds a value below 0 or NaN"),
+    (with_arrays(lambda a: a.update(data=a["data"] * np.nan)), "data.npy has a value that is below 0 or NaN"),
     (with_arrays(lambda a: a.update(data=a["data"].astype(complex))), "data.npy must be a row of numbers"),
     (with_arrays(lambda a: a.update(indices=a["indices"].astype(">i4"))), "indices.npy is of type '>i4'"),
     (with_arrays(lambda a: a.update(indices=a["indices"].astype(np.float32))), "indices.npy must be a row of whole"),
-    (with_arrays(lambda a: a.update(indices=np.asfortranarray(a["indices"].reshape(2, 60)))), "in Fortran's order"),
+    (with_arrays(lambda a: a.update(indices=np.asfortranarray(a["indices"].reshape(2, 60)))), "in Fortran order"),
     (with_arrays(lambda a: a.update(indices=npy(a["indices"])[:-4])), "indices.npy has "),
     (with_arrays(lambda a: a.update(indices=b"")), "indices.npy is cut short")])
 def test_a_damaged_matrix_is_refused_before_anything_is_folded(folder, write, says):
@@ -519,6 +519,6 @@ def test_a_damaged_matrix_is_refused_before_anything_is_folded(folder, write, sa
 def test_labels_and_texts_are_not_confused(folder):
     data = DataSet(16).write_dexml(folder / "data")
     done = engram("load", "--memory", folder / "memory", "--instances", data / "raw/Y.txt", status=2)
-    assert done.stderr.startswith(f"engram load: {data}/raw/Y.txt holds labels: give it as --labels")
+    assert done.stderr.startswith(f"engram load: {data}/raw/Y.txt has labels: give it as --labels")
     done = engram("load", "--memory", folder / "memory", "--labels", data / "raw/trn_X.txt", status=2)
-    assert done.stderr.startswith(f"engram load: {data}/raw/trn_X.txt holds texts: the labels are in Y.txt")
+    assert done.stderr.startswith(f"engram load: {data}/raw/trn_X.txt has texts: the labels are in Y.txt")

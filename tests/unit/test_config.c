@@ -536,8 +536,8 @@ static void test_warnings(void **context)
     warning_of(s, words, 4, text, sizeof text);
     good(s);
     assert_int_equal(s->config.b, 2);
-    assert_non_null(strstr(text, "b stands in line 2 too"));
-    assert_non_null(strstr(text, "queue.buffering.max.ms stands in line 6 too"));
+    assert_non_null(strstr(text, "b is in line 2 too"));
+    assert_non_null(strstr(text, "queue.buffering.max.ms is in line 6 too"));
     assert_non_null(strstr(text, "ENGRAM_BATCH_TOKEN names no option"));
     assert_non_null(strstr(text, "ENGRAM_BATCH_TOKENS"));
     assert_non_null(strstr(text, "ENGRAM_KAFKA_NONSENSE"));
@@ -627,10 +627,10 @@ static void test_kafka_refused(void **context)
         char text[128];
         snprintf(text, sizeof text, "%s=1", names[i]);
         READ("-X", text);
-        refused(s, names[i], "is not for you to set: ");
+        refused(s, names[i], "cannot be set: ");
         snprintf(text, sizeof text, "consumer.%s=1", names[i]);
         READ("-X", text);
-        refused(s, names[i], "is not for you to set: ");
+        refused(s, names[i], "cannot be set: ");
     }
     READ("-X", "bogus");
     refused(s, "-X", "name=value");

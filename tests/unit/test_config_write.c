@@ -82,7 +82,7 @@ static int set_one(struct state *s, const char *section, const char *name, const
 
 static void config_of(struct state *s, struct config *config)
 {
-    char *words[] = {"-c", s->file, "--log-level=error"}; /* a name that stands twice is warned about */
+    char *words[] = {"-c", s->file, "--log-level=error"}; /* a name that is given twice is warned about */
     struct arguments *arguments = NULL;
     must(s, config_read(&command, 3, words, config, &arguments, &s->error));
     arguments_free(arguments);
@@ -106,7 +106,7 @@ static void test_bytes(void **context)
         {"[encoder]\nmodel =\r\ntext_prefix =  \n", "encoder", "model", "/m # 1",
          "[encoder]\nmodel = /m # 1\r\ntext_prefix =  \n"},
         {"[encoder]\nmodel = /m\n", "encoder", "model", "", "[encoder]\nmodel = \n"},
-        /* one that stands twice: the last one is in force */
+        /* one that is given twice: the last one is in force */
         {"[predict]\nb = 1\nb = 2\n", "predict", "b", "3", "[predict]\nb = 1\nb = 3\n"},
         {"[predict]\nb = 1\n[log]\n[predict]\nb = 2\n[log]\n", "predict", "b", "3",
          "[predict]\nb = 1\n[log]\n[predict]\nb = 3\n[log]\n"},
@@ -205,7 +205,7 @@ static void test_refused_values(void **context)
     refuses(s, "predict", "tau", "warm", E_USAGE, "tau is 'warm'");
     refuses(s, "predict", "tua", "0.1", E_USAGE, "no option 'tua' under [predict]");
     refuses(s, "log", "tau", "0.1", E_USAGE, "no option 'tau' under [log]");
-    refuses(s, "kafka", "acks", "1", E_USAGE, "acks is not for you to set");
+    refuses(s, "kafka", "acks", "1", E_USAGE, "acks cannot be set");
     refuses(s, "kafka", "linger.sm", "1", E_USAGE, "librdkafka has no property");
     refuses(s, "kafka", "linger.ms", "x", E_USAGE, "linger.ms");
     refuses(s, "stage", "group", "a\nb = 1", E_USAGE, "one line");
@@ -230,19 +230,19 @@ static void test_not_a_file(void **context)
     struct config_change change = {"predict", "tau", "0.2"};
     char path[160];
     assert_int_equal(config_file_set(s->folder, &change, 1, &s->error), -1);
-    assert_non_null(strstr(s->error.text, "is no file of options"));
+    assert_non_null(strstr(s->error.text, "is not a file of options"));
     assert_int_equal(config_file_set("-", &change, 1, &s->error), -1);
     assert_non_null(strstr(s->error.text, "standard input"));
     snprintf(path, sizeof path, "%s/no/engram.conf", s->folder);
     assert_int_equal(config_file_set(path, &change, 1, &s->error), -1);
-    assert_non_null(strstr(s->error.text, "no new file can be made in its folder: No such file"));
+    assert_non_null(strstr(s->error.text, "no new file can be created in its folder: No such file"));
     assert_int_equal(mkfifo(s->file, 0600), 0);
     assert_int_equal(config_file_set(s->file, &change, 1, NULL), -1);
     unlink(s->file);
     snprintf(path, sizeof path, "%s/link", s->folder);
     assert_int_equal(symlink("nowhere", path), 0);
     assert_int_equal(config_file_set(path, &change, 1, &s->error), -1);
-    assert_non_null(strstr(s->error.text, "it leads to no file"));
+    assert_non_null(strstr(s->error.text, "it points to no file"));
     unlink(path);
 }
 
@@ -260,7 +260,7 @@ static void test_full_disk(void **context)
     assert_int_equal(setrlimit(RLIMIT_FSIZE, &before), 0);
     assert_int_equal(result, -1);
     assert_int_equal(s->error.code, E_DISK_FULL);
-    assert_non_null(strstr(s->error.text, "engram.conf cannot be changed and is as it was: the new one cannot be "
+    assert_non_null(strstr(s->error.text, "engram.conf cannot be changed and is as it was: the new file cannot be "
                                           "written: File too large"));
     static char text[TEXT_MAX];
     file_get(s->file, text);
@@ -276,7 +276,7 @@ static void test_no_right(void **context)
     assert_int_equal(chmod(s->folder, 0555), 0);
     assert_int_equal(root ? chown(s->file, NOBODY, (gid_t)-1) : 0, 0);
     assert_int_equal(root ? seteuid(NOBODY) : 0, 0);
-    refuses(s, "predict", "tau", "0.2", E_IO, "no new file can be made in its folder: Permission denied");
+    refuses(s, "predict", "tau", "0.2", E_IO, "no new file can be created in its folder: Permission denied");
     assert_int_equal(root ? seteuid(0) : 0, 0);
     assert_int_equal(chmod(s->folder, 0777), 0);
     assert_int_equal(chmod(s->file, 0444), 0);

@@ -206,17 +206,17 @@ static void test_arrays_that_disagree(void **state)
     } cases[] = {
         {SHAPE, 8, 2, {4, 3}, "!indptr.npy has 4 items"},
         {SHAPE, 8, 2, {3, 2}, "!row 1 names column 2 (both from 0), but there are 2 columns"},
-        {SHAPE, 8, 2, {-3, 3}, "!shape.npy holds a negative number"},
-        {SHAPE, 8, 3, {3, 3, 3}, "!shape.npy must hold two numbers"},
+        {SHAPE, 8, 2, {-3, 3}, "!shape.npy has a negative number"},
+        {SHAPE, 8, 3, {3, 3, 3}, "!shape.npy must have two numbers"},
         {INDPTR, 4, 4, {1, 1, 2, 4}, "!indptr.npy does not begin with 0"},
-        {INDPTR, 4, 4, {0, 2, 1, 4}, "!row 1 (from 0) ends at 1: indptr.npy must rise"},
+        {INDPTR, 4, 4, {0, 2, 1, 4}, "!row 1 (from 0) ends at 1: indptr.npy must increase"},
         {INDPTR, 4, 4, {0, 1, 2, 3}, "!indptr.npy ends with 3, but there are 4 indices"},
-        {INDPTR, 4, 4, {0, 1, 2, 5}, "!row 2 (from 0) ends at 5: indptr.npy must rise"},
-        {INDPTR, 8, 4, {0, -1, 2, 4}, "!indptr.npy holds a negative number"},
+        {INDPTR, 4, 4, {0, 1, 2, 5}, "!row 2 (from 0) ends at 5: indptr.npy must increase"},
+        {INDPTR, 8, 4, {0, -1, 2, 4}, "!indptr.npy has a negative number"},
         {INDICES, 4, 4, {1, 2, 0, 3}, "!row 2 names column 3"},
-        {INDICES, 4, 4, {1, 2, -1, 2}, "!indices.npy holds a negative number"},
+        {INDICES, 4, 4, {1, 2, -1, 2}, "!indices.npy has a negative number"},
         {INDICES, 4, 3, {1, 2, 0}, "!indices.npy has 3 items, data.npy 4"},
-        {DATA, 8, 4, {7, 0, 1, -5}, "!data.npy holds a value below 0"},
+        {DATA, 8, 4, {7, 0, 1, -5}, "!data.npy has a value below 0"},
     };
     static const char *const names[] = {"format.npy", "shape.npy", "indptr.npy", "indices.npy", "data.npy"};
     (void)state;
@@ -239,16 +239,17 @@ static void test_headers(void **state)
         {"{'descr': '>i4', 'fortran_order': False, 'shape': (4,), }", "!indices.npy is of type '>i4'"},
         {"{'descr': '<f4', 'fortran_order': False, 'shape': (4,), }", "!indices.npy must be a row of whole numbers"},
         {"{'descr': '<i2', 'fortran_order': False, 'shape': (8,), }", "!indices.npy must be a row of whole numbers"},
-        {"{'descr': '<i4', 'fortran_order': True, 'shape': (4,), }", "!indices.npy is in Fortran's order"},
-        {"{'descr': '<i4', 'fortran_order': False, 'shape': (2, 2), }", "!indices.npy has a shape that is not"},
+        {"{'descr': '<i4', 'fortran_order': True, 'shape': (4,), }", "!indices.npy is in Fortran order"},
+        {"{'descr': '<i4', 'fortran_order': False, 'shape': (2, 2), }", "!indices.npy does not have one dimension"},
         {"{'descr': '<i4', 'fortran_order': False, 'shape': (5,), }", "!indices.npy has"},
-        {"{'descr': '<i4', 'fortran_order': False, 'shape': (18446744073709551615,), }", "!indices.npy has a shape"},
+        {"{'descr': '<i4', 'fortran_order': False, 'shape': (18446744073709551615,), }",
+         "!indices.npy does not have one dimension"},
         {"{'descr': '<i99999999999999999999', 'fortran_order': False, 'shape': (4,), }", "!indices.npy is of type"},
         {"{'descr': [('a', '<i4')], 'fortran_order': False, 'shape': (4,), }", "!indices.npy is of type [('a'"},
         {"{'shape': (4,), 'fortran_order': False}", "!indices.npy is of type unknown"},
-        {"{'descr': '", "!indices.npy is in Fortran's order, or does not say"},
+        {"{'descr': '", "!indices.npy is in Fortran order, or does not say"},
         {"{'fortran_order': False, 'descr': '", "!indices.npy is of type"},
-        {"", "!indices.npy is in Fortran's order, or does not say"},
+        {"", "!indices.npy is in Fortran order, or does not say"},
     };
     static const int32_t indices[] = {1, 2, 0, 2};
     (void)state;
@@ -263,7 +264,7 @@ static void test_headers(void **state)
                 indices, sizeof indices);
     a.entries[INDICES].bytes.data[1] = 'X';
     archive_save(&a, true);
-    expect("!indices.npy is no array of NumPy");
+    expect("!indices.npy is not a NumPy array");
     archive_free(&a);
     small_write(&a, 4);
     entry_write(&a.entries[FORMAT], "format.npy", "{'descr': '|S3', 'fortran_order': False, 'shape': (), }", "csc", 3);
@@ -280,13 +281,13 @@ static void test_no_such_file(void **state)
     FILE *file = fopen(path, "wb");
     fputs("no zip at all", file);
     fclose(file);
-    expect("!is no sparse matrix");
+    expect("!is not a sparse matrix");
     struct archive a;
     for (int missing = 0; missing < ENTRIES; missing++) {
         small_write(&a, 4);
         buffer_clear(&a.entries[missing].bytes);
         archive_save(&a, false);
-        expect("!it is no sparse matrix of scipy.sparse.save_npz");
+        expect("!it is not a sparse matrix of scipy.sparse.save_npz");
         archive_free(&a);
     }
 }

@@ -46,13 +46,13 @@ static const struct poison poison_json[] = {
     {TEXT, NULL, SLICE("{\"text\":[\"a\"]}"), E_FIELD, "\"text\" must be a string, not an array"},
     {TEXT, NULL, SLICE("{\"text\":\"a\",\"text\":true}"), E_FIELD, "\"text\" must be a string, not a boolean"},
     {TEXT, NULL, SLICE("{\"Text\":\"a\"}"), E_FIELD, "field \"text\" is missing"},
-    {TEXT, NULL, SLICE("{\"text\":\"a\\u0000b\"}"), E_NUL, "\"text\" holds a NUL character at byte 1"},
+    {TEXT, NULL, SLICE("{\"text\":\"a\\u0000b\"}"), E_NUL, "\"text\" has a NUL character at byte 1"},
     {TEXT, NULL, SLICE("{\"text\":\"\\ud800\"}"), E_UTF8, "lone surrogate"},
     {TEXT, NULL, SLICE("{\"text\":\"a\",\"x\":\"\\udc00\"}"), E_UTF8, "lone surrogate"},
     {TEXT, NULL, SLICE("{\"text\":\"\xff\"}"), E_UTF8, "invalid UTF-8 at byte 9"},
     {TEXT, NULL, SLICE("{\"text\":\"a\",\"id\":5}"), E_FIELD, "\"id\" must be a string, not a number"},
     {TEXT, "k", SLICE("{\"text\":\"a\",\"id\":\"\"}"), E_FIELD, "\"id\" is empty"},
-    {TEXT, "k", SLICE("{\"text\":\"a\",\"id\":\"\\u0000\"}"), E_NUL, "\"id\" holds a NUL"},
+    {TEXT, "k", SLICE("{\"text\":\"a\",\"id\":\"\\u0000\"}"), E_NUL, "\"id\" has a NUL"},
     {INSTANCE, "k", SLICE("{\"text\":\"a\"}"), E_FIELD, "field \"labels\" is missing"},
     {INSTANCE, "k", SLICE("{\"text\":\"a\",\"labels\":null}"), E_FIELD, "\"labels\" must be an array, not null"},
     {INSTANCE, "k", SLICE("{\"text\":\"a\",\"labels\":\"b\"}"), E_FIELD, "\"labels\" must be an array, not a string"},
@@ -60,7 +60,7 @@ static const struct poison poison_json[] = {
      "labels[1] must be a string, not a number"},
     {INSTANCE, "k", SLICE("{\"text\":\"a\",\"labels\":[\"b\",null]}"), E_FIELD, "labels[1] must be a string, not null"},
     {INSTANCE, "k", SLICE("{\"text\":\"a\",\"labels\":[\"b\",\"\"]}"), E_FIELD, "labels[1] is empty"},
-    {INSTANCE, "k", SLICE("{\"text\":\"a\",\"labels\":[\"\\u0000\"]}"), E_NUL, "labels[0] holds a NUL"},
+    {INSTANCE, "k", SLICE("{\"text\":\"a\",\"labels\":[\"\\u0000\"]}"), E_NUL, "labels[0] has a NUL"},
     {INSTANCE, "k", SLICE("{\"labels\":[\"b\"]}"), E_FIELD, "field \"text\" is missing"},
     {INSTANCE, "k", SLICE("{\"id\":\"j\",\"text\":\"a\",\"labels\":[]}"), E_KEY,
      "\"id\" is \"j\" but the record key is \"k\""},
@@ -110,7 +110,7 @@ static const struct poison poison_msgpack[] = {
     {TEXT, NULL,
      SLICE("\x81\xa4text\xa1"
            "ax"),
-     E_FORMAT, "1 trailing bytes behind the map at byte 8"},
+     E_FORMAT, "1 trailing bytes after the map at byte 8"},
     {TEXT, NULL, SLICE("\x80\x80"), E_FORMAT, "trailing"},
     {TEXT, NULL,
      SLICE("\x82\xa4text\xa1"
@@ -174,7 +174,7 @@ static const struct poison poison_msgpack[] = {
     {TEXT, "k",
      SLICE("\x82\xa4text\xa1"
            "a\xa2id\xa1\0"),
-     E_NUL, "\"id\" holds a NUL"},
+     E_NUL, "\"id\" has a NUL"},
     {TEXT, NULL, SLICE("\x93\x01\x02\x03"), E_FORMAT, "first byte 0x93"},
     {TEXT, NULL,
      SLICE("\xa1"
@@ -263,7 +263,7 @@ static void test_names(void **state)
         assert_slice(d.instance.labels[0], longest);
         arena_free(&d.arena);
         assert_poison("key of 256", INSTANCE, too_long, whole(&value), E_KEY, "the record key is over 255 bytes long");
-        assert_poison("key with NUL", INSTANCE, SLICE("a\0"), whole(&value), E_KEY, "the record key holds a NUL");
+        assert_poison("key with NUL", INSTANCE, SLICE("a\0"), whole(&value), E_KEY, "the record key has a NUL");
         encode_instance(NULL, SLICE("t"), &too_long, 1, (enum record_format)format, &value);
         assert_poison("label of 256", INSTANCE, longest, whole(&value), E_LIMIT, "labels[0] is over 255 bytes long");
 
@@ -592,9 +592,9 @@ static void test_marks(void **state)
     (void)state;
     const struct slice null = {0}, empty = {"", 0}, a = slice_of("a"), b = slice_of("b"), ab = slice_of("ab");
     const struct record_mark marks[] = {
-        record_mark_of(7, 1000, a, b),     record_mark_of(8, 1000, a, b),        record_mark_of(7, 1001, a, b),
-        record_mark_of(7, -1, a, b),       record_mark_of(7, 1000, b, a),        record_mark_of(7, 1000, ab, empty),
-        record_mark_of(7, 1000, empty, ab), record_mark_of(7, 1000, ab, null),    record_mark_of(7, 1000, null, ab),
+        record_mark_of(7, 1000, a, b),       record_mark_of(8, 1000, a, b),        record_mark_of(7, 1001, a, b),
+        record_mark_of(7, -1, a, b),         record_mark_of(7, 1000, b, a),        record_mark_of(7, 1000, ab, empty),
+        record_mark_of(7, 1000, empty, ab),  record_mark_of(7, 1000, ab, null),    record_mark_of(7, 1000, null, ab),
         record_mark_of(7, 1000, null, null), record_mark_of(7, 1000, null, empty), record_mark_of(7, 1000, empty, null),
     };
     const size_t n = sizeof marks / sizeof *marks;
