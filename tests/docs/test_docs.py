@@ -56,6 +56,16 @@ def test_what_a_document_names_exists(document):
     assert not wrong, f"{document.relative_to(ROOT)} names what is not there: {wrong}"
 
 
+def test_the_readmes_figures_are_those_of_the_documents():
+    """What README says before its first heading of quality, speed and size: each figure has its place in docs/."""
+    first = (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## ")[0]
+    words = re.sub(r"```.*?```|`[^`]*`|\]\([^)]*\)|arXiv [0-9.]+", "", first, flags=re.DOTALL)
+    figures = re.findall(r"\d[\d,]*\.\d+|\d[\d,]*\d", words)
+    documented = set(re.findall(r"\d[\d,]*\.\d+|\d[\d,]*\d", "\n".join(
+        (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("PERFORMANCE", "OPERATIONS", "QUALITY"))))
+    assert len(figures) >= 6 and not set(figures) - documented
+
+
 def test_config_reference_is_generated():
     generated = run("build/engram", "config", "--document")
     assert generated.returncode == 0, generated.stderr
