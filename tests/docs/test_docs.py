@@ -96,9 +96,15 @@ def literals(source):
 
 
 def said():
-    """All that the code can say."""
+    """Whether the code can say a piece: in one literal, or in two of which one is filled into the other."""
     sources = [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.c"))]
-    return "\n".join(text for path in sources for text in literals(path.read_text(encoding="utf-8")))
+    texts = [text for path in sources for text in literals(path.read_text(encoding="utf-8"))]
+    all_texts, fills = "\n".join(texts), {text for text in texts if len(text) > 20}
+
+    def can_say(piece):
+        return piece in all_texts or any(piece.startswith(fill) and "…" + piece[len(fill):] in all_texts for fill in fills)
+
+    return can_say
 
 
 def pieces(line):
@@ -124,8 +130,8 @@ def test_every_kind_of_error_is_explained():
 def test_the_lines_quoted_are_those_that_it_says():
     tables = re.findall(r"^\| the line says .*\n(?:\|.*\n)+", OPERATIONS, re.MULTILINE)
     lines = [line for table in tables for line in first_cells(table) if pieces(line)]
-    code_says = said()
-    wrong = [(line, piece) for line in lines for piece in pieces(line) if piece not in code_says]
+    can_say = said()
+    wrong = [(line, piece) for line in lines for piece in pieces(line) if not can_say(piece)]
     assert len(tables) == 4 and len(lines) > 40 and not wrong
 
 
@@ -138,8 +144,10 @@ def test_every_refusal_is_explained():
     refusals = [literals(call)[0] for path in files
                 for call in re.findall(rf"error_set\(e, ERROR_(?:FATAL|RETRY), {code},(.*?)\);",
                                        path.read_text(encoding="utf-8"), re.DOTALL)]
-    told = [piece.strip(": ") for line in first_cells(OPERATIONS) for piece in pieces(line)]
-    missing = [refusal for refusal in refusals if ours not in refusal and not any(piece in refusal for piece in told)]
+    quoted = first_cells(OPERATIONS)
+    parts = [piece.strip(": ") for line in quoted for piece in pieces(line)]
+    missing = [refusal for refusal in refusals if ours not in refusal and not any(part in refusal for part in parts)
+               and not any(all(piece in line for piece in pieces(refusal)) for line in quoted)]
     assert len(refusals) > 15 and not missing
 
 
