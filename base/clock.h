@@ -2,6 +2,7 @@
 #ifndef ENGRAM_BASE_CLOCK_H
 #define ENGRAM_BASE_CLOCK_H
 
+#include <signal.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -13,5 +14,9 @@ void clock_date(uint64_t days, unsigned *year, unsigned *month, unsigned *day);
 
 /* How many threads this process may keep busy: CPU affinity and the cgroups' quota (base/cgroup.h), at least 1. */
 size_t threads_allowed(void);
+
+/* Around the start of a thread that leaves signals to another: blocks all but those that an instruction of its own
+ * raises, since a fault that is blocked kills without its handler. *before: for pthread_sigmask afterwards. */
+void threads_signals_block(sigset_t *before);
 
 #endif

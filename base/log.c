@@ -57,8 +57,12 @@ static size_t log_stamp(char *out)
         unsigned digits;
         uint64_t number;
         char after;
-    } parts[] = {{4, year, '-'},         {2, month, '-'},          {2, day, 'T'},
-                 {2, of_day / 3600, ':'}, {2, of_day / 60 % 60, ':'}, {2, of_day % 60, '.'},
+    } parts[] = {{4, year, '-'},
+                 {2, month, '-'},
+                 {2, day, 'T'},
+                 {2, of_day / 3600, ':'},
+                 {2, of_day / 60 % 60, ':'},
+                 {2, of_day % 60, '.'},
                  {3, (uint64_t)now.tv_nsec / 1000000, 'Z'}};
     char *at = out;
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {

@@ -14,10 +14,8 @@ enum { HANG_US = 60 * 1000 * 1000 };
 
 int stage_thread(struct stage *s, pthread_t *thread, void *(*main)(void *), void *context, struct error *e)
 {
-    sigset_t all;
     sigset_t before;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before); /* signals are the caller's: lanes never see one */
+    threads_signals_block(&before); /* signals are the caller's: lanes never see one */
     atomic_fetch_add(&s->threads, 1);
     int failed = pthread_create(thread, NULL, main, context);
     pthread_sigmask(SIG_SETMASK, &before, NULL);

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/buffer.h"
+#include "base/clock.h"
 #include "gpu/cpu/internal.h"
 
 static int stream_prepare(struct stream *s, size_t i, void *context, struct error *e)
@@ -73,9 +74,8 @@ int workers_start(struct cpu *c, size_t count, struct error *e)
     pthread_cond_init(&c->start, NULL);
     pthread_cond_init(&c->finish, NULL);
     c->streams = mem_zero(count, sizeof *c->streams);
-    sigset_t all, before;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before); /* signals are the main thread's */
+    sigset_t before;
+    threads_signals_block(&before); /* signals are the main thread's */
     for (; c->count < count; c->count++) {
         struct stream *s = &c->streams[c->count];
         s->cpu = c;

@@ -198,10 +198,8 @@ static int listen_at(const char *address, uint16_t port, struct error *e)
 
 static struct MHD_Daemon *daemon_start(struct console *c, int fd)
 {
-    sigset_t all;
     sigset_t before;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before); /* signals are the main thread's */
+    threads_signals_block(&before); /* signals are the main thread's */
     struct MHD_Daemon *daemon =
         MHD_start_daemon(MHD_USE_AUTO_INTERNAL_THREAD, 0, NULL, NULL, request, c, MHD_OPTION_LISTEN_SOCKET, fd,
                          MHD_OPTION_CONNECTION_LIMIT, (unsigned)CONNECTIONS_MAX, MHD_OPTION_PER_IP_CONNECTION_LIMIT,
