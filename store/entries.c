@@ -72,8 +72,7 @@ struct wide_key free_key(unsigned kind, uint64_t number)
 
 static uint64_t checksum_of(struct slice key, const void *value, size_t bytes)
 {
-    return hash64_seeded((const char *)value + sizeof(uint64_t), bytes - sizeof(uint64_t),
-                         hash64(key.data, key.bytes));
+    return hash64_seeded((const char *)value + sizeof(uint64_t), bytes - sizeof(uint64_t), hash64(key.data, key.bytes));
 }
 
 void checksum_set(struct slice key, void *value, size_t bytes)
@@ -385,7 +384,7 @@ int offset_key_decode(const struct memory *m, struct slice key, struct slice *cl
     const char *end = key.data + key.bytes;
     const char *cluster_end = memchr(key.data, 0, key.bytes);
     const char *topic_end = cluster_end ? memchr(cluster_end + 1, 0, (size_t)(end - cluster_end - 1)) : NULL;
-    if (!topic_end || end - topic_end != 5) {
+    if (!topic_end || topic_end == cluster_end + 1 || end - topic_end != 5) {
         return corrupt(m, e, "a key of 'offsets' is malformed");
     }
     *cluster = (struct slice){key.data, (size_t)(cluster_end - key.data)};

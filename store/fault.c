@@ -1,5 +1,5 @@
-/* A fault inside the map of an open memory, or inside LMDB: it follows what stands in the pages, so a damaged one ends in
- * SIGSEGV, SIGBUS (also where the file was cut while it was open) or in an assertion of LMDB's. Whoever calls
+/* A fault inside the map of an open memory, or inside LMDB: it follows what stands in the pages, so a damaged one ends
+ * in SIGSEGV, SIGBUS (also where the file was cut while it was open) or in an assertion of LMDB's. Whoever calls
  * memory_faults_catch gets one line about it, and the process ends with status 1. A fault anywhere else ends the
  * process as before: the handler puts back what was there, and the instruction faults again. Where the map lies
  * only the kernel tells: LMDB does not. */
@@ -16,7 +16,7 @@
 
 enum {
     WATCHED_MAX = 8,
-    LINE_BYTES = 2000,       /* a path and what is said about it */
+    LINE_BYTES = 2000,      /* a path and what is said about it */
     BEYOND_MAP = 3 * 65536, /* how far a node of the last page can point: offset, key, value */
 };
 
@@ -71,9 +71,10 @@ void fault_watch(struct memory *m)
     for (size_t i = 0; i < WATCHED_MAX && from; i++) {
         if (!watched[i].from) {
             watched[i].to = from + map_bytes + BEYOND_MAP;
-            snprintf(watched[i].line, sizeof watched[i].line,
-                     "%.1800s: the memory is damaged: run `engram memory verify`, restore a copy or read the topics again",
-                     m->path);
+            snprintf(
+                watched[i].line, sizeof watched[i].line,
+                "%.1800s: the memory is damaged: run `engram memory verify`, restore a copy or read the topics again",
+                m->path);
             watched[i].from = from;
             break;
         }

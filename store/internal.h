@@ -247,15 +247,14 @@ struct pages {
     size_t page_bytes;
     uint64_t file_bytes, in_file; /* in_file: whole pages */
     struct lmdb_meta metas[2];
-    struct lmdb_meta meta;           /* the one whose trees are walked; pages_read takes the newer */
-    unsigned char *used, *free;      /* a bit for each page up to the last one in use; NULL: not tracked */
-    void (*step)(void *context);     /* called for each page of a tree; NULL: not */
+    struct lmdb_meta meta;       /* the one whose trees are walked; pages_read takes the newer */
+    unsigned char *used, *free;  /* a bit for each page up to the last one in use; NULL: not tracked */
+    void (*step)(void *context); /* called for each page of a tree; NULL: not */
     void *step_context;
 };
 
 struct tree_entry {
     struct slice key;
-    unsigned flags;
     uint64_t bytes;            /* of the value */
     const unsigned char *data; /* the value; NULL: it stands on pages of its own, from `page` on */
     uint64_t page;

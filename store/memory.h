@@ -140,8 +140,9 @@ struct memory_stats {
 int snapshot_stats(const struct snapshot *s, struct memory_stats *out, struct error *e);
 void memory_stats_free(struct memory_stats *stats);
 
-/* Everything checked: the pages of every tree, every checksum, block, slot, label count, and the digest computed anew from ids, labels and texts
- * where they are stored. *problems counts what does not hold; each is handed to report(). 0 also with problems. */
+/* Everything checked: the pages of every tree, every checksum, block, slot, label count, and the digest computed anew
+ * from ids, labels and texts where they are stored. *problems counts what does not hold; each is handed to report(). 0
+ * also with problems. */
 int memory_verify(struct memory *m, void (*report)(const char *line, void *context), void *context, uint64_t *problems,
                   struct error *e);
 

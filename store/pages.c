@@ -1,8 +1,8 @@
 /* data.mdb page by page, as LMDB 0.9 lays it out (data version 1), read with pread(2) alone: for who must know whether
  * the file holds together before LMDB follows its pointers through the map. Nothing read here is believed before it is
- * checked: each page lies inside the file, is of the kind and the number that it is asked for, its nodes fill it without
- * gaps, its keys ascend and stay within what the page above says, and a tree has the pages, the depth and the entries
- * that its record counts. */
+ * checked: each page lies inside the file, is of the kind and the number that it is asked for, its nodes fill it
+ * without gaps, its keys ascend and stay within what the page above says, and a tree has the pages, the depth and the
+ * entries that its record counts. */
 #include <errno.h>
 #include <stdlib.h>
 #include <sys/stat.h>
@@ -122,6 +122,7 @@ struct walk {
     const char *name;
     const struct lmdb_tree *tree;
     bool integer_keys;
+    bool of_trees; /* its values are the records of others */
     tree_entry_each *each;
     void *context;
     uint64_t branch_pages, leaf_pages, overflow_pages, entries;
@@ -278,8 +279,8 @@ static int leaf_check(struct walk *w, uint64_t page, const unsigned char *p, siz
     size_t at, end;
     for (size_t i = 0; i < count; i++) {
         node_read(w, p, i, false, &node, &at, &end);
-        struct tree_entry entry = {.key = node.key, .flags = node.flags, .bytes = node.low, .data = node.data};
-        if (node.flags & ~(unsigned)(NODE_BIG | NODE_TREE) || (node.flags & NODE_BIG && node.flags & NODE_TREE)) {
+        struct tree_entry entry = {.key = node.key, .bytes = node.low, .data = node.data};
+        if (w->of_trees ? node.flags != NODE_TREE : node.flags & ~(unsigned)NODE_BIG) {
             return fault(w, page, "has an entry of a kind that there cannot be", e);
         }
         if (node.flags & NODE_BIG) {
@@ -357,7 +358,8 @@ static int record_check(const struct walk *w, unsigned flags, struct error *e)
     const struct lmdb_tree *t = w->tree;
     const uint64_t most = w->pages->meta.last_page;
     if (t->flags != flags) {
-        return error_set(e, ERROR_FATAL, E_CORRUPT, "%s has the flags %#x, not %#x", w->name, (unsigned)t->flags, flags);
+        return error_set(e, ERROR_FATAL, E_CORRUPT, "%s has the flags %#x, not %#x", w->name, (unsigned)t->flags,
+                         flags);
     }
     if (t->branch_pages > most || t->leaf_pages > most || t->overflow_pages > most) {
         return error_set(e, ERROR_FATAL, E_CORRUPT, "%s counts more pages than there are", w->name);
@@ -376,6 +378,7 @@ int tree_walk(struct pages *pages, const char *name, const struct lmdb_tree *tre
                      .name = name,
                      .tree = tree,
                      .integer_keys = flags & MDB_INTEGERKEY,
+                     .of_trees = tree == &pages->meta.main,
                      .each = each,
                      .context = context};
     int result = record_check(&w, flags, e);
@@ -427,7 +430,7 @@ static int free_pages_mark(struct pages *p, const unsigned char *list, uint64_t 
 static int free_entry_mark(const struct tree_entry *entry, void *context, struct error *e)
 {
     struct pages *p = context;
-    if (entry->flags & NODE_TREE || read_64((const unsigned char *)entry->key.data) > p->meta.transaction) {
+    if (read_64((const unsigned char *)entry->key.data) > p->meta.transaction) {
         return error_set(e, ERROR_FATAL, E_CORRUPT, "an entry of the free list is none of this file's");
     }
     if (entry->data) {

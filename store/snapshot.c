@@ -148,8 +148,8 @@ static int values_look(const struct snapshot *s, uint64_t block, struct slice *v
         return -1;
     }
     struct wide_key key = changes_key(header.version, block);
-    found = look(s, DB_CHANGES, (struct slice){(char *)key.bytes, CHANGES_KEY_BYTES}, sizeof(struct number_value), &change,
-                 e);
+    found = look(s, DB_CHANGES, (struct slice){(char *)key.bytes, CHANGES_KEY_BYTES}, sizeof(struct number_value),
+                 &change, e);
     return found ? (found < 0 ? -1 : 0)
                  : corrupt(s->m, e, "version %llu of block %llu is not listed in 'changes'",
                            (unsigned long long)header.version, (unsigned long long)block);

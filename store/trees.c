@@ -17,8 +17,9 @@ static int named_tree_take(const struct tree_entry *entry, void *context, struct
     while (db < DB_COUNT && !slice_equal(entry->key, slice_of(db_name(db)))) {
         db++;
     }
-    if (db == DB_COUNT || entry->flags != NODE_TREE || entry->bytes != sizeof *named->trees) {
-        return error_set(e, ERROR_FATAL, E_CORRUPT, "the list of databases has an entry \"%.*s\" that it should not have",
+    if (db == DB_COUNT || entry->bytes != sizeof *named->trees) {
+        return error_set(e, ERROR_FATAL, E_CORRUPT,
+                         "the list of databases has an entry \"%.*s\" that it should not have",
                          (int)(entry->key.bytes < 100 ? entry->key.bytes : 100), entry->key.data);
     }
     memcpy(&named->trees[db], entry->data, sizeof *named->trees);

@@ -124,7 +124,8 @@ static int frame_receive(const struct apart *a, struct frame *f)
     return 1;
 }
 
-/* What the child sends, until it has ended. 1: it came to an end by itself; 0: it did not; -1: it failed, *e says why. */
+/* What the child sends, until it has ended. 1: it came to an end by itself; 0: it did not; -1: it failed, *e says why.
+ */
 static int child_follow(struct apart *a, struct error *e)
 {
     struct frame f;
@@ -172,8 +173,7 @@ int memory_verify_apart(const struct memory_options *options, void (*report)(con
     }
     int ended = child_follow(&a, &failed);
     close(a.fd);
-    while (waitpid(a.child, &status, 0) < 0 && errno == EINTR) {
-    }
+    while (waitpid(a.child, &status, 0) < 0 && errno == EINTR) {}
     if (ended == 0 && a.problems == 0) {
         char line[64];
         snprintf(line, sizeof line, "the check was ended by signal %d", WIFSIGNALED(status) ? WTERMSIG(status) : 0);
