@@ -71,6 +71,8 @@ $(BUILD)/tests/%: $(BUILD)/obj/tests/e2e/%.o $(ROOM_OBJECTS)
 	$(call say,LINK $@)
 	$(Q)$(CC) $(ALL_CFLAGS) $(HARDENING_LINK) $(LDFLAGS) -o $@ $^ $(LIBS)
 
+# the commands themselves, under another main()
+$(BUILD)/tests/command_server: $(filter-out $(BUILD)/obj/cli/engram.o,$(CLI_OBJECTS))
 $(BUILD)/tests/%: $(BUILD)/obj/tests/golden/%.o $(ROOM_OBJECTS)
 	@mkdir -p $(@D)
 	$(call say,LINK $@)

@@ -2,6 +2,8 @@
 ends with the right status, and damages nothing: the memory is afterwards what it was before.
 """
 
+import json
+import os
 import shutil
 import socket
 
@@ -207,7 +209,8 @@ def test_a_damaged_memory(broker, topics, stage, learnt, folder):
     running.stop()
     whole = (running.memory / "data.mdb").read_bytes()
     damaged = {"cut": whole[:len(whole) * 2 // 3], "cut in a page": whole[:len(whole) // 2 - 100], "short": whole[:100],
-               "head": bytes(8192) + whole[8192:], "text": b"this is no database\n" * 1000}
+               "head": bytes(8192) + whole[8192:], "text": b"this is no database\n" * 1000,
+               "transaction number": whole[:145] + bytes([whole[145] ^ 1]) + whole[146:]}
     for name, contents in damaged.items():
         copy = folder / name
         copy.mkdir()
@@ -226,6 +229,19 @@ def test_a_damaged_memory(broker, topics, stage, learnt, folder):
     file = folder / "file"
     file.write_text("x")
     refused(stage(*TINY, memory=file, ready=False), "the option memory must name a folder")
+
+
+def test_a_file_cut_under_a_running_stage(broker, topics, learnt):
+    """Its last word is a line of its log, not a signal."""
+    running, _ = learnt
+    running.restart("--log-format", "json").wait_ready()
+    os.truncate(running.memory / "data.mdb", 8192)
+    broker.produce(topics.instances, [instance(i) for i in range(3, 6)])
+    broker.produce(topics.texts, [(b"t", oracle.written(text="a tool"))])
+    assert running.wait() == 1, running.log()
+    last = json.loads(running.log().splitlines()[-1])
+    assert last["level"] == "error" and str(running.memory) in last["message"], last
+    assert "the memory is damaged: run `engram memory verify`, restore a copy or read the topics again" in last["message"]
 
 
 # ---- options ----

@@ -1,5 +1,5 @@
-/* memory_tool FOLDER: gives a memory what `engram load` cannot: positions in topics, and in the same commits the forgets
- * of the ids on standard input. */
+/* memory_tool FOLDER: gives a memory what `engram load` cannot: positions in topics, and in the same commits the
+ * forgets of the ids on standard input. */
 #include <stdio.h>
 #include <string.h>
 

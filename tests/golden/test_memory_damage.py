@@ -10,11 +10,14 @@ import collections
 import json
 import os
 import random
+import re
 import shutil
+import signal
 import struct
 import subprocess
 import sys
 import tempfile
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -25,22 +28,37 @@ import lmdb_file  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = Path(os.environ.get("BUILD", "build"))
-ENGRAM = ROOT / BUILD / "engram"
 TINY = ROOT / "tests/golden/tiny-bert"
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("ENGRAM_")}
 ENVIRONMENT["ENGRAM_THREADS"] = "1"
-VARIANTS, SEED, TIMEOUT_S = 500, 20261128, 20
+VARIANTS, SEED = 500, 20261128
 WORDS = "cat dog house red blue run fast small open tool file word".split()
 
 
+class Commands:
+    """Runs commands of engram, each in a process of its own: see command_server.c. One of these for each thread."""
+
+    of_thread = threading.local()
+
+    def __init__(self):
+        self.folder = tempfile.TemporaryDirectory(prefix="engram-commands-")
+        self.files = [Path(self.folder.name) / name for name in ("in", "out", "err")]
+        self.server = subprocess.Popen([ROOT / BUILD / "tests/command_server"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                       env=ENVIRONMENT, text=True)
+
+    def run(self, arguments, stdin):
+        self.files[0].write_bytes(stdin)
+        self.server.stdin.write("\t".join(map(str, (*self.files, *arguments))) + "\n")
+        self.server.stdin.flush()
+        status = int(self.server.stdout.readline())
+        return status, self.files[1].read_bytes(), self.files[2].read_bytes()
+
+
 def run(*arguments, stdin=b""):
-    """(exit status, stdout, stderr); a status of None: it hung."""
-    try:
-        done = subprocess.run([ENGRAM, *map(str, arguments)], input=stdin, capture_output=True, timeout=TIMEOUT_S,
-                              check=False, env=ENVIRONMENT)
-    except subprocess.TimeoutExpired:
-        return None, b"", b""
-    return done.returncode, done.stdout, done.stderr
+    """(exit status, stdout, stderr); a signal's number below zero."""
+    if not hasattr(Commands.of_thread, "commands"):
+        Commands.of_thread.commands = Commands()
+    return Commands.of_thread.commands.run(arguments, stdin)
 
 
 # ---- the memory ----
@@ -133,7 +151,7 @@ class Sound:
                 done = run("load", "--model", TINY, "--memory", place, "--instances", self.files["replacements"])
         if done[0] == 0:
             status, out, error = run("memory", "stats", "--json", "--memory", place)
-            done = status, json.loads(out)["digest"].encode() if status == 0 else b"", error
+            done = status, re.findall(rb'"digest":"(\w+)"', out)[0] if status == 0 else b"", error
         return done
 
 
@@ -244,7 +262,7 @@ def one_variant(sound, damage, seed, place):
     is_sound = got["verify"][0] == 0
     for command, (status, answer, error) in got.items():
         right = sound.gets[name] if command == "get" else sound.answers[command]
-        if status is None:
+        if status == -signal.SIGALRM:
             wrong.append(("hang", done, command, b""))
         elif status < 0 or status > 2:
             wrong.append(("signal", done, command, f"{status} ".encode() + error))
@@ -284,9 +302,14 @@ def variants(sound, count, seed, folder, show=None):
     return sounds, kinds, lines
 
 
+def tools_made():
+    tools = [f"{BUILD}/tests/{name}" for name in ("memory_tool", "command_server")]
+    subprocess.run(["make", "-s", *tools], cwd=ROOT, check=True)
+
+
 @pytest.fixture(scope="module", name="sound")
 def sound_made(tmp_path_factory):
-    subprocess.run(["make", "-s", f"{BUILD}/tests/memory_tool"], cwd=ROOT, check=True)
+    tools_made()
     return Sound(tmp_path_factory.mktemp("damage"))
 
 
@@ -440,7 +463,7 @@ if __name__ == "__main__":
     parser.add_argument("--variants", type=int, default=VARIANTS)
     parser.add_argument("--seed", type=int, default=SEED)
     chosen = parser.parse_args()
-    subprocess.run(["make", "-s", f"{BUILD}/tests/memory_tool"], cwd=ROOT, check=True)
+    tools_made()
     with tempfile.TemporaryDirectory(prefix="engram-damage-") as temporary:
         result = variants(Sound(Path(temporary)), chosen.variants, chosen.seed, Path(temporary) / "variants", sys.stdout)
     print(f"{chosen.variants} variants, {result[0]} called sound, {dict(result[1])}")

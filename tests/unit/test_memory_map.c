@@ -1,6 +1,6 @@
-/* What a damaged page ends in when LMDB follows it: SIGBUS, SIGSEGV, an assertion. Each is one line and status 1 for who
- * asked for it, and a problem for memory_verify_apart; a fault anywhere else ends the process as ever. The damage is
- * done to the file. */
+/* What a damaged page ends in when LMDB follows it: SIGBUS, SIGSEGV, an assertion. Each is one line and status 1 for
+ * who asked for it, and a problem for memory_verify_apart; a fault anywhere else ends the process as ever. The damage
+ * is done to the file. */
 
 #define _GNU_SOURCE /* nftw in the model, memmem */
 #include <fcntl.h>
@@ -171,7 +171,8 @@ static void test_fault_in_the_map_is_one_line(void **state)
         struct reading r = {&options, cases[i].damage, cases[i].while_open};
         int status = child_says(said, sizeof said, read_in_child, &r);
         snprintf(expected, sizeof expected,
-                 "\"level\":\"error\",\"message\":\"%s: the memory is damaged: run `engram memory verify`, restore a copy or "
+                 "\"level\":\"error\",\"message\":\"%s: the memory is damaged: run `engram memory verify`, restore a "
+                 "copy or "
                  "read the topics again\"}\n",
                  folder);
         assert_true(WIFEXITED(status));
