@@ -2,17 +2,49 @@
 #include "base/buffer.h"
 
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
+
+static void (*mem_say)(const char *line);
+
+void mem_failure_to(void (*say)(const char *line))
+{
+    mem_say = say;
+}
+
+/* _exit: other threads still run, and what they share must not be taken away under them. */
+_Noreturn static void mem_failed(size_t bytes)
+{
+    static atomic_flag said = ATOMIC_FLAG_INIT;
+    char line[160];
+    while (atomic_flag_test_and_set(&said)) {
+        pause(); /* another thread is about to end the process */
+    }
+    snprintf(line, sizeof line,
+             "out of memory: %zu bytes more are not to be had: raise the limit, or have less held at a time", bytes);
+    if (mem_say) {
+        mem_say(line);
+    } else {
+        fprintf(stderr, "engram: %s\n", line);
+    }
+    _exit(1);
+}
 
 static void *mem_checked(void *p, size_t bytes)
 {
     if (!p) {
-        fprintf(stderr, "engram: out of memory (%zu bytes asked for)\n", bytes);
-        abort();
+        mem_failed(bytes);
     }
     return p;
+}
+
+/* A product that does not fit asks for more than there can be. */
+static size_t mem_product(size_t count, size_t bytes)
+{
+    return bytes && count > SIZE_MAX / bytes ? SIZE_MAX : count * bytes;
 }
 
 void *mem_alloc(size_t bytes)
@@ -22,7 +54,7 @@ void *mem_alloc(size_t bytes)
 
 void *mem_zero(size_t count, size_t bytes)
 {
-    return mem_checked(calloc(count ? count : 1, bytes ? bytes : 1), count * bytes);
+    return mem_checked(calloc(count ? count : 1, bytes ? bytes : 1), mem_product(count, bytes));
 }
 
 void *mem_resize(void *old, size_t bytes)
@@ -42,8 +74,8 @@ char *mem_string(const char *data, size_t bytes)
 
 void *mem_aligned(size_t alignment, size_t bytes)
 {
-    size_t rounded = (bytes + alignment - 1) / alignment * alignment;
-    return mem_checked(aligned_alloc(alignment, rounded ? rounded : alignment), bytes);
+    size_t rounded = bytes > SIZE_MAX - alignment ? 0 : (bytes + alignment - 1) / alignment * alignment;
+    return mem_checked(bytes && !rounded ? NULL : aligned_alloc(alignment, rounded ? rounded : alignment), bytes);
 }
 
 struct slice slice_of(const char *string)
@@ -91,12 +123,15 @@ void slices_sort(struct slice *slices, size_t count)
 void buffer_reserve(struct buffer *b, size_t more)
 {
     size_t need = b->bytes + more + 1;
+    if (need <= more) {
+        mem_failed(more);
+    }
     if (need <= b->capacity) {
         return;
     }
     size_t capacity = b->capacity ? b->capacity : 64;
     while (capacity < need) {
-        capacity *= 2;
+        capacity = capacity > SIZE_MAX / 2 ? need : 2 * capacity;
     }
     b->data = mem_resize(b->data, capacity);
     b->capacity = capacity;
@@ -164,6 +199,9 @@ enum { ARENA_CHUNK_BYTES = 4096 - sizeof(struct arena_chunk) };
 void *arena_alloc(struct arena *a, size_t bytes)
 {
     size_t rounded = (bytes + 15) & ~(size_t)15;
+    if (rounded < bytes || rounded > SIZE_MAX - sizeof(struct arena_chunk)) {
+        mem_failed(bytes);
+    }
     struct arena_chunk *chunk = a->chunks;
     if (!chunk || chunk->capacity - chunk->used < rounded) {
         size_t capacity = rounded > ARENA_CHUNK_BYTES ? rounded : ARENA_CHUNK_BYTES;

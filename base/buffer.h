@@ -1,6 +1,8 @@
 /* Bytes: allocation, borrowed slices and growing buffers.
- * Allocation never returns NULL: out of memory ends the process with one line (the only place where a library function
- * of ours ends it). Everything whose size comes from outside is bounded before it is allocated. */
+ * Allocation never returns NULL: out of memory ends the process with one line and status 1. It is the only place where a
+ * library function of ours ends it: nothing could be done about it in all the places that allocate, and nothing is lost,
+ * since what is not committed is done again. Everything whose size comes from outside is bounded before it is allocated.
+ */
 #ifndef ENGRAM_BASE_BUFFER_H
 #define ENGRAM_BASE_BUFFER_H
 
@@ -8,6 +10,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* Who writes that line, from any thread; it may not allocate. Set it before threads start. Default: standard error. */
+void mem_failure_to(void (*say)(const char *line));
 void *mem_alloc(size_t bytes);                     /* as malloc; free() releases */
 void *mem_zero(size_t count, size_t bytes);        /* as calloc */
 void *mem_resize(void *old, size_t bytes);         /* as realloc */

@@ -52,7 +52,7 @@ static void complain_format(const char *name, const char *format, va_list argume
     complain(name, text);
 }
 
-/* ---- a fault in the map: runs in a signal handler ---- */
+/* ---- a fault in the map, which runs in a signal handler, and memory that runs out: nothing here may allocate ---- */
 
 static const char *fault_command;
 
@@ -77,8 +77,10 @@ static void fault_log(const char *text)
 
 void cli_faults_catch(const char *name)
 {
+    void (*say)(const char *line) = strcmp(name, "run") == 0 ? fault_log : fault_complain;
     fault_command = name;
-    memory_faults_catch(strcmp(name, "run") == 0 ? fault_log : fault_complain);
+    memory_faults_catch(say);
+    mem_failure_to(say);
 }
 
 /* ---- what fails ---- */

@@ -49,7 +49,8 @@ void cli_note(const char *format, ...) __attribute__((format(printf, 1, 2)));
 /* A usage error that the command finds itself: the line, then where the help is. Returns 2. */
 int cli_usage(const char *name, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
-/* From now on a fault in the map of a memory ends the command with one line and status 1: see memory_faults_catch. */
+/* From now on a fault in the map of a memory (memory_faults_catch), and memory that runs out (mem_failure_to), ends the
+ * command with one line and status 1. */
 void cli_faults_catch(const char *name);
 
 /* Writes to standard output and empties the buffer. A terminal gets what could steer it escaped (terminal.h). False: it

@@ -149,6 +149,35 @@ def test_a_limit_on_file_sizes_is_a_failure(tmp_path):
         assert b"standard output cannot be written" in done.stderr
 
 
+def limited(mib, *arguments):
+    """A command that may map so many MiB (ulimit -v)."""
+    return subprocess.run([ENGRAM, *map(str, arguments)], capture_output=True, timeout=60, env=ENVIRONMENT, check=False,
+                          preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (mib << 20, mib << 20)))
+
+
+def test_too_little_memory_is_one_line(tmp_path):
+    """From what loads the libraries up to what is enough: one line and status 1, never a signal."""
+    (tmp_path / "i").write_text("".join(json.dumps({"id": f"i{n}", "text": f"{'a ' * (n % 40)}tool {n}", "labels": ["x"]})
+                                        + "\n" for n in range(3000)))
+    flags = ["--map-size", "64MiB", "--memory", tmp_path / "m", "--model", TINY, "--threads", 2]
+    assert engram("load", "--instances", tmp_path / "i", *flags).returncode == 0
+    least = next(mib for mib in range(40, 1000, 4) if limited(mib, "config").returncode == 0)
+    said = {}
+    for mib in range(least + 4, 1000, 8):
+        done = limited(mib, "eval", "--test", tmp_path / "i", *flags)
+        if done.returncode == 0:
+            break
+        said[mib] = done.stderr.decode()
+        assert done.returncode == 1 and said[mib].count("\n") == 1, (mib, done)
+    out = [mib for mib, line in said.items() if line.startswith("engram eval: out of memory: ")]
+    assert out, said
+    for mib in out:
+        done = limited(mib, "run", "--log-format", "json", "-X", "bootstrap.servers=127.0.0.1:1", *flags)
+        if b"thread" not in done.stderr:  # it got as far as Kafka
+            assert done.returncode == 1 and json.loads(done.stderr)["message"].startswith("out of memory: ")
+            break
+
+
 # what steers a terminal, ends a line or turns the writing direction
 STEERS = "\x1b[31m\x9b2J\x7f\x85\u2028\u202e\u2066\u200f\u061c"
 STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
