@@ -7,6 +7,7 @@
  * numbers outside the thread that made it, so each stream hands in its own; and OpenMP's thread count belongs to the
  * calling thread, so each worker sets its own to 1. */
 #include <omp.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -131,6 +132,22 @@ void onednn_stream_close(struct onednn_stream *s)
     free(s);
 }
 
+/* oneDNN ends the process by a signal where it finds no memory for a kernel. So it is asked for before: if there is
+ * none, mem_alloc says so. One thread at a time, or one would take what the other has asked for. */
+static pthread_mutex_t kernel_lock = PTHREAD_MUTEX_INITIALIZER;
+
+static void kernel_begin(void)
+{
+    enum { KERNEL_BYTES = 64 << 20 };
+    pthread_mutex_lock(&kernel_lock);
+    free(mem_alloc(KERNEL_BYTES));
+}
+
+static void kernel_end(void)
+{
+    pthread_mutex_unlock(&kernel_lock);
+}
+
 /* ---- weights ----------------------------------------------------------------------------------------------------- */
 
 /* The descriptor of out [rows, width] = in [rows, in] W' + bias with its epilogue; layout: the weights', which may be
@@ -182,8 +199,10 @@ int onednn_weight_open(struct weight **out, struct onednn *o, const float *weigh
     layout_handle any = NULL, bias_layout = NULL;
     TRY(dnnl_memory_desc_create_with_tag(&any, 2, shape, dnnl_f32, dnnl_format_tag_any));
     TRY(dnnl_memory_desc_create_with_tag(&bias_layout, 2, bias_shape, dnnl_f32, dnnl_ab));
-    if (matmul_describe(&likes, o->engine, CHUNK, in, width, any, EPILOGUE_NONE, e) != 0) {
-        result = -1;
+    kernel_begin();
+    result = matmul_describe(&likes, o->engine, CHUNK, in, width, any, EPILOGUE_NONE, e);
+    kernel_end();
+    if (result != 0) {
         goto done;
     }
     TRY(dnnl_memory_desc_clone(&w->layout, dnnl_primitive_desc_query_md(likes, dnnl_query_weights_md, 0)));
@@ -218,6 +237,7 @@ int onednn_weight_fill(struct weight *w, struct onednn *o, const float *weight, 
         const float *from;
         void *handle; /* oneDNN takes no pointer to const; a reorder only reads its source */
     } values = {weight};
+    kernel_begin();
     omp_set_num_threads(1); /* of the calling thread: a team for one reorder would only spin beside the workers */
     TRY(dnnl_memory_desc_create_with_tag(&layout, 2, shape, dnnl_f32, dnnl_ba));
     TRY(dnnl_memory_create(&plain, layout, o->engine, values.handle));
@@ -230,6 +250,7 @@ int onednn_weight_fill(struct weight *w, struct onednn *o, const float *weight, 
     TRY(dnnl_memory_get_data_handle(w->bias, &bias_data));
     memcpy(bias_data, bias, w->width * sizeof *bias);
 done:
+    kernel_end();
     if (reorder) {
         dnnl_primitive_destroy(reorder);
     }
@@ -275,6 +296,7 @@ static int primitive_open(struct primitive *out, struct onednn_stream *s, const 
     struct primitive p = {0};
     dnnl_primitive_desc_t describes = NULL;
     dnnl_engine_t engine = s->onednn->engine;
+    kernel_begin();
     if (matmul_describe(&describes, engine, rows, w->in, w->width, w->layout, epilogue, e) != 0) {
         result = -1;
         goto done;
@@ -290,6 +312,7 @@ static int primitive_open(struct primitive *out, struct onednn_stream *s, const 
     *out = p;
     memset(&p, 0, sizeof p);
 done:
+    kernel_end();
     primitive_close(&p);
     if (describes) {
         dnnl_primitive_desc_destroy(describes);
