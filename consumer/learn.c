@@ -299,8 +299,7 @@ static int positions_hold(struct learn_consumer *c, const struct learn_partition
 /* Now and then, and before anything is handed out of a partition that was in doubt. */
 static int positions_check_due(struct learn_consumer *c, struct error *e)
 {
-    bool due = clock_us() - c->checked_us >= CHECK_US && !atomic_load(&c->client.trouble);
-    return due && positions_hold(c, NULL, e) < 0 ? -1 : 0;
+    return clock_us() - c->checked_us >= CHECK_US && positions_hold(c, NULL, e) < 0 ? -1 : 0;
 }
 
 /* Connects, looks at topics and offsets until the brokers answer, and decides whether this memory may follow them. */

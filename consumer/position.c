@@ -30,16 +30,20 @@ struct prober *prober_open(const struct config *config)
     return p;
 }
 
-void prober_close(struct prober *p)
+static void client_close(struct prober *p)
 {
-    if (!p) {
-        return;
-    }
     if (p->client.rk) {
         rd_kafka_consumer_close(p->client.rk);
     }
     kafka_client_close(&p->client);
-    free(p);
+}
+
+void prober_close(struct prober *p)
+{
+    if (p) {
+        client_close(p);
+        free(p);
+    }
 }
 
 /* A client that assigns by hand needs a group.id, and neither joins it nor needs a right on it. */
@@ -93,9 +97,13 @@ static void id_found(const rd_kafka_TopicDescription_t *topic, struct position_c
     }
     const uint64_t halves[] = {(uint64_t)rd_kafka_Uuid_most_significant_bits(id),
                                (uint64_t)rd_kafka_Uuid_least_significant_bits(id)};
+    unsigned char bytes[TOPIC_ID_BYTES];
+    for (size_t i = 0; i < sizeof bytes; i++) {
+        bytes[i] = (unsigned char)(halves[i / 8] >> (56 - 8 * (i % 8)));
+    }
     for (size_t i = 0; i < n; i++) {
         if (strcmp(checks[i].topic, rd_kafka_TopicDescription_name(topic)) == 0) {
-            memcpy(checks[i].topic_id, halves, sizeof halves);
+            memcpy(checks[i].topic_id, bytes, sizeof bytes);
         }
     }
 }
@@ -242,6 +250,16 @@ static void marks_ask(struct prober *p, struct position_check *checks, size_t n,
     rd_kafka_topic_partition_list_destroy(list);
 }
 
+static bool all_answered(const struct position_check *checks, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        if (checks[i].verdict == POSITION_UNASKED) {
+            return false;
+        }
+    }
+    return true;
+}
+
 void positions_check(struct prober *p, struct position_check *checks, size_t n, int timeout_ms)
 {
     uint64_t until = clock_us() + (uint64_t)timeout_ms * 1000;
@@ -252,13 +270,15 @@ void positions_check(struct prober *p, struct position_check *checks, size_t n, 
         return;
     }
     ids_ask(p, checks, n, until); /* before the records: an id is the read topic's where a mark still holds after it */
-    if (!bounds_ask(p, checks, n, until)) {
-        return;
+    if (bounds_ask(p, checks, n, until)) {
+        for (size_t i = 0; i < n; i++) {
+            checks[i].verdict = bounds_decide(&checks[i]);
+        }
+        marks_ask(p, checks, n, until);
     }
-    for (size_t i = 0; i < n; i++) {
-        checks[i].verdict = bounds_decide(&checks[i]);
+    if (!all_answered(checks, n)) { /* the next call asks with a client that remembers nothing of a topic that is gone */
+        client_close(p);
     }
-    marks_ask(p, checks, n, until);
 }
 
 /* ---- written with a committed offset ---- */

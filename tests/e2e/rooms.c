@@ -2,6 +2,8 @@
  *   rooms topics                  topics_ensure
  *   rooms tag                     an echo: each text's prediction is made from the text, published, committed
  *   rooms cut TOPIC PARTITION OFFSET    deletes the records before the offset
+ *   rooms committed                     the group's offsets of texts, and their metadata
+ *   rooms commit PARTITION NEXT METADATA    commits that, once the group has no member any more
  *   rooms deny TOPIC                    nobody may write to it any more; rooms allow TOPIC takes that back
  *   rooms learn [--stored TOPIC:PARTITION:NEXT]... [--cluster ID] [--caught-up MS]    prints what it reads
  * Lines on standard input steer it: pause, resume, hold (no commits), lag, stop. Events go to standard output as words.
@@ -338,6 +340,64 @@ static int cut(const struct config *config, const struct arguments *a)
     return 0;
 }
 
+/* ---- what is done to the group ---- */
+
+enum { PARTITIONS = 6, ANSWER_MS = 10000, AGAIN_MS = 200 };
+
+static int group_open(struct kafka_client *client, const struct config *config)
+{
+    struct error e = {0};
+    rd_kafka_conf_t *conf = config_kafka(config, CLIENT_CONSUMER, &e);
+    if (!conf || kafka_set(conf, "group.id", config->group, &e) ||
+        kafka_client_open(client, config, CLIENT_CONSUMER, conf, "group", NULL, &e)) {
+        return failed(&e);
+    }
+    return 0;
+}
+
+static int committed(const struct config *config)
+{
+    struct kafka_client client = {0};
+    if (group_open(&client, config)) {
+        return 1;
+    }
+    rd_kafka_topic_partition_list_t *list = rd_kafka_topic_partition_list_new(PARTITIONS);
+    rd_kafka_topic_partition_list_add_range(list, config->texts_topic, 0, PARTITIONS - 1);
+    rd_kafka_resp_err_t err = rd_kafka_committed(client.rk, list, ANSWER_MS);
+    for (int i = 0; i < list->cnt; i++) {
+        const rd_kafka_topic_partition_t *at = &list->elems[i];
+        say("committed %d %" PRId64 " %.*s", at->partition, at->offset, (int)at->metadata_size,
+            at->metadata ? (const char *)at->metadata : "");
+    }
+    rd_kafka_topic_partition_list_destroy(list);
+    rd_kafka_consumer_close(client.rk);
+    kafka_client_close(&client);
+    return err ? 1 : 0;
+}
+
+static int commit(const struct config *config, const struct arguments *a)
+{
+    struct kafka_client client = {0};
+    if (group_open(&client, config)) {
+        return 1;
+    }
+    const char *metadata = arguments_positional(a, 3);
+    rd_kafka_topic_partition_list_t *list = rd_kafka_topic_partition_list_new(1);
+    rd_kafka_topic_partition_t *at =
+        rd_kafka_topic_partition_list_add(list, config->texts_topic, atoi(arguments_positional(a, 1)));
+    at->offset = atoll(arguments_positional(a, 2));
+    at->metadata = mem_string(metadata, strlen(metadata));
+    at->metadata_size = strlen(metadata);
+    while (rd_kafka_commit(client.rk, list, 0)) { /* a static member keeps its place for a while after its end */
+        clock_sleep_ms(AGAIN_MS);
+    }
+    say("commit ok");
+    rd_kafka_topic_partition_list_destroy(list);
+    rd_kafka_consumer_close(client.rk);
+    kafka_client_close(&client);
+    return 0;
+}
+
 int main(int argc, char **argv)
 {
     struct config config = {0};
@@ -353,6 +413,10 @@ int main(int argc, char **argv)
         }
     } else if (strcmp(arguments_positional(a, 0), "tag") == 0) {
         status = tag(&config);
+    } else if (strcmp(arguments_positional(a, 0), "committed") == 0) {
+        status = committed(&config);
+    } else if (strcmp(arguments_positional(a, 0), "commit") == 0) {
+        status = commit(&config, a);
     } else if (strcmp(arguments_positional(a, 0), "cut") == 0) {
         status = cut(&config, a);
     } else if (strcmp(arguments_positional(a, 0), "deny") == 0 || strcmp(arguments_positional(a, 0), "allow") == 0) {

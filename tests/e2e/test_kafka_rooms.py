@@ -357,6 +357,74 @@ def test_an_offset_that_the_log_has_no_more(broker, made, rooms):
     third.stop()
 
 
+def again(broker, topics, count):
+    """The topic of texts is deleted and created again, and has that many texts in partition 0. Returns their echoes."""
+    broker.delete_topics(topics.texts)
+    broker.create_topics(topics.texts, partitions=6)
+    broker.produce(topics.texts, [text(f"again {i}", None, partition=0) for i in range(count)])
+    return {b"echo again %d" % i for i in range(count)}
+
+
+def wait_echoes(broker, topics, wanted):
+    wait_until(lambda: wanted <= {r.value for r in broker.read_all(topics.predictions)}, wanted, pause_s=0.3)
+
+
+def three(broker, topics):
+    broker.produce(topics.texts, [text(f"first {i}", None, partition=0) for i in range(3)])
+
+
+@pytest.mark.parametrize("marked", [True, False])
+def test_a_commit_that_landed_on_another_topic(broker, made, rooms, marked):
+    """Its metadata know the topic that was read: the texts before it are not skipped. A tool's commit is believed."""
+    first = rooms("tag", "-X", "consumer.session.timeout.ms=6000", instance="same")
+    three(broker, made)
+    first.wait_for("published 0 2")
+    first.stop()
+    mark = rooms("committed").wait_for("^committed 0 3 (engram-1 .*)$")[1]
+    wanted = again(broker, made, 5)
+    rooms("commit", 0, 3, mark if marked else "by hand").wait_for("^commit ok$")
+    assert broker.committed(made.group, made.texts) == {0: 3}
+    second = rooms("tag", instance="same")
+    wait_echoes(broker, made, wanted if marked else {b"echo again 3", b"echo again 4"})
+    second.stop()
+    assert ("published 0 0 " in second.words()) == marked
+    assert broker.committed(made.group, made.texts)[0] == 5
+
+
+def test_a_topic_is_created_again_while_it_is_paused(broker, made, rooms):
+    run = rooms("tag")
+    three(broker, made)
+    run.wait_for("published 0 2")
+    run.tell("pause")
+    wanted = again(broker, made, 5)
+    run.tell("resume")
+    wait_echoes(broker, made, wanted)
+    run.stop()
+
+
+def test_a_topic_is_created_again_under_start_from_latest(broker, made, rooms):
+    """It was read, so the group is not new, though the broker has dropped its offsets."""
+    run = rooms("tag", "--start-from", "latest")
+    run.wait_for("^assigned 6$")
+    three(broker, made)
+    run.wait_for("published 0 2")
+    wait_echoes(broker, made, again(broker, made, 5))
+    run.stop()
+
+
+def test_retention_is_no_other_topic(broker, made, rooms):
+    """What was read last is gone, as retention does it: nothing is read again."""
+    run = rooms("tag")
+    three(broker, made)
+    run.wait_for("published 0 2")
+    rooms("cut", made.texts, 0, 3).wait_for("^cut Success$")
+    time.sleep(6)  # the topic is looked at every 5 s
+    broker.produce(made.texts, [text(f"more {i}", None, partition=0) for i in range(3)])
+    run.wait_for("published 0 5")
+    run.stop()
+    assert len(re.findall("^published", run.words(), re.MULTILINE)) == 6 and "again" not in run.log()
+
+
 def test_pausing_loses_nothing_and_doubles_nothing(broker, made, rooms):
     run = rooms("tag")
     run.wait_for("^assigned 6$")

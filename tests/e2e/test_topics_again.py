@@ -2,15 +2,13 @@
 answer, and no memory goes on with labels and instances that its topics do not hold. One oracle counts every text.
 """
 
-import re
-import threading
 import time
 
 import oracle
 import pytest
 from console import Console, free_port
 from kafka import Record, wait_until
-from stage import TINY, engram, memory_stats
+from stage import TINY, engram
 
 SOON = ["-X", "topic.metadata.refresh.interval.ms=1000"]
 AGAIN = "deleted and created again"
@@ -52,19 +50,21 @@ def learnt(broker, topics, stage):
     return running
 
 
-@pytest.mark.parametrize("stopped", [False, True], ids=["running", "stopped"])
-@pytest.mark.parametrize("topic, records", [
-    ("instances", instances(0, 10, "other tool")),
-    ("instances", instances(100, 14)),
-    ("instances", instances(0, 10)),  # the very same records, at another time
-    ("labels", definitions(0, 5, "other label")),
-    ("labels", definitions(50, 9)),
-], ids=["as-many", "more", "the-same", "labels-as-many", "labels-more"])
-def test_a_learned_topic_is_created_again(broker, topics, learnt, topic, records, stopped):
+@pytest.mark.parametrize("topic, records, state", [
+    ("instances", instances(0, 10, "other tool"), "running"),
+    ("instances", instances(0, 10, "other tool"), "stopped"),
+    ("instances", instances(100, 14), "running"),
+    ("instances", instances(100, 14), "killed"),
+    ("instances", instances(0, 10), "stopped"),  # the very same records, at another time
+    ("labels", definitions(0, 5, "other label"), "running"),
+    ("labels", definitions(50, 9), "stopped"),
+], ids=["as-many-running", "as-many-stopped", "more-running", "more-killed", "the-same", "labels-running", "labels-stopped"])
+def test_a_learned_topic_is_created_again(broker, topics, learnt, topic, records, state):
     """With as many records or more: what the memory holds is not what a fold of the topics gives any more."""
     topic = getattr(topics, topic)
+    stopped = state != "running"
     if stopped:
-        learnt.stop()
+        learnt.kill() if state == "killed" else learnt.stop()
     create_again(broker, topic, records, cleanup_policy="compact")
     if stopped:
         learnt.restart()
@@ -74,6 +74,68 @@ def test_a_learned_topic_is_created_again(broker, topics, learnt, topic, records
     learnt.wait_for(REFUSED.format(topic))
     learnt.restart()
     assert learnt.wait() == 1, learnt.log()  # for good
+
+
+def test_what_was_read_is_known_again(broker, topics, stage, folder):
+    """Whatever stands last in a partition: a null, poison, a transaction's marker, or nothing at all; in a copy too."""
+    broker.create_topics(topics.instances, partitions=3, cleanup_policy="compact")
+    running = stage(*TINY, *SOON)
+    for partition in range(3):
+        broker.produce(topics.instances, instances(10 * partition, 5), partition=partition)
+    broker.produce(topics.instances, [(b"i0", None)], partition=0)
+    broker.produce(topics.instances, [(b"i10", b"{")], partition=1)
+    broker.produce_transaction(topics.instances, instances(25, 1), partition=2)
+    broker.produce_transaction(topics.instances, instances(26, 1), partition=2, commit=False)
+    oracle.check_memory(broker, topics, running.memory)
+    running.stop()
+    copy = folder / "copy"
+    engram("memory", "backup", copy, "--memory", running.memory)
+    other = stage(*TINY, *SOON, memory=copy)
+    create_again(broker, topics.labels, definitions(0, 2), cleanup_policy="compact")  # nothing of it was ever read
+    running.restart().wait_ready()
+    oracle.check_memory(broker, topics, running.memory)
+    broker.produce(topics.instances, instances(40, 3), partition=1)
+    oracle.check_memory(broker, topics, running.memory, copy)
+    running.kill()
+    other.stop()
+    create_again(broker, topics.instances, instances(0, 30), partitions=3, cleanup_policy="compact")
+    for one in (running, other):
+        one.restart()
+        assert one.wait() == 1, one.log()
+        one.wait_for(REFUSED.format(topics.instances))
+
+
+def test_compaction_is_no_other_topic(broker, topics, stage):
+    """The record that the memory knows its topic by was sent again while the stage was away, and compaction took it."""
+    broker.create_topics(topics.instances, cleanup_policy="compact", segment_ms=200, min_cleanable_dirty_ratio=0)
+    running = stage(*TINY)
+    broker.produce(topics.instances, instances(0, 3))
+    oracle.check_memory(broker, topics, running.memory)
+    running.stop()
+    for records in (instances(2, 1, "sent again"), instances(3, 1)):
+        time.sleep(0.3)  # the segment is rolled by the first record after its time
+        broker.produce(topics.instances, records)
+    broker.wait_compacted(topics.instances)
+    assert [r.offset for r in broker.read_all(topics.instances)] == [0, 1, 3, 4]
+    running.restart().wait_ready()
+    oracle.check_memory(broker, topics, running.memory)
+    running.stop()
+
+
+# ---- predictions ----
+
+
+def test_predictions_are_created_again_between_two_batches(broker, topics, stage):
+    """With fewer partitions. The producer knows the old ones, and where it stood in them."""
+    running = stage(*TINY)
+    broker.produce(topics.texts, texts(0, 30))
+    oracle.check_texts(broker, topics)
+    create_again(broker, topics.predictions, partitions=2)
+    broker.produce(topics.texts, texts(30, 30))
+    oracle.wait_committed(broker, topics)
+    answered = [oracle.body(record.value)["id"] for record in broker.read_all(topics.predictions)]
+    assert sorted(answered) == sorted(f"t{i}" for i in range(30, 60))
+    running.stop()
 
 
 # ---- texts ----
@@ -106,15 +168,15 @@ def console():
     return Console(free_port())
 
 
-@pytest.mark.parametrize("count", [15, 10, 4])
-def test_texts_are_created_again_after_a_while(broker, topics, stage, console, count):
+@pytest.mark.parametrize("count, partitions", [(15, 6), (10, 2), (4, 12)])
+def test_texts_are_created_again_after_a_while(broker, topics, stage, console, count, partitions):
     """The stage sees that the topic is gone, and says so. With more texts than it had read, as many, and fewer."""
-    running = stage(*console.flags, *SOON)
+    running = stage(*console.flags)
     broker.produce(topics.texts, texts(0, 10), partition=0)
     oracle.check_texts(broker, topics)
     broker.delete_topics(topics.texts)
     wait_until(lambda: console.ready()[0] == 503 and topics.texts in console.ready()[1], console.ready)
-    broker.create_topics(topics.texts, partitions=6)
+    broker.create_topics(topics.texts, partitions=partitions)
     broker.produce(topics.texts, texts(100, count), partition=0)
     check_again(broker, topics)
     console.wait_ready()
