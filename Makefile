@@ -116,6 +116,7 @@ deps: ## install the packages (root or sudo) and fetch the broker
 	@tools/deps.sh
 broker: ## fetch only the broker's jars into build/broker
 	@tests/broker/fetch
+	@tests/broker/librdkafka
 model: ## fetch the default model into build/models
 	@tools/model.sh
 

@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "base/lines.h"
 #include "config/internal.h"
@@ -168,6 +169,22 @@ static int line_read(struct reader *r, struct slice line, struct error *e)
     return result;
 }
 
+/* A password in a file that every user of the machine may read. */
+static void secrets_check(struct config *config, const char *path, const char *name)
+{
+    struct stat s;
+    const struct config_private *p = config->private;
+    for (size_t i = 0; i < p->properties_count; i++) {
+        const struct property *property = &p->properties[i];
+        if (property->source.origin == ORIGIN_FILE && property_secret(property->name) && stat(path, &s) == 0 &&
+            S_ISREG(s.st_mode) && (s.st_mode & S_IROTH)) {
+            config_warn(config, "%s holds %s, and every user of this machine may read it: `chmod o= %s`", name,
+                        property->name, name);
+            return;
+        }
+    }
+}
+
 int config_read_file(struct config *config, const char *path, const char *name, struct error *e)
 {
     struct reader r = {.config = config};
@@ -184,9 +201,10 @@ int config_read_file(struct config *config, const char *path, const char *name, 
         snprintf(r.where, sizeof r.where, "%s:%zu", name, r.line);
         result = line_read(&r, line, e);
         if (result) {
-            break;
+            goto done;
         }
     }
+    secrets_check(config, path, name);
 done:
     if (result && e) {
         e->code = E_USAGE;

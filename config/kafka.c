@@ -187,6 +187,7 @@ void property_refusals(void (*each)(const char *name, const char *reason, void *
 bool property_secret(const char *name)
 {
     static const char *const marks[] = {"password",
+                                        "passphrase",
                                         "secret",
                                         "key.pem",
                                         "sasl.jaas",

@@ -46,6 +46,9 @@ struct kafka_client {
     _Atomic bool told;         /* it was logged */
     _Atomic bool reached;      /* some broker answered since the start */
     _Atomic bool expired;      /* a consumer's session in its group ran out here, and it has not joined again yet */
+    _Atomic bool opening;      /* rd_kafka_new works on it */
+    _Atomic int certificate;   /* what OpenSSL last found wrong with a broker's; 0: nothing */
+    _Atomic bool advised;      /* the words say what to do */
     bool quiet;                /* trouble is not told: the command line says it itself */
     uint64_t asked_us;         /* when kafka_client_recheck last asked; the thread that polls */
     uint64_t fetched_us;       /* when refetch last fetched anew; the thread that polls */

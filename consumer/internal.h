@@ -62,6 +62,16 @@ bool position_read(struct slice text, struct read_position *out);
 /* Between two attempts, before anything is assigned: 100 ms, callbacks served. False: told to give up. */
 bool client_pause(struct kafka_client *c, const struct kafka_wait *wait);
 
+/* connection.c: why a connection fails. */
+/* librdkafka's callback for a broker's certificate: accepts what OpenSSL accepts, and keeps what it does not. */
+int connection_certificate_check(struct rd_kafka_s *rk, const char *broker, int32_t id, int *x509_error, int depth,
+                                 const char *der, size_t bytes, char *text, size_t text_bytes, void *opaque);
+void connection_text(const char *text, char *out, size_t bytes); /* librdkafka's line, no secret in it */
+void connection_failed(struct kafka_client *c, const char *text); /* sets c->reason */
+/* What to do about c->reason where the broker or this client refuses the other; NULL: nobody is there. A literal. */
+const char *connection_advice(const struct kafka_client *c);
+void connection_words(const struct kafka_client *c, struct buffer *out); /* the reason, then the advice that there is */
+
 /* Takes the message over and decodes it. Never fails: what cannot be decoded is CONSUMED_POISON. */
 struct consumed *consumed_new(rd_kafka_message_t *message, enum consumed_from from, const char *topic, uint64_t epoch);
 

@@ -17,6 +17,7 @@ enum {
     REFETCH_US = 5000000,
     STEP_MS = 100,
     DESTROY_US = 5000000,
+    LINE_BYTES = 2048,
 };
 
 bool kafka_wait_go_on(const struct kafka_wait *wait)
@@ -35,21 +36,27 @@ static void log_bridge(const rd_kafka_t *rk, int level, const char *facility, co
     if (c && strcmp(facility, "SESSTMOUT") == 0) { /* told nowhere else, and here before anything follows from it */
         atomic_store(&c->expired, true);
     }
+    if (c && atomic_load(&c->opening) && level <= 3 && strcmp(facility, "SSL") == 0) {
+        if (!*c->reason) { /* the cause; what follows are its consequences, of which rd_kafka_new returns the last */
+            connection_failed(c, text);
+        }
+        return;
+    }
     enum log_level as = level <= 3   ? LOG_LEVEL_ERROR
                         : level == 4 ? LOG_LEVEL_WARN
                         : level == 5 ? LOG_LEVEL_INFO
                                      : LOG_LEVEL_DEBUG;
     if (strcmp(facility, "FAIL") == 0 || strcmp(facility, "ERROR") == 0 || strcmp(facility, "FATAL") == 0 ||
-        strcmp(facility, "GETPID") == 0 || strcmp(facility, "PARTCNT") == 0) {
+        strcmp(facility, "GETPID") == 0 || strcmp(facility, "PARTCNT") == 0 ||
+        strcmp(facility, "SSLCERTVRFY") == 0) {
         as = LOG_LEVEL_DEBUG;
     }
-    if (strncmp(text, "[thrd:", 6) == 0 && strstr(text, "]: ")) {
-        text = strstr(text, "]: ") + 3;
-    }
+    char line[LINE_BYTES];
+    connection_text(text, line, sizeof line);
     if (c && as != LOG_LEVEL_DEBUG) { /* who asks for librdkafka's debugging wants all of it */
-        log_limited(&c->lines_limit, as, "kafka client for %s: %s", c->what, text);
+        log_limited(&c->lines_limit, as, "kafka client for %s: %s", c->what, line);
     } else {
-        log_write(as, "kafka client for %s: %s", c ? c->what : "?", text);
+        log_write(as, "kafka client for %s: %s", c ? c->what : "?", line);
     }
 }
 
@@ -58,26 +65,6 @@ static bool unreachable(int err)
     return err == RD_KAFKA_RESP_ERR__ALL_BROKERS_DOWN || err == RD_KAFKA_RESP_ERR__RESOLVE ||
            err == RD_KAFKA_RESP_ERR__AUTHENTICATION || err == RD_KAFKA_RESP_ERR__SSL ||
            err == RD_KAFKA_RESP_ERR__TRANSPORT || err == RD_KAFKA_RESP_ERR__TIMED_OUT;
-}
-
-/* "…/1: Connect to ipv4#127.0.0.1:1 failed: Connection refused (after 0ms in state CONNECT)": without the address in
- * front, which the message has already, and without what was identical before. */
-static void remember_reason(struct kafka_client *c, const char *reason)
-{
-    const char *start = strstr(reason, ": ");
-    const char *failed = strstr(reason, " failed: ");
-    start = failed ? failed + strlen(" failed: ") : start ? start + 2 : reason;
-    size_t word = strcspn(start, " ");
-    if (word > 1 && start[word] && start[word - 1] == ':' && memchr(start, ':', word - 1)) {
-        start += word + 1; /* the address once more */
-    }
-    size_t bytes = strcspn(start, "(");
-    while (bytes && start[bytes - 1] == ' ') {
-        bytes--;
-    }
-    bytes = bytes && bytes < sizeof c->reason ? bytes : sizeof c->reason - 1;
-    memset(c->reason, 0, sizeof c->reason);
-    strncpy(c->reason, start, bytes);
 }
 
 static bool missing(int err)
@@ -112,12 +99,12 @@ static void error_bridge(rd_kafka_t *rk, int err, const char *reason, void *opaq
         return; /* the room that polls asks rd_kafka_fatal_error */
     }
     if (err == RD_KAFKA_RESP_ERR__TRANSPORT) {
-        remember_reason(c, reason); /* of one broker: told when it was the last one */
+        connection_failed(c, reason); /* of one broker: told when it was the last one */
         log_debug("kafka client for %s: %s", c->what, reason);
         return;
     }
     if (unreachable(err) && err != RD_KAFKA_RESP_ERR__ALL_BROKERS_DOWN) {
-        remember_reason(c, reason);
+        connection_failed(c, reason);
     }
     kafka_client_trouble(c, err, reason);
 }
@@ -157,12 +144,17 @@ void kafka_client_trouble(struct kafka_client *c, int err, const char *text)
         return;
     }
     atomic_fetch_add(&c->troubles, 1);
-    if (same_trouble(atomic_load(&c->trouble), err)) {
+    const char *advice = unreachable(err) ? connection_advice(c) : NULL;
+    if (same_trouble(atomic_load(&c->trouble), err) && (!advice || c->advised)) {
         atomic_store(&c->trouble, err);
         return;
     }
+    c->advised = advice != NULL;
     struct buffer words = {0};
-    if (unreachable(err)) {
+    if (advice) {
+        buffer_format(&words, "%s: ", c->what);
+        connection_words(c, &words);
+    } else if (unreachable(err)) {
         buffer_format(&words, "%s: no broker answers at %s%s%s: is it running, is bootstrap.servers right?", c->what,
                       c->brokers, *c->reason ? ": " : "", c->reason);
     } else {
@@ -174,7 +166,7 @@ void kafka_client_trouble(struct kafka_client *c, int err, const char *text)
     atomic_store(&c->trouble, err);
     trouble_count();
     atomic_store(&c->told, log_limited(&c->troubles_limit, LOG_LEVEL_WARN, "%s%s", words.data,
-                                       unreachable(err) ? " Trying on" : ": trying on"));
+                                       unreachable(err) && !advice ? " Trying on" : ": trying on"));
     buffer_free(&words);
 }
 
@@ -213,6 +205,7 @@ void kafka_client_works(struct kafka_client *c)
 {
     atomic_store(&c->reached, true);
     if (atomic_load(&c->trouble) && atomic_exchange(&c->trouble, 0) && atomic_load(&c->told)) {
+        c->reason[0] = '\0'; /* a later trouble has its own */
         log_info("%s: works again", c->what);
     }
 }
@@ -287,10 +280,17 @@ int kafka_client_open(struct kafka_client *c, const struct config *config, enum 
     rd_kafka_conf_set_opaque(conf, c);
     rd_kafka_conf_set_log_cb(conf, log_bridge);
     rd_kafka_conf_set_error_cb(conf, error_bridge);
+    rd_kafka_conf_set_ssl_cert_verify_cb(conf, connection_certificate_check);
+    c->reason[0] = '\0';
+    atomic_store(&c->opening, true);
     c->rk = rd_kafka_new(kind == CLIENT_PRODUCER ? RD_KAFKA_PRODUCER : RD_KAFKA_CONSUMER, conf, text, sizeof text);
+    atomic_store(&c->opening, false);
     if (!c->rk) {
+        char words[512];
+        connection_text(text, words, sizeof words);
         rd_kafka_conf_destroy(conf);
-        return error_set(e, ERROR_FATAL, E_USAGE, "librdkafka refuses its configuration: %s", text);
+        return error_set(e, ERROR_FATAL, E_USAGE, "librdkafka refuses its configuration: %s%s%s%s", words,
+                         *c->reason ? " (" : "", c->reason, *c->reason ? ")" : "");
     }
     if (kind == CLIENT_CONSUMER) {
         rd_kafka_poll_set_consumer(c->rk);
@@ -366,6 +366,13 @@ int kafka_client_connect(struct kafka_client *c, const struct kafka_wait *wait, 
             return 0;
         }
         if (!kafka_wait_go_on(wait)) {
+            if (connection_advice(c)) {
+                struct buffer words = {0};
+                connection_words(c, &words);
+                error_set(e, ERROR_RETRY, E_BROKER, "%s", words.data);
+                buffer_free(&words);
+                return -1;
+            }
             return error_set(e, ERROR_RETRY, E_BROKER,
                              "no broker answers at %s%s%s: start Kafka there, or set bootstrap.servers (-X "
                              "bootstrap.servers=HOST:PORT)",

@@ -42,4 +42,4 @@ command -v dpkg-query >/dev/null ||
 missing=$(LC_ALL=C packages_missing)
 # shellcheck disable=SC2086 # one word a package
 [ -z "$missing" ] || packages_install $missing
-[ $# -gt 0 ] || "$root/tests/broker/fetch"
+[ $# -gt 0 ] || { "$root/tests/broker/fetch" && "$root/tests/broker/librdkafka"; }

@@ -48,12 +48,13 @@ class Record:
 class Broker:
     """A broker of its own in `folder`: `with Broker(folder) as broker:`, gone afterwards, also on failure."""
 
-    def __init__(self, folder, secured=False, **overrides):
+    def __init__(self, folder, secured=False, tls=None, **overrides):
         """overrides: settings of server.properties with dots as underscores, as log_cleaner_backoff_ms=100.
-        secured: has a second address, where the user `stage` may do what ACLs allow."""
+        secured: has a second address, where the user `stage` may do what ACLs allow. tls: a folder of certificates; has
+        an address for clients with a certificate, and one for the user `stage` with a password."""
         self.folder = Path(folder)
-        self.address = self.secured_address = None
-        self._secured = secured
+        self.address = self.secured_address = self.tls_address = self.scram_address = None
+        self._more = ["--secured"] if secured else ["--tls", tls] if tls else []
         self._overrides = [f"{name.replace('_', '.')}={value}" for name, value in overrides.items()]
         self._admin = None
         self._producers = {}
@@ -76,8 +77,11 @@ class Broker:
 
     def start(self):
         options = [part for item in self._overrides for part in ("--override", item)]
-        self.address, *more = self._script("start", *options, *(["--secured"] if self._secured else [])).split()
-        self.secured_address = more[0] if more else None
+        self.address, *more = self._script("start", *options, *self._more).split()
+        if len(more) == 1:
+            self.secured_address = more[0]
+        elif more:
+            self.tls_address, self.scram_address = more
 
     def restart(self, **overrides):
         """Stop if it runs, start with the same ports and data. Clients reconnect by themselves."""
