@@ -132,7 +132,7 @@ static void key_print(enum db db, struct slice key, char *out, size_t size)
 int entry_get(const struct memory *m, MDB_txn *txn, enum db db, struct slice key, size_t bytes_min, struct slice *value,
               struct error *e)
 {
-    MDB_val k = lmdb_val(key), v;
+    MDB_val k = lmdb_val(key), v = {0}; /* a damaged page can have LMDB find a key and set no value */
     int rc = FOLLOW(m, mdb_get(txn, m->db[db], &k, &v));
     if (rc == MDB_NOTFOUND) {
         return 0;
@@ -180,7 +180,7 @@ bool meta_stored(struct slice key, struct slice value, struct meta *out)
 int meta_read(const struct memory *m, MDB_txn *txn, struct meta *out, struct slice *model, struct error *e)
 {
     const struct slice key = {META_KEY, sizeof META_KEY - 1};
-    MDB_val k = lmdb_val(key), v;
+    MDB_val k = lmdb_val(key), v = {0};
     int rc = FOLLOW(m, mdb_get(txn, m->db[DB_META], &k, &v));
     if (rc && rc != MDB_NOTFOUND) {
         return memory_error(m, rc, "reading", e);

@@ -318,7 +318,7 @@ int snapshot_walk(const struct snapshot *s, enum db db, size_t bytes_min,
                   void *context, struct error *e)
 {
     MDB_cursor *cursor = NULL;
-    MDB_val k, v;
+    MDB_val k, v = {0};
     int result = 0;
     pthread_mutex_lock(&s->reader->lock);
     int rc = mdb_cursor_open(s->reader->txn, s->m->db[db], &cursor);

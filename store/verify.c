@@ -280,7 +280,7 @@ typedef int entry_check(struct verify *v, struct slice key, struct slice value, 
 static int entries_walk(struct verify *v, enum db db, size_t bytes_min, entry_check *check, struct error *e)
 {
     MDB_cursor *cursor = NULL;
-    MDB_val k, found;
+    MDB_val k, found = {0};
     int result = 0;
     int rc = mdb_cursor_open(v->txn, v->m->db[db], &cursor);
     while (rc == 0 && result == 0) {
@@ -289,7 +289,7 @@ static int entries_walk(struct verify *v, enum db db, size_t bytes_min, entry_ch
             break;
         }
         struct slice key = {k.mv_data, k.mv_size}, value = {found.mv_data, found.mv_size};
-        MDB_val named;
+        MDB_val named = {0};
         step(v);
         if (value.bytes < bytes_min || !value_fits(v->m, &found) || !checksum_holds(key, value)) {
             problem(v, "the checksum of an entry in '%s' does not hold", db_name(db));

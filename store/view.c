@@ -97,7 +97,7 @@ static int tail_load(const struct memory *m, MDB_txn *txn, const struct block_he
 static int sealed_load(const struct memory *m, MDB_txn *txn, uint64_t block, uint64_t version, uint64_t since,
                        const void **vectors, struct error *e)
 {
-    MDB_val k = {sizeof block, &block}, v;
+    MDB_val k = {sizeof block, &block}, v = {0};
     int rc = FOLLOW(m, mdb_get(txn, m->db[DB_KEYS], &k, &v));
     if (rc && rc != MDB_NOTFOUND) {
         return memory_error(m, rc, "reading", e);

@@ -442,12 +442,14 @@ def test_fault_is_one_line(case):
     tree = case.file.trees["instances"]
     leaf = next(n for n in case.file.nodes if n[0] == "instances" and n[5])
     sound = bytes(case.data)
-    for damage in ("assertion", "duplicates", "far"):
+    for damage in ("assertion", "duplicates", "no value", "far"):
         case.data[:] = sound
         if damage == "assertion":
             case.data[case.body(tree.root)] = bytes(case.file.size)
         elif damage == "duplicates":
             case.data[leaf[2] + 4] |= 4
+        elif damage == "no value":
+            case.data[leaf[1] * case.file.size + 10] |= 0x20
         else:
             for i in range(8):
                 case.put(leaf[1] * case.file.size + 16 + 2 * i, "<H", 65534)
