@@ -24,7 +24,7 @@ _Noreturn static void mem_failed(size_t bytes)
         pause(); /* another thread is about to end the process */
     }
     snprintf(line, sizeof line,
-             "out of memory: %zu bytes more are not to be had: raise the limit, or have less held at a time", bytes);
+             "out of memory: %zu bytes could not be allocated: raise the limit, or use less", bytes);
     if (mem_say) {
         mem_say(line);
     } else {

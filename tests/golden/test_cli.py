@@ -220,7 +220,7 @@ def test_output_cannot_steer_the_terminal(tmp_path):
     plain = engram("memory", "get", record["id"], *flags).stdout.decode()
     assert json.loads(plain) == json.loads(shown) and "\u202e" in plain and "\x9b" in plain
     said = engram("memory", "get", f"no {STEERS}", *flags).stderr.decode()
-    assert "holds no instance" in said and not STEERING.search(said)
+    assert "has no instance" in said and not STEERING.search(said)
     shown, said = on_a_terminal("memory", "export", "--instances", "-", *flags)
     assert json.loads(shown) == record and not STEERING.search(shown + said) and "?[31m?2J" in said
     for arguments in (["memory", "verify", *flags], ["config", *flags], ["config", "--json", *flags],

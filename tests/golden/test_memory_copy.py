@@ -124,7 +124,7 @@ def test_export_without_texts_is_one_line_and_leaves_what_was_there(memory, tmp_
 def test_export_says_what_is_wrong(memory, tmp_path):
     refused("export", "--memory", memory, status=2, word="--labels FILE, --instances FILE or both")
     refused("export", "--memory", memory, "--labels", "-", "--instances", "-", status=2, word="cannot both be -")
-    refused("export", "more", "--memory", memory, "--labels", "-", status=2, word="nothing more")
+    refused("export", "more", "--memory", memory, "--labels", "-", status=2, word="no more arguments")
     refused("stats", "--memory", memory, "--labels", "-", status=2, word="for export")
     refused("exprot", "--memory", memory, status=2, word="export, backup or compact")
     refused("export", "--memory", tmp_path / "absent", "--labels", "-", word="no memory here")
