@@ -474,9 +474,11 @@ static int vocab_check(struct found *f, struct reading *r, const char *inside)
     }
     for (size_t i = 0; i < count || i < s->piece_count; i++) {
         const struct slice line = i < count ? lines[i] : none, piece = i < s->piece_count ? s->pieces[i] : none;
-        const struct added_token *added = added_find(f, line);
-        if (slice_equal(line, piece) || (piece.bytes == 0 && line_repeats(lines, count, i)) ||
-            (piece.bytes == 0 && added && (size_t)added->id == i)) {
+        if (slice_equal(line, piece) || (piece.bytes == 0 && line_repeats(lines, count, i))) {
+            continue;
+        }
+        const struct added_token *added = piece.bytes == 0 ? added_find(f, line) : NULL;
+        if (added && (size_t)added->id == i) {
             continue;
         }
         return refuse(r, "line %zu is %.80s, but tokenizer.json has %.80s for id %zu", i + 1,
