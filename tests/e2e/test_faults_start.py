@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import socket
+import struct
 
 import oracle
 import pytest
@@ -179,6 +180,37 @@ def test_a_model_folder_that_is_none(topics, stage, folder):
         running = stage("--model", name, ready=False)
         assert str(name) in refused(running, r"error .+")
         assert not running.memory.exists()
+
+
+def overflowing(folder):
+    """The tiny model with finite numbers that are too large for sums, from the 20th token of a text on."""
+    model = shutil.copytree(ROOT / "tests" / "golden" / "tiny-bert", folder / "overflowing")
+    weights = bytearray((model / "model.safetensors").read_bytes())
+    header = 8 + int.from_bytes(weights[:8], "little")
+    place = json.loads(weights[8:header])["embeddings.position_embeddings.weight"]
+    (rows, width), (begin, end) = place["shape"], place["data_offsets"]
+    weights[header + begin + 20 * width * 4 : header + end] = struct.pack("<f", 3e38) * (rows - 20) * width
+    (model / "model.safetensors").write_bytes(weights)
+    return model
+
+
+@pytest.mark.parametrize("lane", ["texts", "instances"])
+def test_a_vector_that_is_not_finite(broker, topics, stage, folder, lane):
+    """The model is at fault: the stage ends with a line, and the record waits for a model that can. It is no dead letter."""
+    running = stage("--model", overflowing(folder))
+    broker.produce(topics.texts, [(b"short", oracle.written(text="a tool"))])
+    broker.produce(topics.instances, [instance(0)])
+    oracle.check_texts(broker, topics)
+    oracle.wait_folded(broker, topics, running.memory)
+    long = instance(1, "a tool " * 20)
+    broker.produce(getattr(topics, lane), [long if lane == "instances" else (b"long", oracle.written(text="a tool " * 20))])
+    assert running.wait() == 1, running.log()
+    running.wait_for(r"error .*model overflowing: the vector of a text of 4\d word pieces .* is not finite")
+    assert broker.read_all(topics.dead_letters) == []
+    assert memory_stats(running.memory)["instances"] == 1
+    healthy = stage(*TINY, memory=folder / "healthy")
+    oracle.check_texts(broker, topics)
+    oracle.check_memory(broker, topics, healthy.memory)
 
 
 def test_another_encoders_memory(stage, learnt, folder):
