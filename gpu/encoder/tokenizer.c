@@ -258,6 +258,8 @@ static void char_emit(struct pass *p, int32_t c)
     if (p->normalised != NULL) {
         char bytes[UTF8_MAX];
         buffer_append(p->normalised, bytes, (size_t)utf8proc_encode_char(c, (utf8proc_uint8_t *)bytes));
+    } else if (p->window_used && p->full) {
+        return; /* the window is not emptied any more */
     } else if (p->window_used) {
         p->window_end += (size_t)utf8proc_encode_char(c, (utf8proc_uint8_t *)p->window + p->window_end);
         window_advance(p, false);
@@ -440,8 +442,7 @@ static int pieces_add(struct tokenizer *t, const struct tokenizer_settings *s, s
         if (t->vocabulary.bytes + s->pieces[i].bytes + 1 > TRIE_BYTES_MAX) {
             return error_set(e, ERROR_FATAL, E_MODEL, "a vocabulary of more than %u bytes", TRIE_BYTES_MAX);
         }
-        trie_insert(&t->pieces, s->pieces[i],
-                    (int32_t)i); /* of a repeated piece the last counts, as in a Python dict */
+        trie_insert(&t->pieces, s->pieces[i], (int32_t)i); /* of a repeated piece the last counts: a Python dict */
         buffer_append(&t->vocabulary, s->pieces[i].data, s->pieces[i].bytes);
         buffer_byte(&t->vocabulary, '\n');
     }
@@ -474,8 +475,8 @@ static int added_normalise(const struct tokenizer *t, const struct added_token *
     if (out->bytes > NORMALISED_BYTES_MAX) {
         return added_refuse(added, "is too long once it is normalised", e);
     }
-    for (size_t at = 0;
-         t->strip_accents && at < out->bytes;) { /* a run of marks is cut: none may be looked for in it */
+    /* of a run of marks no more is kept than a word may have, so that nothing can be looked for in it */
+    for (size_t at = 0; t->strip_accents && at < out->bytes;) {
         int32_t c = NONE;
         at += (size_t)utf8proc_iterate((const utf8proc_uint8_t *)out->data + at, -1, &c);
         if (codepoint_combining_class(c) != 0) {

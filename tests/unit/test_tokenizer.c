@@ -370,6 +370,34 @@ static void test_long_words(void **state)
     tokenizer_close(t);
 }
 
+/* The ids are full while a run of marks as long as a word may be still waits: the window must take no more of it. */
+static void test_full_before_marks(void **state)
+{
+    (void)state;
+    const struct slice vocabulary[] = {slice_of("[UNK]"), slice_of("[CLS]"), slice_of("[SEP]"), slice_of("a")};
+    char *longest = repeated("q", ADDED_BYTES_MAX), *before = repeated("d", ADDED_BYTES_MAX - 6);
+    char *marks = repeated("\xF0\x9D\x85\xA5", WORD_CHARS_MAX + 1); /* U+1D165, which is kept */
+    const struct added_token added = {.text = slice_of(longest), .id = 4, .normalized = true};
+    const struct tokenizer_settings settings = {.pieces = vocabulary,
+                                                .piece_count = 4,
+                                                .added = &added,
+                                                .added_count = 1,
+                                                .lower_case = true,
+                                                .strip_accents = true,
+                                                .continuing = slice_of(CONTINUING),
+                                                .word_chars_max = WORD_CHARS_MAX};
+    struct tokenizer *t = NULL;
+    struct buffer text = {0};
+    assert_int_equal(tokenizer_open(&t, &settings, NULL), 0);
+    buffer_format(&text, "a b%s%se", before, marks);
+    assert_string_equal(pieces(t, text.data, text.bytes, 3), "[CLS] a [SEP] ...");
+    buffer_free(&text);
+    tokenizer_close(t);
+    free(longest);
+    free(before);
+    free(marks);
+}
+
 static void test_vocabulary(void **state)
 {
     (void)state;
@@ -452,7 +480,8 @@ int main(void)
         cmocka_unit_test(test_every_code_point), cmocka_unit_test(test_tiny_golden),
         cmocka_unit_test(test_pieces),           cmocka_unit_test(test_special_tokens),
         cmocka_unit_test(test_truncation),       cmocka_unit_test(test_stops_when_full),
-        cmocka_unit_test(test_long_words),       cmocka_unit_test(test_vocabulary),
+        cmocka_unit_test(test_long_words),
+        cmocka_unit_test(test_full_before_marks),       cmocka_unit_test(test_vocabulary),
         cmocka_unit_test(test_refused),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
