@@ -117,6 +117,23 @@ static int row_name_check(struct verify *v, const struct row *r, struct error *e
     return 0;
 }
 
+/* No score with such a vector is a number: its key would be in no answer. */
+static bool vector_finite(const struct memory *m, const unsigned char *vector)
+{
+    for (size_t i = 0; i < m->dim; i++) {
+        uint32_t bits = 0; /* as f32: bf16 is its upper half */
+        if (m->dtype == KEY_F32) {
+            memcpy(&bits, vector + 4 * i, 4);
+        } else {
+            bits = (uint32_t)vector[2 * i] << 16 | (uint32_t)vector[2 * i + 1] << 24;
+        }
+        if ((bits & 0x7F800000) == 0x7F800000) {
+            return false;
+        }
+    }
+    return true;
+}
+
 static int row_check(struct verify *v, const struct row *r, struct error *e)
 {
     step(v);
@@ -125,6 +142,9 @@ static int row_check(struct verify *v, const struct row *r, struct error *e)
         bool label_is_itself = r->kind == KEY_LABEL && r->count == 1;
         if (r->candidate != (r->count > 0) || (r->kind == KEY_LABEL && !label_is_itself)) {
             problem(v, "slot %llu: candidate state and label ids disagree", (unsigned long long)r->slot);
+        }
+        if (r->vector && !vector_finite(v->m, r->vector)) {
+            problem(v, "slot %llu: its vector holds a number that is not finite", (unsigned long long)r->slot);
         }
         v->slots++;
         return row_name_check(v, r, e);

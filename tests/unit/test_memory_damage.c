@@ -4,6 +4,7 @@
 
 #define _GNU_SOURCE /* nftw in the model, memmem */
 #include <lmdb.h>
+#include <math.h>
 
 #include "memory_model.h"
 #include "store/internal.h" /* data_file_check */
@@ -323,6 +324,39 @@ static void test_flipped_bytes(void **state)
     }
 }
 
+/* A vector that holds no number, though every checksum holds: in a sealed block and in the tail, by either type. */
+static void test_vectors_are_finite(void **state)
+{
+    static const float values[] = {NAN, INFINITY, -INFINITY};
+    for (int where = 0; where < 12; where++) {
+        const enum key_dtype dtype = where % 2 ? KEY_F32 : KEY_BF16;
+        struct error e = {0};
+        char folder[300];
+        uint64_t r = 12, problems;
+        int lines = 0;
+        snprintf(folder, sizeof folder, "%s/%d", (const char *)*state, where);
+        struct memory_options options = options_for(folder, dtype);
+        struct memory *m = open_ok(MEMORY_WRITE, &options);
+        struct memory_source by_hand = {0};
+        struct transaction *t = begin_ok(m);
+        for (int i = 0; i < 100; i++) { /* block 0 sealed, 36 rows in the tail */
+            char id[32];
+            float vector[DIM];
+            snprintf(id, sizeof id, "id-%d", i);
+            random_vector(&r, vector);
+            if (i == (where % 4 < 2 ? 30 : 80)) {
+                vector[DIM - 1] = values[where / 4];
+            }
+            assert_int_equal(
+                transaction_fold(t, names_slice(id), names_slice("t"), NULL, 0, KEY(vector), &by_hand, NULL, &e), 0);
+        }
+        commit_ok(t);
+        assert_int_equal(memory_verify(m, count_problem, &lines, &problems, &e), 0);
+        assert_int_equal(problems, 1);
+        memory_close(m);
+    }
+}
+
 /* Contents that disagree though every checksum holds. */
 static void test_verify_compares(void **state)
 {
@@ -499,6 +533,7 @@ int main(void)
         memory_test(test_other_format),
         memory_test(test_older_formats),
         memory_test(test_flipped_bytes),
+        memory_test(test_vectors_are_finite),
         memory_test(test_verify_compares),
         memory_test(test_changed_keys_are_found),
         memory_test(test_word_pieces_are_proved),
