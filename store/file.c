@@ -15,7 +15,7 @@
 
 enum { TRIES = 5 };
 
-/* Are all pages behind the file's end free? */
+/* Are all pages after the file's end free? */
 static bool missing_are_free(struct pages *p)
 {
     uint64_t missing = p->meta.last_page + 1 - p->in_file;

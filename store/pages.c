@@ -19,7 +19,7 @@ enum {
     KEY_BYTES_MAX = 511,
     PAGE_BYTES_MIN = 512,
     PAGE_BYTES_MAX = 32768,
-    FIRST_PAGE = 2, /* behind the two meta pages */
+    FIRST_PAGE = 2, /* after the two meta pages */
 };
 
 #define LMDB_MAGIC 0xBEEFC0DEu

@@ -319,6 +319,8 @@ int snapshot_walk(const struct snapshot *s, enum db db, size_t bytes_min,
 {
     MDB_cursor *cursor = NULL;
     MDB_val k, v = {0};
+    MDB_stat stat = {0};
+    size_t walked = 0;
     int result = 0;
     pthread_mutex_lock(&s->reader->lock);
     int rc = mdb_cursor_open(s->reader->txn, s->m->db[db], &cursor);
@@ -333,10 +335,15 @@ int snapshot_walk(const struct snapshot *s, enum db db, size_t bytes_min,
                 result = each(s, key, value, context, e);
             }
             pthread_mutex_lock(&s->reader->lock);
+            walked++;
         }
     }
-    if (rc && rc != MDB_NOTFOUND) {
+    bool whole = rc == MDB_NOTFOUND;
+    rc = whole ? mdb_stat(s->reader->txn, s->m->db[db], &stat) : rc;
+    if (rc) {
         result = memory_error(s->m, rc, "reading", e);
+    } else if (whole && walked != stat.ms_entries) {
+        result = corrupt(s->m, e, "'%s' has %zu entries, its record counts %zu", db_name(db), walked, stat.ms_entries);
     }
     if (cursor) {
         mdb_cursor_close(cursor);

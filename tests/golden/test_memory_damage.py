@@ -437,6 +437,20 @@ def test_size_that_the_file_cannot_have(case, tree, at):
         case.found()
 
 
+@pytest.mark.parametrize("tree", ["instances", "slots"])
+def test_leaf_in_the_place_of_another(case, tree):
+    """Every checksum holds; the tree has fewer or more entries than its record counts."""
+    leaves = collections.Counter(n[1] for n in case.file.nodes if n[0] == tree and n[5]).most_common()
+    case.data[case.body(leaves[0][0])] = case.data[case.body(leaves[-1][0])]
+    assert leaves[0][1] > leaves[-1][1]
+    case.write()
+    case.refused("backup", "compact", "load")
+    if tree == "instances":
+        status, _, error = run("memory", "export", "--instances", "-", "--memory", case.memory)
+        assert status == 1 and b"'instances' has " in error, error
+    assert tree in case.found()
+
+
 def test_fault_is_one_line(case):
     """What LMDB ends in: an assertion, SIGSEGV, SIGBUS."""
     tree = case.file.trees["instances"]
