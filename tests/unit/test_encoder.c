@@ -462,6 +462,7 @@ static void test_fingerprint(void **state)
     struct encoder_options options = {.folder = folder};
     char good[33], other[33];
     fingerprint_of(&options, good);
+    assert_string_equal(good, "f2baf16321c0dab47ca99077bbc4717f"); /* or memories made before would be refused */
     fingerprint_of(&options, other);
     assert_string_equal(good, other);
     tensor_flip("pooler.dense.weight"); /* not used: does not count */
@@ -491,6 +492,12 @@ static void test_fingerprint(void **state)
     file_edit("tokenizer_config.json", "\"strip_accents\": null", "\"strip_accents\": false");
     fingerprint_of(&options, other);
     assert_string_not_equal(good, other);
+    file_edit("tokenizer_config.json", "\"strip_accents\": false", "\"additional_special_tokens\": [\"kernel\"]");
+    fingerprint_of(&options, other);
+    assert_string_not_equal(good, other);
+    file_edit("tokenizer_config.json", "[\"kernel\"]", "[\"[MASK]\"]"); /* one already */
+    fingerprint_of(&options, other);
+    assert_string_equal(good, other);
 }
 
 /* ---- what is refused ----------------------------------------------------------------------------------------------
