@@ -23,8 +23,7 @@ _Noreturn static void mem_failed(size_t bytes)
     while (atomic_flag_test_and_set(&said)) {
         pause(); /* another thread is about to end the process */
     }
-    snprintf(line, sizeof line,
-             "out of memory: %zu bytes could not be allocated: raise the limit, or use less", bytes);
+    snprintf(line, sizeof line, "out of memory: %zu bytes could not be allocated: raise the limit, or use less", bytes);
     if (mem_say) {
         mem_say(line);
     } else {

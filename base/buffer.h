@@ -1,7 +1,8 @@
 /* Bytes: allocation, borrowed slices and growing buffers.
- * Allocation never returns NULL: out of memory ends the process with one line and status 1. It is the only place where a
- * library function of ours ends it: nothing could be done about it in all the places that allocate, and nothing is lost,
- * since what is not committed is done again. Everything whose size comes from outside is bounded before it is allocated.
+ * Allocation never returns NULL: out of memory ends the process with one line and status 1. It is the only place where
+ * a library function of ours ends it: nothing could be done about it in all the places that allocate, and nothing is
+ * lost, since what is not committed is done again. Everything whose size comes from outside is bounded before it is
+ * allocated.
  */
 #ifndef ENGRAM_BASE_BUFFER_H
 #define ENGRAM_BASE_BUFFER_H

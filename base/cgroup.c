@@ -1,7 +1,7 @@
-/* Where the quota stands: /proc/self/cgroup names the process's group in each hierarchy, /proc/self/mountinfo says where
- * a hierarchy is mounted and which of its groups is the mount's root (a container sees its own one there). systemd's
- * CPUQuota= limits a slice or a service, Kubernetes a pod and a container below it: so each level counts.
- * The surprise: a path in /proc/self/cgroup may lie outside what is mounted; levels that are not there have no quota. */
+/* /proc/self/cgroup names the process's group in each hierarchy. /proc/self/mountinfo says where a hierarchy is
+ * mounted, and which of its groups is the mount's root: a container sees its own one there. systemd's CPUQuota= limits
+ * a slice or a service, Kubernetes a pod and a container below it, so each level counts. A path in /proc/self/cgroup
+ * may lie outside of what is mounted: a level that is not there has no quota. */
 #include "base/cgroup.h"
 
 #include <stdbool.h>

@@ -4,8 +4,8 @@
 
 #include <stddef.h>
 
-/* CPUs that the quota grants, rounded up; 0: there is none. It is the smallest one of all levels, from the process's own
- * group up to the one that is mounted, v1 and v2. Everything is read below `root`: "" for this machine. */
+/* CPUs that the quota grants, rounded up; 0: there is none. It is the smallest one of all levels, from the process's
+ * own group up to the one that is mounted, v1 and v2. Everything is read below `root`: "" for this machine. */
 size_t cgroup_cpus(const char *root);
 
 #endif

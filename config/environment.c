@@ -1,6 +1,7 @@
 /* ENGRAM_NAME for each option, ENGRAM_KAFKA_NAME for Kafka's properties; an empty variable is no variable. One of ours
  * that names nothing only warns: it may be meant for another version, or for a script. Kubernetes puts about eight
- * variables for each Service into every pod, and a Service named engram begins them as ours begin: they are left out. */
+ * variables for each Service into every pod, and a Service named engram begins them as ours begin: they are left out.
+ */
 #include <stdlib.h>
 #include <string.h>
 

@@ -222,10 +222,11 @@ static int evidence_select(struct prediction_run *r, const struct matches *m, st
         int kind = evidence_next(r, m, next);
         uint32_t at = next[kind]++;
         const struct match *match = &m->of[kind][at];
-        out->evidence[i] = (struct evidence){.similarity = cosine_shown(match->similarity),
-                                             .has_lexical = r->retrieval.search.lexical,
-                                             .lexical = (float)(r->options->lexical * (double)cosine_shown(match->lexical)),
-                                             .weight = (float)r->weights[kind][at]};
+        out->evidence[i] =
+            (struct evidence){.similarity = cosine_shown(match->similarity),
+                              .has_lexical = r->retrieval.search.lexical,
+                              .lexical = (float)(r->options->lexical * (double)cosine_shown(match->lexical)),
+                              .weight = (float)r->weights[kind][at]};
         out->evidence_count = i + 1;
         int failed = kind == INSTANCES ? evidence_instance(r, match, out, &out->evidence[i], e)
                                        : evidence_label(r, match, out, &out->evidence[i], e);

@@ -1,8 +1,8 @@
 /* An output as a Kafka record: what is kept of the input (key, headers in their order with repeats and nulls, time) and
  * what a dead letter adds. A dead letter that somebody sends again has those headers already: they are replaced, and
- * counted in engram.attempts, by which such a record is known. What may surprise: librdkafka takes the time 0 for "now",
- * so an input from 1970 is sent with the current time and says its own in engram.timestamp, as one does whose time the
- * broker refuses. */
+ * counted in engram.attempts, by which such a record is known. What may surprise: librdkafka takes the time 0 for
+ * "now", so an input from 1970 is sent with the current time and says its own in engram.timestamp, as one does whose
+ * time the broker refuses. */
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,8 +17,15 @@
 #define ATTEMPTS "engram.attempts"
 
 static const char *const added[] = {
-    ERRORS "topic",     ERRORS "partition", ERRORS "offset", ERRORS "stage", ERRORS "exception.class.name",
-    ERRORS "exception.message", ATTEMPTS,   TIMESTAMP,       TRUNCATED,
+    ERRORS "topic",
+    ERRORS "partition",
+    ERRORS "offset",
+    ERRORS "stage",
+    ERRORS "exception.class.name",
+    ERRORS "exception.message",
+    ATTEMPTS,
+    TIMESTAMP,
+    TRUNCATED,
 };
 
 enum { ADDED = sizeof added / sizeof *added };
@@ -48,8 +55,8 @@ static int64_t attempts_of(const rd_kafka_headers_t *headers)
     return attempts > 1 ? attempts : 1; /* somebody else may have written there */
 }
 
-/* The headers that are the record's own, without those that a dead letter added to it before it was sent again: the last
- * one of each name, since a dead letter puts its own behind those of the record. */
+/* The headers that are the record's own, without those that a dead letter added to it before it was sent again: the
+ * last one of each name, since a dead letter puts its own behind those of the record. */
 static rd_kafka_headers_t *own_headers(const rd_kafka_headers_t *headers)
 {
     size_t last[ADDED], size = 0;

@@ -288,7 +288,8 @@ def test_a_dead_letter_sent_again(broker, topics, stage):
     """Its headers are replaced and not piled up, in both lanes; a record's own ones of the same names stay, and a
     repaired text's prediction has those alone."""
     broker.create_topics((topics.texts, 1), (topics.dead_letters, 1), (topics.predictions, 1))
-    own = [*HEADERS, ("__connect.errors.task.id", b"7"), ("engram.timestamp", b"mine"), ("__connect.errors.stage", None)]
+    own = [*HEADERS, ("__connect.errors.task.id", b"7"), ("engram.timestamp", b"mine"),
+           ("__connect.errors.stage", None)]
     running = stage("--model", MODEL).wait_ready()
     for topic in (topics.texts, topics.instances):
         began = len(broker.read_all(topics.dead_letters))

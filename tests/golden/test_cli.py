@@ -157,8 +157,8 @@ def limited(mib, *arguments):
 
 def test_too_little_memory_is_one_line(tmp_path):
     """From what loads the libraries up to what is enough: one line and status 1, never a signal."""
-    (tmp_path / "i").write_text("".join(json.dumps({"id": f"i{n}", "text": f"{'a ' * (n % 40)}tool {n}", "labels": ["x"]})
-                                        + "\n" for n in range(3000)))
+    records = [{"id": f"i{n}", "text": f"{'a ' * (n % 40)}tool {n}", "labels": ["x"]} for n in range(3000)]
+    (tmp_path / "i").write_text("".join(json.dumps(record) + "\n" for record in records))
     flags = ["--map-size", "64MiB", "--memory", tmp_path / "m", "--model", TINY, "--threads", 2]
     assert engram("load", "--instances", tmp_path / "i", *flags).returncode == 0
     least = next(mib for mib in range(40, 1000, 4) if limited(mib, "config").returncode == 0)
@@ -201,8 +201,8 @@ def on_a_terminal(*arguments):
     terminal, end = pty.openpty()
     tty.setraw(end)
     try:
-        done = subprocess.run([ENGRAM, *arguments], stdout=end, stderr=subprocess.PIPE, env=ENVIRONMENT, timeout=60,
-                              check=True)
+        done = subprocess.run([ENGRAM, *arguments], stdout=end, stderr=subprocess.PIPE, env=ENVIRONMENT,
+                              timeout=60, check=True)
         return os.read(terminal, 1 << 16).decode(), done.stderr.decode()
     finally:
         os.close(end)

@@ -118,8 +118,8 @@ static void test_kubernetes_v2(void **context)
     assert_int_equal(cgroup_cpus(root), 5);
 }
 
-/* A path that is not below the mount, with and without ".."; a group of somebody else that is mounted too; a mount point
- * with a blank in its name. */
+/* A path that is not below the mount, with and without ".."; a group of somebody else that is mounted too; a mount
+ * point with a blank in its name. */
 static void test_elsewhere(void **context)
 {
     (void)context;
@@ -141,10 +141,15 @@ static void test_elsewhere(void **context)
 /* No limit, and nothing to be read: 0. */
 static void test_none(void **context)
 {
-    static const char *const maxima[] = {"max 100000\n", "max\n", "", "100000\n", "-5 100000\n", "100000 0\n",
+    static const char *const maxima[] = {"max 100000\n", "max\n", "",          "100000\n",  "-5 100000\n", "100000 0\n",
                                          "0 100000\n",   "x y\n", "nan nan\n", "1e300 1\n", "inf 1\n"};
-    static const char *const mounts[] = {"", "\n\n", "28 20\n", " - cgroup2\n", "28 20 0:25 / - cgroup2 cgroup2 rw\n",
-                                         "1 2 3 / /sys/fs/cgroup rw - cgroup cgroup\n", "- - - - - - -\n"};
+    static const char *const mounts[] = {"",
+                                         "\n\n",
+                                         "28 20\n",
+                                         " - cgroup2\n",
+                                         "28 20 0:25 / - cgroup2 cgroup2 rw\n",
+                                         "1 2 3 / /sys/fs/cgroup rw - cgroup cgroup\n",
+                                         "- - - - - - -\n"};
     static const char *const groups[] = {"", "0\n", "0:\n", "0::\n", ":::::\n", "nothing", "\n\n"};
     (void)context;
     assert_int_equal(cgroup_cpus("/nonexistent"), 0);
