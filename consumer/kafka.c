@@ -340,7 +340,7 @@ static void client_destroy(rd_kafka_t *rk)
         clock_sleep_ms(1);
     }
     if (!farewell_leave(f)) {
-        log_debug("a Kafka client does not end: it is left behind");
+        log_debug("a Kafka client does not close: it is left running");
     }
 }
 
@@ -498,7 +498,7 @@ int offsets_query(struct kafka_client *c, rd_kafka_topic_partition_list_t *list,
         err = list->elems[i].err;
     }
     if (err) {
-        return error_set(e, ERROR_RETRY, E_BROKER, "%s does not tell the offsets: %s", c->brokers,
+        return error_set(e, ERROR_RETRY, E_BROKER, "%s does not give the offsets: %s", c->brokers,
                          rd_kafka_err2str(err));
     }
     return 0;

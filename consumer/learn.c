@@ -27,23 +27,23 @@ struct learn_partition {
     int32_t partition;
     int64_t start, end;
     bool stored;
-    int64_t look_end; /* at the last look; the poll thread's */
-    bool doubted;     /* trouble came, and nothing from here since; the poll thread's */
+    int64_t look_end;          /* at the last look; the poll thread's */
+    bool doubted;              /* trouble came, and nothing from here since; the poll thread's */
     struct read_position read; /* what was handed out, and the mark that held last; the poll thread's */
     struct record_mark last;   /* of the record handed out last; unknown: none yet; the poll thread's */
-    int64_t position; /* under the lock */
-    bool caught_up;   /* under the lock */
+    int64_t position;          /* under the lock */
+    bool caught_up;            /* under the lock */
 };
 
 struct learn_consumer {
     struct kafka_client client;
     const struct config *config;
     char *cluster;
-    char *topics[TOPICS]; /* instances, labels */
-    bool paused;          /* poll thread */
-    unsigned troubles;    /* the client's, as far as they led to doubt; the poll thread's */
-    int64_t look_ms;      /* wall time of the last look; the poll thread's */
-    struct prober *prober; /* the poll thread's */
+    char *topics[TOPICS];       /* instances, labels */
+    bool paused;                /* poll thread */
+    unsigned troubles;          /* the client's, as far as they led to doubt; the poll thread's */
+    int64_t look_ms;            /* wall time of the last look; the poll thread's */
+    struct prober *prober;      /* the poll thread's */
     uint64_t checked_us, marks; /* the poll thread's */
     struct learn_partition *partitions;
     size_t count;
@@ -66,7 +66,7 @@ static int check_cluster(const struct learn_consumer *c, const struct learn_offs
         other = stored[i].read.next > 0 && !ours ? stored[i].cluster : other;
         if (ours && stored[i].read.next > 0 && strcmp(stored[i].topic, c->topics[0]) != 0 &&
             strcmp(stored[i].topic, c->topics[1]) != 0) {
-            log_warn("learn: this memory also holds what it read from topic '%s', which is not followed any more",
+            log_warn("learn: this memory also has what it read from topic '%s', which is not followed any more",
                      stored[i].topic);
         }
     }
@@ -148,7 +148,7 @@ static void warn_settings(const struct kafka_topic *topic)
                  topic->name);
     } else if (!topic->compact) {
         log_warn("learn: topic '%s' is not compacted: it will forget old records, and a replica that starts later will "
-                 "hold less. Set cleanup.policy=compact",
+                 "learn less. Set cleanup.policy=compact",
                  topic->name);
     }
 }
@@ -191,8 +191,8 @@ static void partitions_list(struct learn_consumer *c, const struct kafka_topic *
         p->topic = topics[labels].name;
         p->partition = (int32_t)(labels ? i - (size_t)topics[0].partitions : i);
         for (size_t s = 0; s < n; s++) {
-            if (stored[s].read.next > 0 && stored[s].partition == p->partition && strcmp(stored[s].topic, p->topic) == 0 &&
-                strcmp(stored[s].cluster, c->cluster) == 0) {
+            if (stored[s].read.next > 0 && stored[s].partition == p->partition &&
+                strcmp(stored[s].topic, p->topic) == 0 && strcmp(stored[s].cluster, c->cluster) == 0) {
                 p->start = stored[s].read.next;
                 p->read = stored[s].read;
                 p->stored = true;
@@ -247,10 +247,11 @@ static int broken(const struct position_check *check, struct error *e)
     if (check->read.next > check->end) {
         return ended(check->topic, check->partition, check->end, check->read.next, e);
     }
-    return error_set(e, ERROR_FATAL, E_TOPIC,
-                     "topic '%s', partition %d has another record at offset %" PRId64
-                     " than this memory has read there: the topic was deleted and created again, or cut: " REPLACE_MEMORY,
-                     check->topic, check->partition, check->read.mark.offset);
+    return error_set(
+        e, ERROR_FATAL, E_TOPIC,
+        "topic '%s', partition %d has another record at offset %" PRId64
+        " than this memory has read there: the topic was deleted and created again, or cut: " REPLACE_MEMORY,
+        check->topic, check->partition, check->read.mark.offset);
 }
 
 /* What held, or cannot be told, is known by its last record from now on. */
@@ -682,7 +683,7 @@ bool learn_consumer_position(struct learn_consumer *c, size_t i, struct learn_po
     }
     const struct learn_partition *p = &c->partitions[i];
     pthread_mutex_lock(&c->lock);
-    *out = (struct learn_position){p->topic, p->partition, p->start,     p->end,
+    *out = (struct learn_position){p->topic,    p->partition, p->start,     p->end,
                                    p->position, p->stored,    p->caught_up, p->read};
     pthread_mutex_unlock(&c->lock);
     return true;

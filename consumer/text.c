@@ -4,9 +4,9 @@
  * paused is remembered here, pauses end before a partition is given back, and every assignment starts from absolute
  * offsets. And a client can be fenced by itself: when its session runs out while the coordinator is away, it forgets
  * its member id, and a commit that still waits is then sent without one, which brokers take for another process of the
- * same name. librdkafka declares that fatal, so another client takes over here. The topic may be deleted and created again
- * between two polls: each partition keeps a mark (position.c), and a committed offset carries it, for a restart and for
- * the partition's next owner. */
+ * same name. librdkafka declares that fatal, so another client takes over here. The topic may be deleted and created
+ * again between two polls: each partition keeps a mark (position.c), and a committed offset carries it, for a restart
+ * and for the partition's next owner. */
 #include <librdkafka/rdkafka.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -27,10 +27,10 @@ enum {
 };
 
 struct text_partition {
-    uint64_t epoch;   /* of the present assignment; 0: not ours */
-    int64_t position; /* next offset to read; -1: not known yet */
-    bool doubted;     /* trouble came, and nothing from here since */
-    bool restarting;  /* to be read from its beginning: what still comes is dropped until then */
+    uint64_t epoch;                /* of the present assignment; 0: not ours */
+    int64_t position;              /* next offset to read; -1: not known yet */
+    bool doubted;                  /* trouble came, and nothing from here since */
+    bool restarting;               /* to be read from its beginning: what still comes is dropped until then */
     struct record_mark mark, last; /* by which the topic is known again; of the text read last */
     unsigned char topic_id[TOPIC_ID_BYTES];
 };
@@ -47,11 +47,11 @@ struct text_consumer {
     _Atomic uint64_t rebalances;
     _Atomic int uncommitted; /* why a commit waits, an rd_kafka_resp_err_t; 0: none. The committing thread writes */
     struct log_limit commit_limit;
-    uint64_t epoch;    /* the last one given; poll thread */
-    unsigned troubles; /* the client's, as far as they led to doubt; poll thread */
-    struct prober *prober;   /* poll thread */
-    uint64_t checked_us;     /* poll thread */
-    bool check_now;          /* poll thread */
+    uint64_t epoch;        /* the last one given; poll thread */
+    unsigned troubles;     /* the client's, as far as they led to doubt; poll thread */
+    struct prober *prober; /* poll thread */
+    uint64_t checked_us;   /* poll thread */
+    bool check_now;        /* poll thread */
 
     pthread_mutex_t lock; /* covers what is below */
     struct text_partition *partitions;
@@ -334,8 +334,8 @@ static void ends_commit(struct text_consumer *c, const rd_kafka_topic_partition_
         }
         clock_sleep_ms(COMMIT_STEP_MS);
     }
-    log_warn("texts: start_from = latest: where it starts is not committed: %s: a restart before the first commit of a "
-             "partition skips what it got until then",
+    log_warn("texts: start_from = latest: the start position is not committed: %s: a restart before the first commit "
+             "of a partition skips what arrived until then",
              rd_kafka_err2str(err));
 }
 
@@ -661,8 +661,8 @@ bool text_consumer_paused(const struct text_consumer *c)
 
 /* ---- committing: the publisher's thread ---- */
 
-/* The partition's mark goes along in the offset's metadata: one that held, for the text before the offset may be another
- * topic's already. False: the offset is not ours to commit any more. */
+/* The partition's mark goes along in the offset's metadata: one that held, for the text before the offset may be
+ * another topic's already. False: the offset is not ours to commit any more. */
 static bool commit_mark(struct text_consumer *c, const struct partition_offset *offset, struct buffer *line)
 {
     struct read_position read = {0};

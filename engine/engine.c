@@ -42,7 +42,7 @@ static int keys_begin(struct engine *g, struct error *e)
     snapshot_release(snapshot);
     if (view.dim != g->dim) {
         return error_set(e, ERROR_FATAL, E_FINGERPRINT,
-                         "the memory holds vectors of %zu dimensions, the model %s gives %zu", view.dim,
+                         "the memory has vectors of %zu dimensions, the model %s gives %zu", view.dim,
                          encoder_name(g->encoder), g->dim);
     }
     g->keys = g->backend->ops->keys_open(g->backend, view.dim, view.dtype);

@@ -473,9 +473,10 @@ static int row_judged(struct judged *out, const struct evaluation *v, const stru
     uint64_t count;
     int found = snapshot_instance_at(snapshot, slot, &instance, e);
     if (found <= 0) {
-        return found < 0 ? -1
-                         : error_set(e, ERROR_FATAL, E_CORRUPT, "slot %llu holds a key, but nothing is known of it",
-                                     (unsigned long long)slot);
+        return found < 0
+                   ? -1
+                   : error_set(e, ERROR_FATAL, E_CORRUPT, "slot %llu has a key, but nothing else is known about it",
+                               (unsigned long long)slot);
     }
     judged_open(out, instance.labels_count, 1);
     if (v->options.exclude_self &&

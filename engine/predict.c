@@ -120,7 +120,7 @@ static int labels_select(struct prediction_run *r, struct prediction *out, struc
         if (found <= 0) {
             return found < 0 ? -1
                              : error_set(e, ERROR_FATAL, E_CORRUPT,
-                                         "a value names the label number %u, which is not there", scored[i].label);
+                                         "a value names the label number %u, which does not exist", scored[i].label);
         }
         r->candidates[i] = (struct candidate){label.name, scored[i].score, label.tie};
     }
@@ -139,7 +139,7 @@ static int labels_select(struct prediction_run *r, struct prediction *out, struc
 
 static int evidence_lost(const struct match *match, struct error *e)
 {
-    return error_set(e, ERROR_FATAL, E_CORRUPT, "slot %llu holds a key, but nothing is known of it",
+    return error_set(e, ERROR_FATAL, E_CORRUPT, "slot %llu has a key, but nothing else is known about it",
                      (unsigned long long)match->slot);
 }
 

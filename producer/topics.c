@@ -211,7 +211,7 @@ int topics_ensure(const struct config *config, const struct kafka_wait *wait, st
     while ((seen = topics_look(&client, config, topics, &hidden, e)) == 0) {
         rd_kafka_poll(client.rk, PAUSE_MS);
         if (!kafka_wait_go_on(wait)) {
-            error_set(e, ERROR_RETRY, E_BROKER, "the topics are not there yet: %s did not answer in time",
+            error_set(e, ERROR_RETRY, E_BROKER, "the topics do not exist yet: %s did not answer in time",
                       client.brokers);
             goto done;
         }

@@ -150,9 +150,8 @@ static int lane_open(struct learn_lane *l, struct error *e)
         goto done;
     }
     if (stats.local_changes > 0) {
-        log_warn("this memory holds %" PRIu64
-                 " changes made by hand (load, forget --local): it is outside the replicas' "
-                 "promise",
+        log_warn("this memory has %" PRIu64
+                 " changes made by hand (load, forget --local): it may differ from other replicas",
                  stats.local_changes);
     }
     stored = mem_zero(stats.offsets_count, sizeof *stored);

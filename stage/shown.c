@@ -144,7 +144,7 @@ static void show_errors(const struct stage *s, struct buffer *out)
 {
     const char *name = "engram_errors_total";
     metrics_head(out, name, "counter",
-                 "Faults met, by kind: records that can never work, refusals of memory or brokers.");
+                 "Faults by kind: records that can never be processed, refusals of the memory or the brokers.");
     for (size_t code = E_OK + 1; code < ERROR_KINDS; code++) {
         uint64_t count = atomic_load(&s->counters.errors[code]);
         char kind[32] = {0};
@@ -163,7 +163,7 @@ static void show_reloads(const struct stage *s, struct buffer *out)
 {
     static const char *const results[2] = {"refused", "taken"};
     const char *name = "engram_reloads_total";
-    metrics_head(out, name, "counter", "Times that the options were read again (SIGHUP), by what came of it.");
+    metrics_head(out, name, "counter", "How often the options were read again (SIGHUP), by result.");
     for (int taken = 0; taken < 2; taken++) {
         struct buffer labels = {0};
         metrics_label(&labels, "result", results[taken]);
@@ -201,7 +201,8 @@ static void show_info(const struct stage *s, struct buffer *out)
     metrics_label(&labels, "model", encoder_name(encoder));
     metrics_label(&labels, "model_version", model_version);
     metrics_label(&labels, "digest", s->shown.digest);
-    metrics_head(out, "engram_info", "gauge", "What runs, and the digest of its memory, equal on every replica.");
+    metrics_head(out, "engram_info", "gauge",
+                 "Versions and model, and the digest of the memory, which is equal on every replica.");
     metrics_sample(out, "engram_info", labels.data, 1);
     buffer_free(&labels);
 }
@@ -209,14 +210,13 @@ static void show_info(const struct stage *s, struct buffer *out)
 static void show_sampled(struct stage *s, struct buffer *out)
 {
     pthread_mutex_lock(&s->shown.lock);
-    metrics_gauge(out, "engram_queue_tokens", "Tokens that wait for compute.", (double)s->shown.queue_tokens);
-    metrics_counter(out, "engram_rebalances_total", "Assignments of partitions of texts that came.",
-                    s->shown.texts.rebalances);
+    metrics_gauge(out, "engram_queue_tokens", "Tokens that wait to be encoded.", (double)s->shown.queue_tokens);
+    metrics_counter(out, "engram_rebalances_total", "Assignments of partitions of texts.", s->shown.texts.rebalances);
     metrics_gauge(out, "engram_paused_partitions", "Partitions of texts that are paused while the queue is full.",
                   (double)s->shown.texts.paused);
     metrics_gauge(out, "engram_memory_keys", "Instances and label definitions in the memory.", (double)s->shown.keys);
     metrics_gauge(out, "engram_memory_bytes", "Bytes of the memory's file that are in use.", (double)s->shown.bytes);
-    metrics_gauge(out, "engram_memory_version", "Records applied from the topics, as next offsets summed.",
+    metrics_gauge(out, "engram_memory_version", "Records applied from the topics: the sum of the next offsets.",
                   (double)s->shown.version);
     show_lags(s, out);
     show_info(s, out);
@@ -231,8 +231,9 @@ void shown_metrics(void *context, struct buffer *out)
     metrics_counter(out, "engram_texts_total", "Texts answered: predictions, nulls and dead letters.",
                     atomic_load(&c->texts));
     metrics_counter(out, "engram_folds_total", "Instances and label definitions folded.", atomic_load(&c->folds));
-    metrics_counter(out, "engram_forgets_total", "Instances and labels forgotten.", atomic_load(&c->forgets));
-    metrics_counter(out, "engram_dead_letters_total", "Records that went to the dead letters.",
+    metrics_counter(out, "engram_forgets_total", "Instances and label definitions forgotten.",
+                    atomic_load(&c->forgets));
+    metrics_counter(out, "engram_dead_letters_total", "Records sent to the dead letters.",
                     atomic_load(&c->dead_letters));
     metrics_counter(out, "engram_batches_total", "Batches of texts computed.", atomic_load(&c->batches));
     metrics_histogram(out, "engram_batch_texts", "Texts in a batch.", &m->batch_texts);

@@ -30,7 +30,7 @@ int number_take(struct transaction *t, unsigned kind, uint64_t *number, struct e
     }
     mdb_cursor_close(cursor);
     if (rc == MDB_NOTFOUND || (rc == 0 && !found)) {
-        return corrupt(t->m, e, "'free' holds fewer entries than 'meta' counts");
+        return corrupt(t->m, e, "'free' has fewer entries than 'meta' counts");
     }
     if (rc) {
         return memory_error(t->m, rc, "writing", e);

@@ -88,9 +88,10 @@ static int copy_open(struct copy *c, const char *path, struct error *e)
     rc = rc ? rc : mdb_env_open(c->env, path, MDB_NOSUBDIR | MDB_NOLOCK | MDB_NOSYNC | MDB_NOTLS, FILE_MODE);
     rc = rc ? rc : mdb_env_stat(c->env, &stat);
     if (rc == 0 && stat.ms_psize != c->m->page_bytes) {
-        return error_set(e, ERROR_FATAL, E_FORMAT,
-                         "%s: the memory has pages of %zu bytes, this machine makes %u: copy it on one like its own",
-                         c->m->path, c->m->page_bytes, stat.ms_psize);
+        return error_set(
+            e, ERROR_FATAL, E_FORMAT,
+            "%s: the memory has pages of %zu bytes, this machine uses pages of %u: copy it on a machine like its own",
+            c->m->path, c->m->page_bytes, stat.ms_psize);
     }
     rc = rc ? rc : mdb_txn_begin(c->env, NULL, 0, &c->txn);
     for (enum db db = 0; db < DB_COUNT && rc == 0; db++) {
@@ -209,7 +210,7 @@ static int readers_refuse(const struct memory *m, int fd, struct error *e)
     }
     if (first.l_type != F_UNLCK) {
         return error_set(e, ERROR_FATAL, E_LOCKED,
-                         "%s: process %ld is reading the memory: compact it when that has ended", m->path,
+                         "%s: process %ld is reading the memory: compact the memory when that has ended", m->path,
                          (long)first.l_pid);
     }
     return 0;

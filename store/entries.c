@@ -144,7 +144,7 @@ int entry_get(const struct memory *m, MDB_txn *txn, enum db db, struct slice key
     if (value->bytes < bytes_min || !value_fits(m, &v) || !checksum_holds(key, *value)) {
         char printed[128];
         key_print(db, key, printed, sizeof printed);
-        return corrupt(m, e, "the checksum of entry %s in '%s' does not hold", printed, db_name(db));
+        return corrupt(m, e, "the checksum of entry %s in '%s' is wrong", printed, db_name(db));
     }
     return 1;
 }
@@ -206,7 +206,7 @@ int meta_read(const struct memory *m, MDB_txn *txn, struct meta *out, struct sli
     }
     if (v.mv_size < sizeof *out || v.mv_size - sizeof *out != out->model_bytes ||
         !checksum_holds(key, (struct slice){v.mv_data, v.mv_size})) {
-        return corrupt(m, e, "the checksum of 'meta' does not hold");
+        return corrupt(m, e, "the checksum of 'meta' is wrong");
     }
     if (model) {
         *model = (struct slice){(const char *)v.mv_data + sizeof *out, (size_t)out->model_bytes};

@@ -47,7 +47,7 @@ int registry_enter(struct memory *m, struct error *e)
         m->registered_inode = folder.st_ino;
     }
     pthread_mutex_unlock(&registry_lock);
-    return open ? error_set(e, ERROR_FATAL, E_LOCKED, "%s: this process has opened the memory already", m->path) : 0;
+    return open ? error_set(e, ERROR_FATAL, E_LOCKED, "%s: this process has already opened the memory", m->path) : 0;
 }
 
 void registry_leave(struct memory *m)
@@ -80,9 +80,10 @@ static int files_check(const char *folder, struct error *e)
         char *path = folder_path(folder, names[i]);
         struct stat s;
         if (lstat(path, &s) == 0 && !S_ISREG(s.st_mode)) {
-            result = error_set(e, ERROR_FATAL, E_IO,
-                               "%s is %s: a memory's files must all be in its own folder: name that with the option memory",
-                               path, S_ISLNK(s.st_mode) ? "a symbolic link" : "no file");
+            result =
+                error_set(e, ERROR_FATAL, E_IO,
+                          "%s is %s: a memory's files must all be in its own folder: name that with the option memory",
+                          path, S_ISLNK(s.st_mode) ? "a symbolic link" : "no file");
         }
         free(path);
     }

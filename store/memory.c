@@ -38,7 +38,7 @@ int folder_make(const char *path, struct error *e)
                    : error_set(e, ERROR_FATAL, E_IO, "%s is a file: the option memory must name a folder", path);
     }
     if (mkdir(path, 0700) || chmod(path, 0700)) { /* the umask may have taken too much */
-        return error_set(e, ERROR_FATAL, E_IO, "%s: the folder cannot be made: %s", path, strerror(errno));
+        return error_set(e, ERROR_FATAL, E_IO, "%s: the folder cannot be created: %s", path, strerror(errno));
     }
     size_t bytes = strlen(path);
     while (bytes > 1 && path[bytes - 1] == '/') {
@@ -68,7 +68,7 @@ int folder_lock(const char *path, int operation)
 static int missing(const struct memory *m, struct error *e)
 {
     return error_set(e, ERROR_FATAL, E_NOT_FOUND,
-                     "%s: there is no memory here: `engram load` or `engram run` makes one, the option memory names "
+                     "%s: there is no memory here: `engram load` or `engram run` creates one; the option memory names "
                      "another folder",
                      m->path);
 }
@@ -87,7 +87,7 @@ static int memory_make(struct memory *m, MDB_txn *txn, const struct memory_optio
 {
     size_t rows = o->block_rows ? o->block_rows : BLOCK_ROWS_DEFAULT;
     if (rows % 64 || rows > BLOCK_ROWS_MAX || strlen(o->fingerprint) != 32) {
-        return error_set(e, ERROR_FATAL, E_INTERNAL, "%s: no memory can be made with these options", m->path);
+        return error_set(e, ERROR_FATAL, E_INTERNAL, "%s: no memory can be created with these options", m->path);
     }
     m->rows = rows;
     m->dim = o->dim;
@@ -137,7 +137,7 @@ static int memory_accept(struct memory *m, MDB_txn *txn, const struct memory_opt
     if (m->mode == MEMORY_WRITE && o->fingerprint && o->dtype != m->dtype) {
         static const char *const names[] = {[KEY_BF16] = "bf16", [KEY_F32] = "f32"};
         return error_set(e, ERROR_FATAL, E_FINGERPRINT,
-                         "%s: the memory holds %s keys, the option key_dtype says %s: set key_dtype = %s, or name "
+                         "%s: the memory has %s keys, the option key_dtype says %s: set key_dtype = %s, or name "
                          "another folder with the option memory",
                          m->path, names[m->dtype], names[o->dtype], names[m->dtype]);
     }
@@ -207,10 +207,11 @@ static int databases_open(struct memory *m, MDB_txn *txn, const struct memory_op
             return memory_error(m, rc, "opening", e);
         }
         if (root.ms_entries) {
-            return error_set(e, ERROR_FATAL, E_FORMAT,
-                             "%s: the folder holds an LMDB database that is no memory of Engram: name another with the "
-                             "option memory",
-                             m->path);
+            return error_set(
+                e, ERROR_FATAL, E_FORMAT,
+                "%s: the folder has an LMDB database that is not a memory of Engram: name another with the "
+                "option memory",
+                m->path);
         }
         if (m->mode == MEMORY_READ || !o->fingerprint || !o->dim) {
             return missing(m, e);

@@ -67,9 +67,10 @@ int pages_read(int fd, struct pages *out, struct error *e)
     *out = (struct pages){.fd = fd};
     if (!meta_at(fd, 0, &out->metas[0]) || !meta_at(fd, (off_t)out->metas[0].free.pad, &out->metas[1]) ||
         out->metas[1].free.pad != out->metas[0].free.pad) {
-        return error_set(e, ERROR_FATAL, E_CORRUPT,
-                         "the file is no LMDB database, or its first pages are damaged: restore a copy, or start an "
-                         "empty memory");
+        return error_set(
+            e, ERROR_FATAL, E_CORRUPT,
+            "the file is not an LMDB database, or its first pages are damaged: restore a copy, or start an "
+            "empty memory");
     }
     if (!metas_alternate(out->metas)) {
         return error_set(e, ERROR_FATAL, E_CORRUPT,
@@ -185,7 +186,7 @@ static int big_value_check(struct walk *w, uint64_t page, uint64_t bytes, struct
     }
     /* more than needed: a shorter value took the place of a longer one in the same transaction */
     if (count < needed || count > w->tree->overflow_pages - w->overflow_pages) {
-        return fault(w, page, "counts the pages of its value wrong", e);
+        return fault(w, page, "counts the pages of its value wrongly", e);
     }
     w->overflow_pages += count;
     return count == needed ? 0 : pages_take(w, page + needed, count - needed, e);
@@ -281,7 +282,7 @@ static int leaf_check(struct walk *w, uint64_t page, const unsigned char *p, siz
         node_read(w, p, i, false, &node, &at, &end);
         struct tree_entry entry = {.key = node.key, .bytes = node.low, .data = node.data};
         if (w->of_trees ? node.flags != NODE_TREE : node.flags & ~(unsigned)NODE_BIG) {
-            return fault(w, page, "has an entry of a kind that there cannot be", e);
+            return fault(w, page, "has an entry of an impossible kind", e);
         }
         if (node.flags & NODE_BIG) {
             entry.data = NULL;
@@ -345,7 +346,7 @@ static int page_check(struct walk *w, uint64_t page, unsigned depth, struct slic
     }
     if (lower < PAGE_HEAD || lower % 2 || lower > upper || upper > size || count < (branch ? 2 : 1) ||
         !nodes_packed(w, p, count, branch)) {
-        return fault(w, page, "is not filled as it says", e);
+        return fault(w, page, "is not as full as it says", e);
     }
     if (!keys_ascend(w, p, count, branch, low, high)) {
         return fault(w, page, "has keys out of order", e);
@@ -420,7 +421,7 @@ static int free_pages_mark(struct pages *p, const unsigned char *list, uint64_t 
         }
         before = page;
         if ((p->used[page / 8] >> page % 8 & 1) || !bit_take(p->free, page)) {
-            return error_set(e, ERROR_FATAL, E_CORRUPT, "page %llu is listed as free, and is so twice or in use",
+            return error_set(e, ERROR_FATAL, E_CORRUPT, "page %llu is listed as free twice, or is also in use",
                              (unsigned long long)page);
         }
     }
@@ -431,7 +432,7 @@ static int free_entry_mark(const struct tree_entry *entry, void *context, struct
 {
     struct pages *p = context;
     if (read_64((const unsigned char *)entry->key.data) > p->meta.transaction) {
-        return error_set(e, ERROR_FATAL, E_CORRUPT, "an entry of the free list is none of this file's");
+        return error_set(e, ERROR_FATAL, E_CORRUPT, "an entry of the free list does not belong to this file");
     }
     if (entry->data) {
         return free_pages_mark(p, entry->data, entry->bytes, e);

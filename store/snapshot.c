@@ -265,7 +265,7 @@ int snapshot_instance(const struct snapshot *s, struct slice id, struct memory_i
         return -1;
     }
     if (found == 0 || !slice_equal(out->id, id)) {
-        return corrupt(s->m, e, "slot %llu does not hold the instance that 'instances' says it does",
+        return corrupt(s->m, e, "slot %llu does not have the instance that 'instances' says",
                        (unsigned long long)head.slot);
     }
     return 1;
@@ -330,7 +330,7 @@ int snapshot_walk(const struct snapshot *s, enum db db, size_t bytes_min,
             pthread_mutex_unlock(&s->reader->lock); /* each() looks things up */
             struct slice key = {k.mv_data, k.mv_size}, value = {v.mv_data, v.mv_size};
             if (value.bytes < bytes_min || !value_fits(s->m, &v) || !checksum_holds(key, value)) {
-                result = corrupt(s->m, e, "the checksum of an entry in '%s' does not hold", db_name(db));
+                result = corrupt(s->m, e, "the checksum of an entry in '%s' is wrong", db_name(db));
             } else {
                 result = each(s, key, value, context, e);
             }

@@ -102,7 +102,7 @@ static int row_allowed(const struct transaction *t, struct error *e)
         return 0;
     }
     return error_set(e, ERROR_RETRY, E_KEYS_MAX,
-                     "%s: the memory holds %llu keys, keys_max allows %llu: raise the option keys_max and restart",
+                     "%s: the memory has %llu keys, keys_max allows %llu: raise the option keys_max and restart",
                      t->m->path, (unsigned long long)rows, (unsigned long long)t->m->keys_max);
 }
 

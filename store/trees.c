@@ -73,7 +73,7 @@ int trees_newer_check(const struct pages *p, struct error *e)
         return 0;
     }
     return error_set(e, ERROR_FATAL, E_CORRUPT,
-                     "the memory is damaged: the older of its first pages holds the later commit: restore a copy, or "
+                     "the memory is damaged: the older of its first pages has the later commit: restore a copy, or "
                      "read the topics again");
 }
 

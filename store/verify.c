@@ -234,7 +234,7 @@ static int rows_check(struct verify *v, struct slice values, const struct block_
     if (!sound) {
         problem(v, "%s", lists.text);
     } else if (!pieces_possible(m, &pieces, header->count)) {
-        problem(v, "block %llu: word pieces that there cannot be", (unsigned long long)header->block);
+        problem(v, "block %llu: impossible word pieces", (unsigned long long)header->block);
     }
     for (size_t i = 0; i < header->count; i++) {
         struct error fault = {0};
@@ -254,7 +254,7 @@ static int rows_check(struct verify *v, struct slice values, const struct block_
     }
     for (size_t i = header->count; i < m->rows; i++) {
         if (used[i] || used[m->rows + i]) {
-            problem(v, "block %llu: a row that was never handed out is in use", (unsigned long long)header->block);
+            problem(v, "block %llu: a row that was never given out is in use", (unsigned long long)header->block);
         }
     }
     return 0;
@@ -312,7 +312,7 @@ static int entries_walk(struct verify *v, enum db db, size_t bytes_min, entry_ch
         MDB_val named = {0};
         step(v);
         if (value.bytes < bytes_min || !value_fits(v->m, &found) || !checksum_holds(key, value)) {
-            problem(v, "the checksum of an entry in '%s' does not hold", db_name(db));
+            problem(v, "the checksum of an entry in '%s' is wrong", db_name(db));
         } else if (mdb_get(v->txn, v->m->db[db], &k, &named) || named.mv_data != found.mv_data) {
             problem(v, "an entry of '%s' is not found by its key", db_name(db));
         } else if (check) {
@@ -494,7 +494,7 @@ static int entries_count(struct verify *v, enum db db, uint64_t expected, struct
         return memory_error(v->m, rc, "reading", e);
     }
     if (stat.ms_entries != expected) {
-        problem(v, "'%s' holds %llu entries, %llu are accounted for", db_name(db), (unsigned long long)stat.ms_entries,
+        problem(v, "'%s' has %llu entries, %llu are expected", db_name(db), (unsigned long long)stat.ms_entries,
                 (unsigned long long)expected);
     }
     return 0;
@@ -576,7 +576,7 @@ static int snapshot_begin(struct verify *v, struct pages *p, struct error *e)
                     return 0;
                 }
             }
-            corrupt(v->m, e, "no meta page is of transaction %zu", mdb_txn_id(v->txn));
+            corrupt(v->m, e, "no meta page has transaction %zu", mdb_txn_id(v->txn));
         }
         if (rc == 0) {
             mdb_txn_reset(v->txn);

@@ -63,7 +63,7 @@ static void step_count(void *context)
 static void fault_send(const char *line)
 {
     (void)line;
-    problem_send("a page points outside the file, or to what it should not: reading it ended in a fault", NULL);
+    problem_send("a page points outside the file or to a wrong place: reading it caused a fault", NULL);
 }
 
 static void child_run(const struct memory_options *options)
@@ -143,7 +143,7 @@ static int child_follow(struct apart *a, struct error *e)
         }
     }
     if (got < 0) {
-        apart_problem(a, "the check stood still for two minutes and was ended");
+        apart_problem(a, "the check made no progress for two minutes and was ended");
         kill(a->child, SIGKILL);
     }
     return 0;
@@ -157,7 +157,7 @@ int memory_verify_apart(const struct memory_options *options, void (*report)(con
     int ends[2], status = 0;
     *problems = 0;
     if (pipe(ends)) {
-        return error_set(e, ERROR_FATAL, E_IO, "%s: no pipe: %s", options->path, strerror(errno));
+        return error_set(e, ERROR_FATAL, E_IO, "%s: a pipe cannot be made: %s", options->path, strerror(errno));
     }
     a.child = fork();
     if (a.child == 0) {
@@ -169,7 +169,8 @@ int memory_verify_apart(const struct memory_options *options, void (*report)(con
     a.fd = ends[0];
     if (a.child < 0) {
         close(a.fd);
-        return error_set(e, ERROR_FATAL, E_IO, "%s: no child process: %s", options->path, strerror(errno));
+        return error_set(e, ERROR_FATAL, E_IO, "%s: a child process cannot be started: %s", options->path,
+                         strerror(errno));
     }
     int ended = child_follow(&a, &failed);
     close(a.fd);

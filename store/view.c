@@ -109,7 +109,7 @@ static int sealed_load(const struct memory *m, MDB_txn *txn, uint64_t block, uin
     }
     if (header.version > version || !value_fits(m, &v) ||
         (header.version > since && !checksum_holds(key_of(&block), value))) {
-        return corrupt(m, e, "the checksum of block %llu in 'keys' does not hold", (unsigned long long)block);
+        return corrupt(m, e, "the checksum of block %llu in 'keys' is wrong", (unsigned long long)block);
     }
     *vectors = value.data + sizeof header;
     if ((uintptr_t)*vectors % 64) {

@@ -42,7 +42,7 @@ static int architecture_read(struct model_config *c, struct reading *r, const ch
         return -1;
     }
     if (c->dim % c->heads) {
-        return refuse(r, "hidden_size %zu is no multiple of num_attention_heads %zu", c->dim, c->heads);
+        return refuse(r, "hidden_size %zu is not a multiple of num_attention_heads %zu", c->dim, c->heads);
     }
     const struct json *epsilon = reading_member(r, "layer_norm_eps");
     double value = 1e-12;
@@ -165,10 +165,11 @@ static int prompt_read(struct model_config *c, struct reading *r)
     }
     const struct json *prompt = name->type == JSON_STRING ? json_member(prompts, name->text.data) : NULL;
     if (!prompt || prompt->type != JSON_STRING) {
-        return refuse(r, "default_prompt_name is %.80s, which names none of its prompts", json_shown(name));
+        return refuse(r, "default_prompt_name is %.80s, which is none of its prompts", json_shown(name));
     }
     if (strlen(prompt->text.data) != prompt->text.bytes || prompt->text.bytes > PROMPT_BYTES_MAX) {
-        return refuse(r, "the prompt %.80s holds a NUL or is over %d bytes", json_shown(name), PROMPT_BYTES_MAX);
+        return refuse(r, "the prompt %.80s has a NUL character or is over %d bytes", json_shown(name),
+                      PROMPT_BYTES_MAX);
     }
     c->prompt = mem_string(prompt->text.data, prompt->text.bytes);
     return 0;

@@ -146,9 +146,10 @@ static int prefix_find(struct loading *l, struct error *e)
             return found < 0 ? -1 : 0;
         }
     }
-    return error_set(e, ERROR_FATAL, E_MODEL,
-                     "%s: tensor embeddings.word_embeddings.weight is missing (also behind bert. and 0.auto_model.)",
-                     l->enc->config.weights_path);
+    return error_set(
+        e, ERROR_FATAL, E_MODEL,
+        "%s: tensor embeddings.word_embeddings.weight is missing (with the prefixes bert. and 0.auto_model. too)",
+        l->enc->config.weights_path);
 }
 
 /* The tensor of canonical name `module`.`member`, of shape [rows, columns] ([columns] where rows is 0). */

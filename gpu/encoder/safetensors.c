@@ -163,7 +163,7 @@ int safetensors_find(const struct safetensors *s, const char *name, struct tenso
         return error_set(e, ERROR_FATAL, E_MODEL, "%s: tensor %s: its shape and its bytes do not agree", s->path, name);
     }
     if ((uint64_t)end > s->data_bytes) {
-        return error_set(e, ERROR_FATAL, E_MODEL, "%s is cut short: tensor %s ends behind the file's end", s->path,
+        return error_set(e, ERROR_FATAL, E_MODEL, "%s is cut short: tensor %s ends after the end of the file", s->path,
                          name);
     }
     t.bytes = s->data + begin;

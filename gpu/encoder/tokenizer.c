@@ -480,7 +480,7 @@ static int added_normalise(const struct tokenizer *t, const struct added_token *
         int32_t c = NONE;
         at += (size_t)utf8proc_iterate((const utf8proc_uint8_t *)out->data + at, -1, &c);
         if (codepoint_combining_class(c) != 0) {
-            return added_refuse(added, "holds a combining mark that normalising keeps, which cannot be run", e);
+            return added_refuse(added, "has a combining mark that normalising keeps, which cannot be run", e);
         }
     }
     return 0;

@@ -92,7 +92,7 @@ static int json_pieces_read(struct found *f, const struct reading *r)
     size_t bytes = 0, count = 0;
     int64_t id;
     if (!vocab || vocab->type != JSON_OBJECT) {
-        return refuse(r, "vocab is no object of pieces and ids");
+        return refuse(r, "vocab is not an object of pieces and ids");
     }
     for (const struct json *j = vocab->child; j; j = j->next) {
         if (!json_int(j, &id) || id < 0 || (uint64_t)id >= f->rows) {
@@ -207,7 +207,7 @@ static int json_added_read(struct found *f, const struct reading *r)
 {
     const struct json *list = reading_member(r, "added_tokens");
     if (list && list->type != JSON_ARRAY) {
-        return refuse(r, "added_tokens is no list");
+        return refuse(r, "added_tokens is not a list");
     }
     for (const struct json *j = list ? list->child : NULL; j; j = j->next) {
         struct claim c = {0};
@@ -218,7 +218,7 @@ static int json_added_read(struct found *f, const struct reading *r)
             return refuse(r, "the added token %.80s has no id", c.text.data);
         }
         if (added_find(f, c.text)) {
-            return refuse(r, "the added token %.80s is there twice", c.text.data);
+            return refuse(r, "the added token %.80s is listed twice", c.text.data);
         }
         if (added_append(f, r, &c) != 0) {
             return -1;
@@ -235,7 +235,7 @@ static int decoder_take(struct found *f, const struct reading *r)
         return 0;
     }
     if (decoder->type != JSON_OBJECT) {
-        return refuse(r, "added_tokens_decoder is no object");
+        return refuse(r, "added_tokens_decoder is not an object");
     }
     for (const struct json *j = decoder->child; j; j = j->next) {
         struct claim c = {0};
@@ -244,7 +244,7 @@ static int decoder_take(struct found *f, const struct reading *r)
             return -1;
         }
         if (!json_int(&id, &c.id) || c.id < 0) {
-            return refuse(r, "added_tokens_decoder: %.40s is no id", j->name.data);
+            return refuse(r, "added_tokens_decoder: %.40s is not an id", j->name.data);
         }
         if (claim_take(f, r, c) != 0) {
             return -1;
@@ -274,7 +274,7 @@ static int special_list_take(struct found *f, const struct reading *r, const cha
     for (const struct json *j = list ? list->child : NULL; j; j = j->next) {
         const struct json *text = j->type == JSON_OBJECT ? json_member(j, "content") : j;
         if (!text || text->type != JSON_STRING) {
-            return refuse(r, "%s holds something that is no token", name);
+            return refuse(r, "%s has an entry that is not a token", name);
         }
         if (claim_take(f, r, (struct claim){.text = text->text, .id = -1, .special = true}) != 0) {
             return -1;
@@ -369,7 +369,7 @@ static int model_read(struct found *f, const struct reading *r)
     }
     const struct json *prefix = reading_member(&model, "continuing_subword_prefix");
     if (prefix && prefix->type != JSON_STRING) {
-        return refuse(&model, "continuing_subword_prefix is %.40s, no text", json_shown(prefix));
+        return refuse(&model, "continuing_subword_prefix is %.40s, not a text", json_shown(prefix));
     }
     f->settings.continuing = prefix ? prefix->text : slice_of(CONTINUING);
     return 0;
@@ -426,7 +426,7 @@ static int processor_check(const struct reading *r, const struct tokenizer *t)
     const struct json *first = single && single->count == 3 ? single->child : NULL;
     if (!pair && !(first && template_is(first, "SpecialToken", "[CLS]") && template_is(first->next, "Sequence", "A") &&
                    template_is(first->next->next, "SpecialToken", "[SEP]"))) {
-        return refuse(&p, "single is another template than [CLS] $A [SEP] of type 0, which cannot be run");
+        return refuse(&p, "single is a template other than [CLS] $A [SEP] of type 0, which cannot be run");
     }
     tokenizer_encode(t, "", 0, ids, 2, NULL);
     if (processor_id(&p, "[CLS]", "cls") != ids[0] || processor_id(&p, "[SEP]", "sep") != ids[1]) {

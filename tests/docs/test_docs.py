@@ -135,7 +135,7 @@ def test_the_lines_quoted_are_those_that_it_says():
 
 def test_every_refusal_is_explained():
     """Of the memory, of its folder, and of what the topics have become."""
-    ours = "this process has opened the memory already"  # no user can make it say that
+    ours = "this process has already opened the memory"  # no user can make it say that
     files = [*(ROOT / "store").glob("*.c"), ROOT / "consumer" / "learn.c", ROOT / "consumer" / "text.c",
              ROOT / "stage" / "console" / "console.c"]
     code = r"E_(?:FINGERPRINT|FENCED|LOCKED|MAP_FULL|DISK_FULL|KEYS_MAX|TOPIC|FORMAT)"

@@ -227,7 +227,7 @@ def test_another_encoders_memory(stage, learnt, folder):
     assert before["fingerprint"][:16] in line and "model" in line and "memory" in line
     unharmed(running, before)
     running.restart("--key-dtype", "f32", *TINY)
-    refused(running, "the memory holds bf16 keys, the option key_dtype says f32")
+    refused(running, "the memory has bf16 keys, the option key_dtype says f32")
     unharmed(running, before)
     running.restart("--key-dtype", "bf16").wait_ready()
 

@@ -573,11 +573,11 @@ static void test_refused_prompts(void **state)
     static const struct {
         const char *rest, *named;
     } cases[] = {
-        {", \"default_prompt_name\": \"passage\"", "default_prompt_name is passage, which names none of its prompts"},
-        {", \"default_prompt_name\": \"\"", "names none of its prompts"},
+        {", \"default_prompt_name\": \"passage\"", "default_prompt_name is passage, which is none of its prompts"},
+        {", \"default_prompt_name\": \"\"", "is none of its prompts"},
         {", \"default_prompt_name\": 7", "default_prompt_name is 7"},
-        {", \"default_prompt_name\": \"query\", \"prompts\": [\"query\"]", "names none"},
-        {", \"default_prompt_name\": \"query\", \"prompts\": {\"query\": null}", "names none"},
+        {", \"default_prompt_name\": \"query\", \"prompts\": [\"query\"]", "is none"},
+        {", \"default_prompt_name\": \"query\", \"prompts\": {\"query\": null}", "is none"},
         {", \"default_prompt_name\": \"query\", \"prompts\": {\"query\": \"a\\u0000b\"}", "NUL"},
         {", \"default_prompt_name\": \"query\", \"prompts\"", "config_sentence_transformers.json: not JSON"},
     };

@@ -154,7 +154,7 @@ static void test_backup_is_refused(void **state)
     fclose(fopen(file, "w"));
     backup_refused(m, file, E_IO, "folder");
     path_in(*state, "absent/too/deep", deep);
-    backup_refused(m, deep, E_IO, "cannot be made");
+    backup_refused(m, deep, E_IO, "cannot be created");
     /* an empty folder is fine (a mounted volume), also with what a killed backup left */
     path_in(*state, "copy", copy);
     assert_int_equal(mkdir(copy, 0777), 0);

@@ -139,15 +139,15 @@ static void test_not_a_memory(void **state)
     assert_int_equal(mdb_dbi_open(txn, "theirs", MDB_CREATE, &db), 0);
     assert_int_equal(mdb_txn_commit(txn), 0);
     mdb_env_close(env);
-    refused(MEMORY_WRITE, &options, E_FORMAT, "no memory of Engram");
-    refused(MEMORY_READ, &options, E_FORMAT, "no memory of Engram");
+    refused(MEMORY_WRITE, &options, E_FORMAT, "not a memory of Engram");
+    refused(MEMORY_READ, &options, E_FORMAT, "not a memory of Engram");
     path_in(*state, "data.mdb", path);
     FILE *file = fopen(path, "w");
     for (int i = 0; i < 5000; i++) {
         fprintf(file, "text\n");
     }
     fclose(file);
-    refused(MEMORY_WRITE, &options, E_CORRUPT, "no LMDB database");
+    refused(MEMORY_WRITE, &options, E_CORRUPT, "not an LMDB database");
 }
 
 /* A memory of a later format is refused by its number, whatever else it changed. */

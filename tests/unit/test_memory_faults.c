@@ -53,7 +53,7 @@ static void test_missing_memory(void **state)
     assert_int_equal(stat(path, &s), -1);
     options.fingerprint = FINGERPRINT;
     path_in(*state, "absent/too/deep", path);
-    refused(MEMORY_WRITE, &options, E_IO, "cannot be made");
+    refused(MEMORY_WRITE, &options, E_IO, "cannot be created");
     path_in(*state, "file", file);
     fclose(fopen(file, "w"));
     options.path = file;
