@@ -219,9 +219,9 @@ def test_forget_local(folder, memory):
     engram("load", "--labels", labels, "--instances", instances, "--memory", memory)
     before = stats(memory)
     done = engram("forget", "one", "--local", "--memory", memory)
-    assert done.stdout == f"forgot one in {memory} alone\n"
+    assert done.stdout == f"forgot one in {memory} only\n"
     done = engram("forget", "--label", "l", "--local", "--memory", memory)
-    assert done.stdout == f"forgot the definition of l in {memory} alone\n"
+    assert done.stdout == f"forgot the definition of l in {memory} only\n"
     after = stats(memory)
     assert (after["instances"], after["labels"], after["label_keys"]) == (1, 1, 0)
     assert after["local_changes"] == before["local_changes"] + 2 and after["digest"] != before["digest"]
