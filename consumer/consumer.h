@@ -217,8 +217,8 @@ struct rd_kafka_s *text_consumer_client(struct text_consumer *c);
 
 /* ---- instances and labels: the learn lane ---- */
 
-/* What the memory holds of a partition. read.next 0 means that the partition was seen and nothing of it was applied: the
- * stage stores that for each partition at its first start (learn_consumer_position), so that a changed number is
+/* What the memory holds of a partition. read.next 0 means that the partition was seen and nothing of it was applied:
+ * the stage stores that for each partition at its first start (learn_consumer_position), so that a changed number is
  * noticed. */
 struct learn_offset {
     const char *cluster, *topic;
@@ -231,9 +231,9 @@ struct learn_consumer;
 /* Assigns every partition of both topics, each from the offset stored for it (else from its beginning).
  * caught_up_ms: wall time at which this memory had last read to the end; 0: never (an empty memory that is about to
  * start reading may store now: it cannot have missed anything). Waits for brokers. FATAL, E_TOPIC, with a line that
- * says what to do: a topic is missing, or was deleted and created again; an offset stored for another cluster, below the
- * log's start or beyond its end; another number of partitions than stored; away for longer than delete.retention.ms.
- * RETRY, E_BROKER: told to give up.
+ * says what to do: a topic is missing, or was deleted and created again; an offset stored for another cluster, below
+ * the log's start or beyond its end; another number of partitions than stored; away for longer than
+ * delete.retention.ms. RETRY, E_BROKER: told to give up.
  */
 int learn_consumer_open(struct learn_consumer **out, const struct config *config, const struct learn_offset *stored,
                         size_t n, int64_t caught_up_ms, const struct kafka_wait *wait, struct error *e);

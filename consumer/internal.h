@@ -31,7 +31,7 @@ void trouble_count(void);
 enum position_verdict {
     POSITION_UNASKED,  /* no answer in time: ask again */
     POSITION_HOLDS,    /* the mark's record is there, or nothing was read yet */
-    POSITION_UNPROVED, /* no mark, or its record is gone, as retention and compaction do it: nothing speaks against it */
+    POSITION_UNPROVED, /* no mark, or its record is gone (retention, compaction): nothing speaks against it */
     POSITION_BROKEN,   /* the topic was deleted and created again, or cut */
 };
 

@@ -247,11 +247,10 @@ static int broken(const struct position_check *check, struct error *e)
     if (check->read.next > check->end) {
         return ended(check->topic, check->partition, check->end, check->read.next, e);
     }
-    return error_set(
-        e, ERROR_FATAL, E_TOPIC,
-        "topic '%s', partition %d has another record at offset %" PRId64
-        " than this memory has read there: the topic was deleted and created again, or cut: " REPLACE_MEMORY,
-        check->topic, check->partition, check->read.mark.offset);
+    return error_set(e, ERROR_FATAL, E_TOPIC,
+                     "topic '%s', partition %d has another record at offset %" PRId64 " than this memory has read "
+                     "there: the topic was deleted and created again, or cut: " REPLACE_MEMORY,
+                     check->topic, check->partition, check->read.mark.offset);
 }
 
 /* What held, or cannot be told, is known by its last record from now on. */
@@ -262,7 +261,8 @@ static void check_take(struct learn_consumer *c, struct learn_partition *p, cons
         p->read.mark = p->last;
         c->marks++;
     }
-    if (memcmp(check->topic_id, unknown, sizeof unknown) != 0) {
+    bool told = memcmp(check->topic_id, unknown, sizeof unknown) != 0;
+    if (told && record_mark_known(&p->read.mark)) { /* where nothing was read the id may be another one by then */
         memcpy(p->read.topic_id, check->topic_id, sizeof p->read.topic_id);
     }
 }
@@ -303,6 +303,24 @@ static int positions_check_due(struct learn_consumer *c, struct error *e)
     return clock_us() - c->checked_us >= CHECK_US && positions_hold(c, NULL, e) < 0 ? -1 : 0;
 }
 
+/* Waits until the topics are known to be those that the memory has read. */
+static int same_topics(struct learn_consumer *c, const struct kafka_wait *wait, struct error *e)
+{
+    for (int tries = 1;; tries++) {
+        int held = positions_hold(c, NULL, e);
+        if (held) {
+            return held < 0 ? -1 : 0;
+        }
+        if (tries > 1) { /* the first client may be one that has just met leaders in motion */
+            kafka_client_trouble(&c->client, RD_KAFKA_RESP_ERR_LEADER_NOT_AVAILABLE,
+                                 "whether the topics are those that this memory has read is not answered");
+        }
+        if (!client_pause(&c->client, wait)) {
+            return give_up(c, e);
+        }
+    }
+}
+
 /* Connects, looks at topics and offsets until the brokers answer, and decides whether this memory may follow them. */
 static int learn_prepare(struct learn_consumer *c, const struct learn_offset *stored, size_t n, int64_t caught_up_ms,
                          const struct kafka_wait *wait, struct error *e)
@@ -336,10 +354,8 @@ static int learn_prepare(struct learn_consumer *c, const struct learn_offset *st
             return give_up(c, e);
         }
     }
-    for (int held = 0; (held = positions_hold(c, NULL, e)) != 1;) {
-        if (held < 0 || !client_pause(&c->client, wait)) {
-            return held < 0 ? -1 : give_up(c, e);
-        }
+    if (same_topics(c, wait, e)) {
+        return -1;
     }
     return check_away(c, &topics[0], caught_up_ms, e) || check_away(c, &topics[1], caught_up_ms, e) ? -1 : 0;
 }

@@ -172,15 +172,16 @@ static bool bounds_ask(struct prober *p, struct position_check *checks, size_t n
 static enum position_verdict bounds_decide(struct position_check *c)
 {
     const struct read_position *read = &c->read;
-    if (read->next == 0) {
+    bool marked = record_mark_known(&read->mark);
+    if (read->next == 0 && !marked) {
         return POSITION_HOLDS;
     }
     c->other_id = id_known(read->topic_id) && id_known(c->topic_id) &&
                   memcmp(read->topic_id, c->topic_id, sizeof c->topic_id) != 0;
-    if (c->other_id || read->next > c->end) {
+    if (c->other_id || read->next > c->end || (marked && read->mark.offset >= c->end)) {
         return POSITION_BROKEN;
     }
-    return record_mark_known(&read->mark) && read->mark.offset >= c->low ? POSITION_UNASKED : POSITION_UNPROVED;
+    return marked && read->mark.offset >= c->low ? POSITION_UNASKED : POSITION_UNPROVED;
 }
 
 /* ---- marks ---- */
@@ -276,7 +277,7 @@ void positions_check(struct prober *p, struct position_check *checks, size_t n, 
         }
         marks_ask(p, checks, n, until);
     }
-    if (!all_answered(checks, n)) { /* the next call asks with a client that remembers nothing of a topic that is gone */
+    if (!all_answered(checks, n)) { /* the next call's client remembers nothing of a topic that is gone */
         client_close(p);
     }
 }

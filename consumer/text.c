@@ -27,11 +27,12 @@ enum {
 };
 
 struct text_partition {
-    uint64_t epoch;                /* of the present assignment; 0: not ours */
-    int64_t position;              /* next offset to read; -1: not known yet */
-    bool doubted;                  /* trouble came, and nothing from here since */
-    bool restarting;               /* to be read from its beginning: what still comes is dropped until then */
-    struct record_mark mark, last; /* by which the topic is known again; of the text read last */
+    uint64_t epoch;          /* of the present assignment; 0: not ours */
+    int64_t position;        /* next offset to read; -1: not known yet */
+    bool doubted;            /* trouble came, and nothing from here since */
+    bool restarting;         /* to be read from its beginning: what still comes is dropped until then */
+    struct record_mark mark; /* by which the topic is known again: it held, or is the first text that was read */
+    struct record_mark last; /* of the text read last */
     unsigned char topic_id[TOPIC_ID_BYTES];
 };
 
@@ -47,11 +48,13 @@ struct text_consumer {
     _Atomic uint64_t rebalances;
     _Atomic int uncommitted; /* why a commit waits, an rd_kafka_resp_err_t; 0: none. The committing thread writes */
     struct log_limit commit_limit;
-    uint64_t epoch;        /* the last one given; poll thread */
-    unsigned troubles;     /* the client's, as far as they led to doubt; poll thread */
-    struct prober *prober; /* poll thread */
-    uint64_t checked_us;   /* poll thread */
-    bool check_now;        /* poll thread */
+    /* the poll thread's: */
+    uint64_t epoch;    /* the last one given */
+    unsigned troubles; /* the client's, as far as they led to doubt */
+    struct prober *prober;
+    uint64_t checked_us; /* when the topic was last checked */
+    bool check_now;
+    bool restart; /* some partition is restarting */
 
     pthread_mutex_t lock; /* covers what is below */
     struct text_partition *partitions;
@@ -179,7 +182,9 @@ static void position_move(struct text_consumer *c, int32_t partition, int64_t po
 {
     pthread_mutex_lock(&c->lock);
     if (partition >= 0 && (size_t)partition < c->partitions_count && !c->partitions[partition].restarting) {
-        c->partitions[partition].position = position;
+        struct text_partition *p = &c->partitions[partition];
+        c->check_now = c->check_now || position < p->position; /* an end before what was read */
+        p->position = position > p->position ? position : p->position;
     }
     pthread_mutex_unlock(&c->lock);
 }
@@ -224,27 +229,31 @@ static size_t checks_fill(struct text_consumer *c, struct position_check *checks
     return n;
 }
 
-/* One that held is known by its last text from now on. Where one is another topic's, so are those that cannot tell. */
-static void check_take(struct text_consumer *c, const struct position_check *check, bool any_broken)
+/* One that held is known by its last text from now on. Where one is another topic's, so are those that cannot tell.
+ * True: it is to be read from its beginning. */
+static bool check_take(struct text_consumer *c, const struct position_check *check, bool any_broken)
 {
     static const unsigned char unknown[TOPIC_ID_BYTES];
     struct text_partition *p = &c->partitions[check->partition];
-    bool unproved = check->verdict == POSITION_UNPROVED && any_broken;
-    if (check->verdict == POSITION_BROKEN || unproved) {
-        log_warn("texts: %s [%d] was deleted and created again, or cut: reading it from its beginning, offset %lld",
-                 c->topic, (int)check->partition, (long long)check->low);
+    bool restart = check->verdict == POSITION_BROKEN || (check->verdict == POSITION_UNPROVED && any_broken);
+    if (restart) {
         *p = (struct text_partition){.epoch = ++c->epoch, .position = check->low, .restarting = true};
     } else if (check->verdict != POSITION_UNASKED) {
         p->mark = record_mark_known(&p->last) ? p->last : p->mark;
     }
-    if (check->verdict != POSITION_UNASKED && memcmp(check->topic_id, unknown, sizeof unknown) != 0) {
+    bool told = check->verdict != POSITION_UNASKED && memcmp(check->topic_id, unknown, sizeof unknown) != 0;
+    if (told && record_mark_known(&p->mark)) { /* where nothing was read the id may be another one by then */
         memcpy(p->topic_id, check->topic_id, sizeof p->topic_id);
     }
+    return restart;
 }
 
 /* What came before is nobody's any more: text_consumer_owns says so by its epoch, and no commit speaks of it. */
 static void partitions_restart(struct text_consumer *c)
 {
+    if (!c->restart || c->paused) { /* seeking what is paused does not survive its end in every librdkafka */
+        return;
+    }
     rd_kafka_topic_partition_list_t *list = rd_kafka_topic_partition_list_new(1);
     for (size_t i = 0; i < c->partitions_count; i++) {
         if (c->partitions[i].epoch && c->partitions[i].restarting) {
@@ -252,13 +261,16 @@ static void partitions_restart(struct text_consumer *c)
         }
     }
     rd_kafka_error_t *error = list->cnt ? rd_kafka_seek_partitions(c->client->rk, list, SEEK_MS) : NULL;
+    c->restart = error != NULL; /* the next poll tries again */
     pthread_mutex_lock(&c->lock);
     for (int i = 0; i < list->cnt && !error; i++) {
-        c->partitions[list->elems[i].partition].restarting = list->elems[i].err != 0;
+        bool failed = list->elems[i].err != 0;
+        c->partitions[list->elems[i].partition].restarting = failed;
+        c->restart = c->restart || failed;
     }
     pthread_mutex_unlock(&c->lock);
     if (error) {
-        rd_kafka_error_destroy(error); /* the next poll tries again */
+        rd_kafka_error_destroy(error);
     }
     rd_kafka_topic_partition_list_destroy(list);
 }
@@ -271,6 +283,7 @@ static void positions_check_due(struct text_consumer *c)
     struct position_check *checks = mem_zero(c->partitions_count, sizeof *checks);
     size_t n = checks_fill(c, checks);
     bool broken = false;
+    int restarts = 0;
     c->check_now = false;
     positions_check(c->prober, checks, n, CHECK_MS);
     pthread_mutex_lock(&c->lock);
@@ -278,10 +291,15 @@ static void positions_check_due(struct text_consumer *c)
         broken = broken || checks[i].verdict == POSITION_BROKEN;
     }
     for (size_t i = 0; i < n; i++) {
-        check_take(c, &checks[i], broken);
+        restarts += check_take(c, &checks[i], broken);
     }
     pthread_mutex_unlock(&c->lock);
     free(checks);
+    if (restarts) {
+        log_warn("texts: topic '%s' was deleted and created again, or cut: reading %d partition%s from the beginning",
+                 c->topic, restarts, restarts == 1 ? "" : "s");
+        c->restart = true;
+    }
     c->checked_us = clock_us();
 }
 
@@ -302,8 +320,8 @@ static int committed_read(struct text_consumer *c, rd_kafka_topic_partition_list
 }
 
 /* Does the group hold no offset at all on the topic? Then start_from decides, at our first assignment: later the topic
- * must have been created again, which drops the group's offsets. Else a partition without one is new, and
- * what was written to it before we looked must not be missed. all gets every partition with its committed offset. */
+ * must have been created again, which drops the group's offsets. Else a partition without one is new, and what was
+ * written to it before we looked must not be missed. all gets every partition with its committed offset. */
 static bool group_is_new(struct text_consumer *c, rd_kafka_topic_partition_list_t *all)
 {
     struct kafka_topic topic = {.name = c->topic};

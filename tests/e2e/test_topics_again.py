@@ -1,5 +1,5 @@
-"""Topics that are deleted and created again, under a running stage and a stopped one: every text of the new topic has an
-answer, and no memory goes on with labels and instances that its topics do not hold. One oracle counts every text.
+"""Topics that are deleted and created again, under a running stage and a stopped one: every text of the new topic has
+an answer, and no memory goes on with labels and instances that its topics do not hold. One oracle counts every text.
 """
 
 import time
@@ -58,7 +58,8 @@ def learnt(broker, topics, stage):
     ("instances", instances(0, 10), "stopped"),  # the very same records, at another time
     ("labels", definitions(0, 5, "other label"), "running"),
     ("labels", definitions(50, 9), "stopped"),
-], ids=["as-many-running", "as-many-stopped", "more-running", "more-killed", "the-same", "labels-running", "labels-stopped"])
+], ids=["as-many-running", "as-many-stopped", "more-running", "more-killed", "the-same", "labels-running",
+        "labels-stopped"])
 def test_a_learned_topic_is_created_again(broker, topics, learnt, topic, records, state):
     """With as many records or more: what the memory holds is not what a fold of the topics gives any more."""
     topic = getattr(topics, topic)
@@ -168,8 +169,8 @@ def console():
     return Console(free_port())
 
 
-@pytest.mark.parametrize("count, partitions", [(15, 6), (10, 2), (4, 12)])
-def test_texts_are_created_again_after_a_while(broker, topics, stage, console, count, partitions):
+@pytest.mark.parametrize("count, partitions, empty_s", [(15, 6, 0), (10, 6, 7), (4, 12, 0)])
+def test_texts_are_created_again_after_a_while(broker, topics, stage, console, count, partitions, empty_s):
     """The stage sees that the topic is gone, and says so. With more texts than it had read, as many, and fewer."""
     running = stage(*console.flags)
     broker.produce(topics.texts, texts(0, 10), partition=0)
@@ -177,11 +178,15 @@ def test_texts_are_created_again_after_a_while(broker, topics, stage, console, c
     broker.delete_topics(topics.texts)
     wait_until(lambda: console.ready()[0] == 503 and topics.texts in console.ready()[1], console.ready)
     broker.create_topics(topics.texts, partitions=partitions)
+    time.sleep(empty_s)  # the topic is looked at every 5 s
     broker.produce(topics.texts, texts(100, count), partition=0)
-    check_again(broker, topics)
+    wanted = check_again(broker, topics)
+    if empty_s:  # noticed before there was a text: none is answered twice
+        answered = [name for names in source_places(broker, topics).values() for name in names]
+        assert all(answered.count(name) == 1 for name in wanted.values())
     console.wait_ready()
     oracle.wait_committed(broker, topics)
-    wait_until(lambda: sum(v for k, v in console.metrics().items() if k.startswith("engram_consumer_lag")) == 0, "no lag")
+    wait_until(lambda: set(console.lags(topics.texts).values()) == {0}, "no lag")
     running.stop()
     running.restart().wait_ready()
     broker.produce(topics.texts, texts(200, 3), partition=0)
@@ -198,5 +203,18 @@ def test_texts_are_created_again_between_two_polls(broker, topics, stage, count)
     create_again(broker, topics.texts, texts(100, count), partitions=6, partition=0)
     broker.produce(topics.texts, texts(150, 12), partition=3)
     check_again(broker, topics)
+    oracle.wait_committed(broker, topics)
+    running.stop()
+
+
+def test_texts_are_created_again_under_load(broker, topics, stage):
+    """While texts of the old topic wait in a full queue, are computed and published."""
+    running = stage(*TINY, "--queue-tokens", "2000")
+    long = [(b"t%d" % i, oracle.written(text="search tool " * 200 + str(i), id=f"t{i}")) for i in range(3000)]
+    broker.produce(topics.texts, long)
+    wait_until(lambda: sum(end for _, end in broker.ends(topics.predictions).values()) >= 200, "the first answers")
+    assert sum(broker.committed(topics.group, topics.texts).values()) < 3000  # or nothing waits any more
+    create_again(broker, topics.texts, texts(5000, 4000), partitions=6)
+    check_again(broker, topics, timeout_s=60)
     oracle.wait_committed(broker, topics)
     running.stop()
