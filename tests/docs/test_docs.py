@@ -37,13 +37,22 @@ def test_lines_are_short(document):
     assert not long, f"{document.relative_to(ROOT)} has lines over {LINE_MAX} columns: {long}"
 
 
+def anchors(document):
+    """Of its headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", document.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_what_a_document_names_exists(document):
     text = document.read_text(encoding="utf-8")
     wrong = []
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
-        if not re.match(r"[a-z]+:", target) and not (document.parent / target.partition("#")[0]).exists():
-            wrong.append(f"link to {target}")
+        name, _, place = target.partition("#")
+        if not re.match(r"[a-z]+:", target):
+            file = document.parent / name if name else document
+            if not file.exists() or (place and place not in anchors(file)):
+                wrong.append(f"link to {target}")
     targets = set(re.findall(r"^(\S+)  ", run("make", "-s", "help").stdout, re.MULTILINE))
     for target in re.findall(r"(?:^|`)make ([a-z][a-z-]*)", code(text), re.MULTILINE):
         if target not in targets:
