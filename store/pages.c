@@ -58,7 +58,7 @@ static bool metas_alternate(const struct lmdb_meta *metas)
 {
     uint64_t even = metas[0].transaction, odd = metas[1].transaction;
     bool fresh = even == 0 && odd == 0 && metas[0].main.root == NO_PAGE && metas[1].main.root == NO_PAGE;
-    return fresh || (even % 2 == 0 && odd % 2 == 1 && (odd == even + 1 || even == odd + 1));
+    return fresh || (even % 2 == 0 && odd % 2 == 1 && (odd > even ? odd - even : even - odd) == 1);
 }
 
 int pages_read(int fd, struct pages *out, struct error *e)

@@ -35,41 +35,48 @@ static int named_trees_walk(struct pages *p, struct named_trees *named, struct e
 
 /* ---- the newer of two ---- */
 
+enum shown { SHOWN_NOTHING, SHOWN_COUNTER, SHOWN_UNKNOWN };
+
+/* What a meta page shows of `meta`. */
+struct commit {
+    enum shown shown;
+    uint64_t counter;
+};
+
 static int meta_take(const struct tree_entry *entry, void *context, struct error *e)
 {
+    struct commit *commit = context;
     struct slice value = {(const char *)entry->data, (size_t)entry->bytes};
+    struct meta record;
     (void)e;
-    if (entry->data) {
-        meta_stored(entry->key, value, context);
-    }
+    bool known = entry->data && meta_stored(entry->key, value, &record);
+    commit->shown = known ? SHOWN_COUNTER : SHOWN_UNKNOWN; /* of another format, or damaged */
+    commit->counter = known ? record.counter : 0;
     return 0;
 }
 
-/* The counter of the commit that a meta page shows; 0: it shows none. */
-static uint64_t counter_at(const struct pages *p, const struct lmdb_meta *meta)
+static struct commit commit_at(const struct pages *p, const struct lmdb_meta *meta)
 {
     struct pages at = *p;
     struct named_trees named;
-    struct meta record = {0};
+    struct commit commit = {SHOWN_NOTHING, 0};
     at.meta = *meta;
     at.used = at.free = NULL;
-    if (meta->main.root == NO_PAGE || named_trees_walk(&at, &named, NULL) || !named.there[DB_META] ||
-        tree_walk(&at, "'meta'", &named.trees[DB_META], db_flags(DB_META), meta_take, &record, NULL)) {
-        return 0;
-    }
-    return record.counter;
+    bool whole = named_trees_walk(&at, &named, NULL) == 0 &&
+                 (!named.there[DB_META] ||
+                  tree_walk(&at, "'meta'", &named.trees[DB_META], db_flags(DB_META), meta_take, &commit, NULL) == 0);
+    return whole ? commit : (struct commit){SHOWN_UNKNOWN, 0};
 }
 
 int trees_newer_check(const struct pages *p, struct error *e)
 {
     bool second = p->metas[1].transaction > p->metas[0].transaction;
     struct pages again;
-    uint64_t newer = counter_at(p, &p->metas[second]), older = counter_at(p, &p->metas[!second]);
-    if (newer == 0 || older <= newer) {
-        return 0;
-    }
-    /* of a writer beside us, which has written over what we read, the pages say so */
-    if (pages_read(p->fd, &again, NULL) || memcmp(again.metas, p->metas, sizeof again.metas) != 0) {
+    struct commit newer = commit_at(p, &p->metas[second]), older = commit_at(p, &p->metas[!second]);
+    bool right = newer.shown == SHOWN_UNKNOWN || older.shown != SHOWN_COUNTER ||
+                 (newer.shown == SHOWN_COUNTER && newer.counter >= older.counter);
+    /* a writer beside us may have written over what was read: then the meta pages have changed */
+    if (right || pages_read(p->fd, &again, NULL) || memcmp(again.metas, p->metas, sizeof again.metas) != 0) {
         return 0;
     }
     return error_set(e, ERROR_FATAL, E_CORRUPT,

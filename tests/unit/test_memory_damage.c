@@ -524,9 +524,50 @@ static void test_word_pieces_are_proved(void **state)
     memory_close(m);
 }
 
+/* Transaction N is in meta page N & 1, after 128 bytes of it. With another number an earlier commit would open;
+ * from the first commit on each is refused. */
+static void test_transaction_numbers(void **state)
+{
+    for (int64_t commits = 0; commits < 6; commits++) {
+        char folder[300], path[512];
+        uint64_t numbers[2];
+        struct model *model = mem_zero(1, sizeof *model);
+        snprintf(folder, sizeof folder, "%s/%d", (const char *)*state, (int)commits);
+        struct memory_options options = options_for(folder, KEY_F32);
+        filled(&options, model, commits * 100);
+        free(model);
+        path_in(folder, "data.mdb", path);
+        FILE *file = fopen(path, "r+");
+        assert_non_null(file);
+        for (int page = 0; page < 2; page++) {
+            assert_int_equal(fseek(file, page * 4096 + 144, SEEK_SET), 0);
+            assert_int_equal(fread(&numbers[page], sizeof *numbers, 1, file), 1);
+        }
+        int newer = numbers[1] > numbers[0];
+        assert_int_equal(numbers[newer], commits + 1);
+        const int64_t steps[2][4] = {{1, 2, -1, 256}, {-1, 1, 256, -2}}; /* of the older one, of the newer */
+        for (int page = 0; page < 2; page++) {
+            for (size_t i = 0; i < 4; i++) {
+                uint64_t wrong = numbers[page] + (uint64_t)steps[page == newer][i];
+                fseek(file, page * 4096 + 144, SEEK_SET);
+                assert_int_equal(fwrite(&wrong, sizeof wrong, 1, file), 1);
+                fflush(file);
+                refused(MEMORY_READ, &options, E_CORRUPT, "first pages");
+                refused(MEMORY_WRITE, &options, E_CORRUPT, "first pages");
+            }
+            fseek(file, page * 4096 + 144, SEEK_SET);
+            assert_int_equal(fwrite(&numbers[page], sizeof *numbers, 1, file), 1);
+            fflush(file);
+        }
+        fclose(file);
+        memory_close(open_ok(MEMORY_WRITE, &options));
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        memory_test(test_transaction_numbers),
         memory_test(test_cut_files),
         memory_test(test_missing_free_pages_are_sound),
         memory_test(test_not_a_memory),
