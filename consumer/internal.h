@@ -39,8 +39,8 @@ struct position_check {
     const char *topic; /* in */
     int32_t partition;
     struct read_position read;
-    enum position_verdict verdict; /* out, and where it is not UNASKED: */
-    int64_t low, end;              /* the log's start, and the end that read_committed shows */
+    enum position_verdict verdict;          /* out, and where it is not UNASKED: */
+    int64_t low, end;                       /* the log's start, and the end that read_committed shows */
     unsigned char topic_id[TOPIC_ID_BYTES]; /* zeros: librdkafka does not tell it */
     bool other_id;                          /* BROKEN, by the topic's id alone */
 };
@@ -66,7 +66,7 @@ bool client_pause(struct kafka_client *c, const struct kafka_wait *wait);
 /* librdkafka's callback for a broker's certificate: accepts what OpenSSL accepts, and keeps what it does not. */
 int connection_certificate_check(struct rd_kafka_s *rk, const char *broker, int32_t id, int *x509_error, int depth,
                                  const char *der, size_t bytes, char *text, size_t text_bytes, void *opaque);
-void connection_text(const char *text, char *out, size_t bytes); /* librdkafka's line, no secret in it */
+void connection_text(const char *text, char *out, size_t bytes);  /* librdkafka's line, no secret in it */
 void connection_failed(struct kafka_client *c, const char *text); /* sets c->reason */
 /* What to do about c->reason where the broker or this client refuses the other; NULL: nobody is there. A literal. */
 const char *connection_advice(const struct kafka_client *c);

@@ -127,8 +127,8 @@ static void ids_ask(struct prober *p, struct position_check *checks, size_t n, u
     rd_kafka_event_t *event = rd_kafka_queue_poll(queue, left_ms(until));
     if (event && !rd_kafka_event_error(event)) {
         size_t found_count = 0;
-        const rd_kafka_TopicDescription_t **found = rd_kafka_DescribeTopics_result_topics(
-            rd_kafka_event_DescribeTopics_result(event), &found_count);
+        const rd_kafka_TopicDescription_t **found =
+            rd_kafka_DescribeTopics_result_topics(rd_kafka_event_DescribeTopics_result(event), &found_count);
         for (size_t i = 0; i < found_count; i++) {
             id_found(found[i], checks, n);
         }
@@ -156,9 +156,8 @@ static bool bounds_ask(struct prober *p, struct position_check *checks, size_t n
         rd_kafka_topic_partition_list_add(low, checks[i].topic, checks[i].partition);
     }
     rd_kafka_topic_partition_list_t *high = rd_kafka_topic_partition_list_copy(low);
-    bool answered =
-        offsets_query(&p->client, low, RD_KAFKA_OFFSET_BEGINNING, left_ms(until), NULL) == 0 &&
-        offsets_query(&p->client, high, RD_KAFKA_OFFSET_END, left_ms(until), NULL) == 0;
+    bool answered = offsets_query(&p->client, low, RD_KAFKA_OFFSET_BEGINNING, left_ms(until), NULL) == 0 &&
+                    offsets_query(&p->client, high, RD_KAFKA_OFFSET_END, left_ms(until), NULL) == 0;
     for (size_t i = 0; i < n && answered; i++) {
         checks[i].low = low->elems[i].offset;
         checks[i].end = high->elems[i].offset;

@@ -44,7 +44,15 @@ static void test_what_others_write_is_not_ours(void **state)
 {
     (void)state;
     static const char *const others[] = {
-        "", " ", "engram-1", "committed by a tool", "engram-2" LINE, LINE " ", " " LINE, LINE "0", LINE "\n",
+        "",
+        " ",
+        "engram-1",
+        "committed by a tool",
+        "engram-2" LINE,
+        LINE " ",
+        " " LINE,
+        LINE "0",
+        LINE "\n",
         "engram-1  7 1764290096123 0123456789abcdeffedcba9876543210 007f80ff000000000000000000000001",
         "engram-1 7 1764290096123 0123456789abcdeffedcba987654321 007f80ff000000000000000000000001",
         "engram-1 7 1764290096123 0123456789abcdeffedcba9876543210 007f80ff00000000000000000000000",
