@@ -100,7 +100,8 @@ def measured(classifier, inputs, labels, gold):
     best = np.argsort(-scores, axis=1)[:, :5]  # nothing here looks deeper
     ranked = [[(names.classes_[label], float(row[label])) for label in order] for row, order in zip(scores, best)]
     counts = Counter(label for of_text in labels for label in of_text)
-    return engine_reference.metrics(ranked, [set(g) for g in gold], counts, len(labels), at=(1, 5))
+    found = engine_reference.metrics(ranked, [set(g) for g in gold], counts, len(labels), at=(1, 5))
+    return {name: found[name] for name in (*quality.METRICS, "labels")}
 
 
 def chosen(peer, texts, labels):
@@ -133,7 +134,7 @@ def tuned():
         found, _ = quality.tune(file)
         reached = quality.evaluate(file, DATA / "test.jsonl.gz", "--at", "1,5", "--per-label", labels)
         rows = [json.loads(line) for line in labels.read_text(encoding="utf-8").splitlines()]
-    return f"Engram, tuned: {quality.setting(found['best'])}", reached | {"labels": {row["label"]: row for row in rows}}
+    return f"Engram, tuned: {quality.setting(found['best'])}", {m: reached[m] for m in quality.METRICS} | {"labels": {row["label"]: row for row in rows}}
 
 
 def of_band(labels, least, most):
