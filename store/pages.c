@@ -192,12 +192,13 @@ static int big_value_check(struct walk *w, uint64_t page, uint64_t bytes, struct
     return count == needed ? 0 : pages_take(w, page + needed, count - needed, e);
 }
 
-/* Reads node i, which lies inside the page. */
+/* Reads node i; false, and an empty one, where it does not lie inside the page. */
 static bool node_read(const struct walk *w, const unsigned char *p, size_t i, bool branch, struct node *out, size_t *at,
                       size_t *end)
 {
     const size_t size = w->pages->page_bytes;
-    *at = read_16(p + PAGE_HEAD + 2 * i);
+    *at = *end = read_16(p + PAGE_HEAD + 2 * i);
+    *out = (struct node){0};
     if (*at % 2 || *at + NODE_HEAD > size) {
         return false;
     }
