@@ -243,7 +243,8 @@ static int decoder_take(struct found *f, const struct reading *r)
         if (added_object_read(r, j, &c) != 0) {
             return -1;
         }
-        if (!json_int(&id, &c.id) || c.id < 0) {
+        const size_t digits = strspn(j->name.data, "0123456789");
+        if (digits == 0 || digits != j->name.bytes || !json_int(&id, &c.id)) {
             return refuse(r, "added_tokens_decoder: %.40s is not an id", j->name.data);
         }
         if (claim_take(f, r, c) != 0) {

@@ -301,6 +301,8 @@ static void test_disagree(void **state)
         {"tokenizer.json", "\"strip_accents\": null", "\"strip_accents\": false", "strip_accents is true",
          "strip_accents false"},
         {"tokenizer_config.json", "\"10\": {", "\"11\": {", "<ent> has the id 11", "10 in tokenizer.json"},
+        {"tokenizer_config.json", "\"10\": {", "\"10x\": {", "added_tokens_decoder: 10x is not an id", ""},
+        {"tokenizer_config.json", "\"0\": {", "\"\": {", "added_tokens_decoder: ", " is not an id"},
         {"tokenizer_config.json", "<ent>\", \"special\": true, \"normalized\": false",
          "<ent>\", \"special\": true, \"normalized\": true", "<ent> is normalized", "is not in tokenizer.json"},
         {"tokenizer_config.json", "[PAD]\", \"special\": true, \"normalized\": false, \"single_word\": false",
