@@ -158,6 +158,82 @@ size_t codepoint_lower(int32_t c, int32_t out[2])
     return 1;
 }
 
+/* What a capital sigma asks of its neighbours (Unicode's Final_Sigma): those that are passed over, those that make the
+ * word go on, and all others. */
+enum casing { CASING_NONE, CASING_CASED, CASING_IGNORED };
+
+static enum casing casing_of(int32_t c)
+{
+    static const struct range ignored[] = {
+        {'\'', '\''},     {'.', '.'},       {':', ':'},       {0xB7, 0xB7},     {0x387, 0x387},   {0x55F, 0x55F},
+        {0x5F4, 0x5F4},   {0x2018, 0x2019}, {0x2024, 0x2024}, {0x2027, 0x2027}, {0xFE13, 0xFE13}, {0xFE52, 0xFE52},
+        {0xFE55, 0xFE55}, {0xFF07, 0xFF07}, {0xFF0E, 0xFF0E}, {0xFF1A, 0xFF1A},
+    };
+    static const struct range cased[] = {
+        {0xAA, 0xAA},       {0xBA, 0xBA},       {0x2160, 0x217F},   {0x24B6, 0x24E9},
+        {0x1F130, 0x1F149}, {0x1F150, 0x1F169}, {0x1F170, 0x1F189},
+    };
+    switch (utf8proc_get_property(c)->category) {
+    case UTF8PROC_CATEGORY_MN:
+    case UTF8PROC_CATEGORY_ME:
+    case UTF8PROC_CATEGORY_CF:
+    case UTF8PROC_CATEGORY_LM:
+    case UTF8PROC_CATEGORY_SK:
+        return CASING_IGNORED;
+    case UTF8PROC_CATEGORY_LU:
+    case UTF8PROC_CATEGORY_LL:
+    case UTF8PROC_CATEGORY_LT:
+        return CASING_CASED;
+    default:
+        return range_holds(ignored, COUNT(ignored), c) ? CASING_IGNORED
+               : range_holds(cased, COUNT(cased), c)   ? CASING_CASED
+                                                       : CASING_NONE;
+    }
+}
+
+/* The code point at the front and its bytes; a byte that is not UTF-8 is -1. */
+static size_t front_read(struct slice text, int32_t *c)
+{
+    size_t most = text.bytes > 4 ? 4 : text.bytes;
+    utf8proc_ssize_t read = utf8proc_iterate((const utf8proc_uint8_t *)text.data, (utf8proc_ssize_t)most, c);
+    return read > 0 ? (size_t)read : 1;
+}
+
+static enum casing front_casing(struct slice text)
+{
+    enum casing casing = CASING_IGNORED;
+    for (int32_t c; text.bytes > 0 && casing == CASING_IGNORED;) {
+        size_t bytes = front_read(text, &c);
+        casing = casing_of(c);
+        text = (struct slice){text.data + bytes, text.bytes - bytes};
+    }
+    return casing;
+}
+
+void text_lower(struct slice text, struct buffer *out)
+{
+    enum casing before = CASING_NONE;
+    while (text.bytes > 0) {
+        int32_t c, lower[2];
+        const size_t bytes = front_read(text, &c);
+        const struct slice rest = {text.data + bytes, text.bytes - bytes};
+        const enum casing casing = casing_of(c);
+        size_t n = c < 0 ? 0 : codepoint_lower(c, lower);
+        if (c == 0x3A3 && before == CASING_CASED && front_casing(rest) != CASING_CASED) {
+            lower[0] = 0x3C2; /* a sigma that ends its word */
+        }
+        if (c < 0) {
+            buffer_append(out, text.data, bytes);
+        }
+        for (size_t i = 0; i < n; i++) {
+            char encoded[4];
+            buffer_append(out, encoded, (size_t)utf8proc_encode_char(lower[i], (utf8proc_uint8_t *)encoded));
+        }
+        before = casing == CASING_IGNORED ? before : casing;
+        text = rest;
+    }
+}
+
 size_t codepoint_decompose(int32_t c, int32_t out[CODEPOINT_DECOMPOSED_MAX])
 {
     out[0] = c;

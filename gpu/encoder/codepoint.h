@@ -1,12 +1,14 @@
 /* Unicode as Hugging Face `tokenizers` sees it: its categories are those of Unicode 8, its decompositions those of
  * Unicode 9, its lower case that of today. utf8proc gives the rest; codepoint_tables.h lists where the two differ.
- * Room-internal, for tokenizer.c. */
+ * Room-internal. */
 #ifndef ENGRAM_GPU_ENCODER_CODEPOINT_H
 #define ENGRAM_GPU_ENCODER_CODEPOINT_H
 
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+
+#include "base/buffer.h"
 
 enum codepoint_class {
     CODEPOINT_PLAIN,
@@ -23,6 +25,10 @@ bool codepoint_is_cjk(int32_t c);   /* set apart as a word of its own; the range
 
 /* Lower case without context (no final sigma). Writes 1 or 2 code points. */
 size_t codepoint_lower(int32_t c, int32_t out[2]);
+
+/* Appends a whole text in lower case as Python's str.lower() makes it, final sigma and all. Bytes that are not UTF-8
+ * stay as they are. Time is linear. */
+void text_lower(struct slice text, struct buffer *out);
 
 #define CODEPOINT_DECOMPOSED_MAX 4
 /* Full canonical decomposition, in the order of the tables. */

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "gpu/encoder/codepoint.h"
 #include "gpu/encoder/internal.h"
 
 static int length_choose(struct encoder *enc, size_t asked, const char *folder, struct error *e)
@@ -107,16 +108,22 @@ void encoder_tokenize(const struct encoder *enc, enum encoder_input input, struc
     const struct slice prefix = slice_of(enc->prefixes[input]);
     const size_t max = enc->config.max_seq_length;
     struct buffer whole = {0};
+    struct buffer lower = {0};
     if (prefix.bytes > 0) { /* one string: a piece may span the seam */
         buffer_append(&whole, prefix.data, prefix.bytes);
         buffer_append(&whole, text.data, text.bytes);
         text = (struct slice){whole.data, whole.bytes};
+    }
+    if (enc->config.lower_text && text.bytes > 0) {
+        text_lower(text, &lower);
+        text = (struct slice){lower.data, lower.bytes};
     }
     out->ids = mem_alloc(max * sizeof *out->ids);
     out->count =
         (uint32_t)tokenizer_encode(enc->config.tokenizer, text.data, text.bytes, out->ids, max, &out->truncated);
     out->ids = mem_resize(out->ids, out->count * sizeof *out->ids);
     buffer_free(&whole);
+    buffer_free(&lower);
 }
 
 void tokens_free(struct tokens *t)

@@ -55,7 +55,8 @@ static int architecture_read(struct model_config *c, struct reading *r, const ch
 
 static int length_read(struct model_config *c, struct reading *r, const char *inside, size_t otherwise)
 {
-    if (reading_object(r, inside, "sentence_bert_config.json") < 0 || reading_flag_expect(r, "do_lower_case", false)) {
+    if (reading_object(r, inside, "sentence_bert_config.json") < 0 ||
+        reading_flag(r, "do_lower_case", false, &c->lower_text) != 0) {
         return -1;
     }
     return reading_size(r, "max_seq_length", LENGTH_MIN, c->positions, otherwise, &c->max_seq_length);

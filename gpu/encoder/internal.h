@@ -54,7 +54,8 @@ struct model_config {
     float epsilon;                       /* of the layer norms */
     enum pooling pooling;
     size_t max_seq_length;
-    bool lower_case, strip_accents, tokenize_chinese_chars;
+    bool lower_text; /* sentence-transformers' own flag: the whole text in lower case before the tokenizer sees it */
+    bool lower_case, strip_accents, tokenize_chinese_chars; /* the tokenizer's */
 };
 
 /* Errors are FATAL E_MODEL: one line that names what stands in the way. model_config_free releases, also after an

@@ -311,6 +311,9 @@ static void fingerprint_take(struct loading *l)
     if (extras.bytes > 0) { /* a tokenizer without any has the fingerprint that it had before there were any */
         hash_text(state, extras);
     }
+    if (c->lower_text) {
+        hash_text(state, slice_of("text in lower case"));
+    }
     XXH128_hash_t hash = XXH3_128bits_digest(state);
     digest_hex((struct digest){hash.high64, hash.low64}, enc->fingerprint);
     memcpy(enc->model_version, enc->fingerprint, sizeof enc->model_version - 1);

@@ -78,6 +78,21 @@ def test_transformers_5(tmp_path):
             assert [one["tokens"] for one in encode(texts, folder)] == list(ids)
 
 
+def test_text_in_lower_case(tmp_path):
+    """sentence_bert_config.json of BGE: the text, prompt and special tokens included, is what str.lower() makes of it."""
+    folder = folder_with_vocabulary(tmp_path / "model")
+    prompt = "QUERY [SEP] "
+    names = {"default_prompt_name": "q", "prompts": {"q": prompt}}
+    texts = ["Cats [MASK]", "\u039f\u0394\u039f\u03a3 \u03a3\u039f\u03a3", "\u0130stanbul", ""]
+    for lower_case in (True, False):  # an uncased tokenizer, and one that would have kept the capitals
+        edit(folder / "tokenizer_config.json", lambda config: config.update(do_lower_case=lower_case))
+        expected = [one["tokens"] for one in encode([(prompt + text).lower() for text in texts], folder)]
+        flagged = shutil.copytree(folder, tmp_path / f"flagged-{lower_case}")
+        edit(flagged / "sentence_bert_config.json", lambda config: config.update(do_lower_case=True))
+        edit(flagged / "config_sentence_transformers.json", lambda config: config.update(names))
+        assert [one["tokens"] for one in encode(texts, flagged)] == expected
+
+
 @pytest.mark.parametrize("golden", json.loads((HERE / "prompts.json").read_text()))
 def test_prompts(tmp_path, golden):
     folder = shutil.copytree(TINY, tmp_path / "model")

@@ -485,6 +485,10 @@ static void test_fingerprint(void **state)
     assert_string_not_equal(seen[1], seen[2]);
     fingerprint_of(&(struct encoder_options){.folder = folder, .max_seq_length = 48, .text_prefix = ""}, other);
     assert_string_equal(good, other);
+    file_edit("sentence_bert_config.json", "\"do_lower_case\": false", "\"do_lower_case\": true");
+    fingerprint_of(&options, other);
+    assert_string_not_equal(good, other);
+    file_edit("sentence_bert_config.json", "\"do_lower_case\": true", "\"do_lower_case\": false");
     file_edit("vocab.txt", "\nkernel\n", "\nkernal\n");
     fingerprint_of(&options, other);
     assert_string_not_equal(good, other);
@@ -543,7 +547,7 @@ static void test_refused_settings(void **state)
         {"tokenizer_config.json", "BertTokenizer", "XLMRobertaTokenizer", "XLMRobertaTokenizer"},
         {"tokenizer_config.json", "\"[MASK]\"", "\"<mask>\"", "<mask>"},
         {"tokenizer_config.json", "\"do_lower_case\": true", "\"do_lower_case\": \"yes\"", "do_lower_case"},
-        {"sentence_bert_config.json", "\"do_lower_case\": false", "\"do_lower_case\": true", "do_lower_case"},
+        {"sentence_bert_config.json", "\"do_lower_case\": false", "\"do_lower_case\": 1", "do_lower_case"},
         {"sentence_bert_config.json", "48", "65", "max_seq_length"},
         {"1_Pooling/config.json", "\"pooling_mode_max_tokens\": false", "\"pooling_mode_max_tokens\": true",
          "max_tokens"},

@@ -19,6 +19,7 @@
 #include "base/digest.h"
 #include "base/json.h"
 #include "base/lines.h"
+#include "gpu/encoder/codepoint.h"
 #include "gpu/encoder/tokenizer.h"
 
 #define TINY "tests/golden/tiny-bert/vocab.txt"
@@ -459,6 +460,36 @@ static void test_refused(void **state)
     free(long_text);
 }
 
+/* As Python's str.lower() has it: a capital sigma looks past what is not cased to what is before and after it. */
+static void test_text_lower(void **state)
+{
+    (void)state;
+    static const char *const cases[][2] = {
+        {"", ""},
+        {"Cats & DOGS [SEP] 1", "cats & dogs [sep] 1"},
+        {"\u0130ZM\u0130R \u00C9\u1E9E", "i\u0307zmi\u0307r \u00E9\u00DF"},
+        {"\u03A3", "\u03C3"},
+        {"\u039F\u03A3 \u03A3\u039F", "\u03BF\u03C2 \u03C3\u03BF"},
+        {"\u039F\u03A3\u039F", "\u03BF\u03C3\u03BF"},
+        {"\u039F\u03A3\u03A3", "\u03BF\u03C3\u03C2"},
+        {"\u039F\u0301.\u03A3\u2019\u00AD", "\u03BF\u0301.\u03C2\u2019\u00AD"},
+        {"\u039F'\u03A3'\u0301\u039F", "\u03BF'\u03C3'\u0301\u03BF"},
+        {"1\u03A3", "1\u03C3"},
+        {"a1\u03A3", "a1\u03C3"},
+        {"a\u03A31b", "a\u03C21b"},
+        {"\u00AA\u03A3\u2160", "\u00AA\u03C3\u2170"},
+        {"\u02B0\u03A3", "\u02B0\u03C3"},
+        {"A\xFF\u03A3", "a\xFF\u03C3"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct buffer lower = {0};
+        text_lower(slice_of(cases[i][0]), &lower);
+        buffer_byte(&lower, '\0');
+        assert_string_equal(lower.data, cases[i][1]);
+        buffer_free(&lower);
+    }
+}
+
 static int setup(void **state)
 {
     (void)state;
@@ -480,9 +511,9 @@ int main(void)
         cmocka_unit_test(test_every_code_point), cmocka_unit_test(test_tiny_golden),
         cmocka_unit_test(test_pieces),           cmocka_unit_test(test_special_tokens),
         cmocka_unit_test(test_truncation),       cmocka_unit_test(test_stops_when_full),
-        cmocka_unit_test(test_long_words),
-        cmocka_unit_test(test_full_before_marks),       cmocka_unit_test(test_vocabulary),
-        cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_long_words),       cmocka_unit_test(test_full_before_marks),
+        cmocka_unit_test(test_vocabulary),       cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_text_lower),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
