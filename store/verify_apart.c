@@ -1,6 +1,7 @@
-/* memory_verify in a child process: what ends it, a signal or a standstill, is a problem of the memory like the others.
- * The child opens the memory for itself, since LMDB's environments do not survive a fork, and sends what it finds
- * through a pipe: a kind, the length of what follows, and that. */
+/* memory_verify in a child process: what ends it, a fault or a standstill, is a problem of the memory like the others.
+ * What is no fault of the memory's (no memory left, a kill from outside) is an error: nothing is known then. The child
+ * opens the memory for itself, since LMDB's environments do not survive a fork, and sends what it finds through a pipe:
+ * a kind, the length of what follows, and that. */
 #include <errno.h>
 #include <poll.h>
 #include <signal.h>
@@ -66,6 +67,13 @@ static void fault_send(const char *line)
     problem_send("a page points outside the file or to a wrong place: reading it caused a fault", NULL);
 }
 
+static void memory_failure_send(const char *line)
+{
+    struct error e = {0};
+    error_set(&e, ERROR_FATAL, E_IO, "%s", line);
+    frame_send(KIND_FAILED, &e, sizeof e);
+}
+
 static void child_run(const struct memory_options *options)
 {
     const struct rlimit no_core = {0};
@@ -76,6 +84,7 @@ static void child_run(const struct memory_options *options)
     setrlimit(RLIMIT_CORE, &no_core); /* the parent reports it */
     signal(SIGPIPE, SIG_DFL);
     memory_faults_catch(fault_send);
+    mem_failure_to(memory_failure_send);
     if (memory_open(&m, MEMORY_READ, options, &e) || verify_open(m, &to, &problems, &e)) {
         frame_send(KIND_FAILED, &e, sizeof e);
     } else {
@@ -136,7 +145,9 @@ static int child_follow(struct apart *a, struct error *e)
             snprintf(line, sizeof line, "%.*s", (int)f.bytes, f.body);
             apart_problem(a, line);
         } else if (f.kind == KIND_FAILED) {
-            memcpy(e, f.body, sizeof *e);
+            if (e) {
+                memcpy(e, f.body, sizeof *e);
+            }
             return -1;
         } else if (f.kind == KIND_ENDED) {
             return 1;
@@ -149,11 +160,27 @@ static int child_follow(struct apart *a, struct error *e)
     return 0;
 }
 
+/* The child ended before its time. A problem where it met a fault; else an error. */
+static int end_judge(struct apart *a, int status, const char *path, struct error *e)
+{
+    static const int faults[] = {SIGSEGV, SIGBUS, SIGABRT, SIGFPE, SIGILL};
+    const int number = WIFSIGNALED(status) ? WTERMSIG(status) : 0;
+    for (size_t i = 0; i < sizeof faults / sizeof *faults; i++) {
+        if (faults[i] == number) {
+            char line[64];
+            snprintf(line, sizeof line, "the check was ended by signal %d", number);
+            apart_problem(a, line);
+            return 0;
+        }
+    }
+    return error_set(e, ERROR_FATAL, E_IO, "%s: the check was stopped from outside (%s %d): run it again", path,
+                     number ? "signal" : "status", number ? number : WEXITSTATUS(status));
+}
+
 int memory_verify_apart(const struct memory_options *options, void (*report)(const char *line, void *context),
                         void *context, uint64_t *problems, struct error *e)
 {
     struct apart a = {.report = report, .context = context};
-    struct error failed = {0};
     int ends[2], status = 0;
     *problems = 0;
     if (pipe(ends)) {
@@ -172,17 +199,12 @@ int memory_verify_apart(const struct memory_options *options, void (*report)(con
         return error_set(e, ERROR_FATAL, E_IO, "%s: a child process cannot be started: %s", options->path,
                          strerror(errno));
     }
-    int ended = child_follow(&a, &failed);
+    int ended = child_follow(&a, e);
     close(a.fd);
     while (waitpid(a.child, &status, 0) < 0 && errno == EINTR) {}
     if (ended == 0 && a.problems == 0) {
-        char line[64];
-        snprintf(line, sizeof line, "the check was ended by signal %d", WIFSIGNALED(status) ? WTERMSIG(status) : 0);
-        apart_problem(&a, line);
+        ended = end_judge(&a, status, options->path, e);
     }
     *problems = a.problems;
-    if (ended < 0 && e) {
-        *e = failed;
-    }
     return ended < 0 ? -1 : 0;
 }

@@ -4,10 +4,12 @@
 
 #define _GNU_SOURCE /* nftw in the model, memmem */
 #include <fcntl.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 
 #include "base/log.h"
 #include "memory_model.h"
+#include "store/internal.h"
 
 enum { PAGE = 4096 };
 
@@ -248,12 +250,47 @@ static void test_verify_apart(void **state)
     }
 }
 
+/* `meta` counts so many labels that verify finds no memory for their counts: that says nothing about the pages. */
+static void verify_without_memory(void *context)
+{
+    const struct memory_options *options = context;
+    struct memory *m = open_ok(MEMORY_WRITE, options);
+    struct transaction *t = begin_ok(m);
+    struct error e = {0};
+    struct rlimit limit;
+    unsigned long long pages = 0;
+    uint64_t problems, lines = 0;
+    t->meta.label_bound = UINT32_MAX;
+    t->touched = true;
+    FILE *file = fopen("/proc/self/statm", "r");
+    if (transaction_commit(t, &e) || !file || fscanf(file, "%llu", &pages) != 1 || getrlimit(RLIMIT_AS, &limit)) {
+        _exit(3);
+    }
+    fclose(file);
+    memory_close(m);
+    limit.rlim_cur = pages * (unsigned long long)sysconf(_SC_PAGESIZE) + (1ull << 30);
+    int failed = setrlimit(RLIMIT_AS, &limit) ? 0 : memory_verify_apart(options, count_line, &lines, &problems, &e);
+    fputs(e.text, stderr);
+    _exit(failed && lines == 0 ? 0 : 4);
+}
+
+static void test_no_memory_for_verify_is_no_damage(void **state)
+{
+    struct memory_options options = options_for(*state, KEY_F32);
+    char said[65536];
+    assert_int_equal(child_says(said, sizeof said, verify_without_memory, &options), 0);
+#ifndef __SANITIZE_ADDRESS__
+    assert_int_equal(strncmp(said, "out of memory: ", strlen("out of memory: ")), 0);
+#endif
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         memory_test(test_fault_in_the_map_is_one_line),
         memory_test(test_fault_elsewhere_is_none_of_ours),
         memory_test(test_verify_apart),
+        memory_test(test_no_memory_for_verify_is_no_damage),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
