@@ -451,6 +451,17 @@ def test_leaf_in_the_place_of_another(case, tree):
     assert tree in case.found()
 
 
+@pytest.mark.parametrize("tree, root", [("labels", 2**63), ("slots", 2**40), ("instances", 1), ("values", 2**63), ("(main)", 0)])
+def test_root_that_leads_nowhere(case, tree, root):
+    """LMDB only says that its transaction is broken."""
+    case.put(case.file.trees[tree].at + 40, "<Q", root)
+    case.write()
+    for command in ("tag", "export", "backup", "load"):
+        status, _, error = case.sound.ask(command, case.memory)
+        assert (status, error.count(b"\n")) == (0, 0) or (status == 1 and b"the memory is damaged" in error), (command, error)
+    case.found()
+
+
 def test_fault_is_one_line(case):
     """What LMDB ends in: an assertion, SIGSEGV, SIGBUS."""
     tree = case.file.trees["instances"]
