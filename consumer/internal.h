@@ -54,6 +54,9 @@ void prober_close(struct prober *p);                     /* NULL is fine */
  * read of its partition before the call came from this very topic. */
 void positions_check(struct prober *p, struct position_check *checks, size_t n, int timeout_ms);
 
+/* The topic is there, and each partition has a leader. False too where no answer comes within timeout_ms. */
+bool prober_sees(struct prober *p, const char *topic, int timeout_ms);
+
 /* A position's mark and topic id in one line of text, to travel with a committed offset; next is not in it. False: that
  * is none of ours. */
 void position_write(const struct read_position *read, struct buffer *out);

@@ -74,6 +74,12 @@ static bool prober_ready(struct prober *p)
     return true;
 }
 
+bool prober_sees(struct prober *p, const char *topic, int timeout_ms)
+{
+    struct kafka_topic seen = {.name = topic};
+    return prober_ready(p) && kafka_topics_describe(&p->client, &seen, 1, false, timeout_ms, NULL) == 0 && seen.led;
+}
+
 static int left_ms(uint64_t until)
 {
     uint64_t now = clock_us();

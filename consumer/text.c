@@ -4,9 +4,9 @@
  * paused is remembered here, pauses end before a partition is given back, and every assignment starts from absolute
  * offsets. And a client can be fenced by itself: when its session runs out while the coordinator is away, it forgets
  * its member id, and a commit that still waits is then sent without one, which brokers take for another process of the
- * same name. librdkafka declares that fatal, so another client takes over here. The topic may be deleted and created
- * again between two polls: each partition keeps a mark (position.c), and a committed offset carries it, for a restart
- * and for the partition's next owner. */
+ * same name. librdkafka declares that fatal, so another client takes over here, as it does where librdkafka does not
+ * find the topic again (topic_back_check). The topic may be deleted and created again between two polls: each partition
+ * keeps a mark (position.c), and a committed offset carries it, for a restart and for the partition's next owner. */
 #include <librdkafka/rdkafka.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -24,6 +24,8 @@ enum {
     CHECK_MS = 2000,
     CHECK_US = 5000000, /* how often it is asked whether the topic is still the same */
     SEEK_MS = 2000,
+    LOOK_US = 3000000, /* how often a topic that librdkafka misses is looked for */
+    LOOKS = 2,         /* so often seen in a row, it is there */
 };
 
 struct text_partition {
@@ -54,7 +56,10 @@ struct text_consumer {
     struct prober *prober;
     uint64_t checked_us; /* when the topic was last checked */
     bool check_now;
-    bool restart; /* some partition is restarting */
+    bool restart;       /* some partition is restarting */
+    bool missing;       /* librdkafka said that the topic is not there, and neither assigned nor read anything since */
+    unsigned looks;     /* in a row that saw it nevertheless */
+    uint64_t looked_us; /* when it was last looked for */
 
     pthread_mutex_t lock; /* covers what is below */
     struct text_partition *partitions;
@@ -147,6 +152,7 @@ static void partitions_doubt(struct text_consumer *c)
 static void partition_works(struct text_consumer *c, int32_t partition)
 {
     bool doubts = false;
+    c->missing = false;
     pthread_mutex_lock(&c->lock);
     for (size_t i = 0; i < c->partitions_count; i++) {
         struct text_partition *p = &c->partitions[i];
@@ -423,6 +429,7 @@ static void assign(struct text_consumer *c, rd_kafka_topic_partition_list_t *lis
         return;
     }
     partitions_take(c, list);
+    c->missing = false;
     atomic_store(&c->client->expired, false);
     atomic_store(&c->joined, true);
     atomic_fetch_add(&c->rebalances, 1);
@@ -575,11 +582,11 @@ static int fatal(struct text_consumer *c, rd_kafka_resp_err_t err, const char *t
     return error_set(e, ERROR_FATAL, E_INTERNAL, "texts: %s", text);
 }
 
-/* A client that fenced itself is replaced by another one, which joins the group. */
+/* The client is replaced by another one, which joins the group. */
 static int client_renew(struct text_consumer *c, struct error *e)
 {
-    log_info("texts: the session in the group ran out while its coordinator was away: joining again");
     struct kafka_client *old = c->client;
+    c->missing = false;
     atomic_store(&c->joined, false);
     rd_kafka_consumer_close(old->rk);
     if (text_consumer_assigned(c) > 0) {
@@ -600,9 +607,29 @@ static int fatal_check(struct text_consumer *c, struct error *e)
     char text[512];
     rd_kafka_resp_err_t err = rd_kafka_fatal_error(c->client->rk, text, sizeof text);
     if (err == RD_KAFKA_RESP_ERR_FENCED_INSTANCE_ID && atomic_load(&c->client->expired)) {
+        log_info("texts: the session in the group ran out while its coordinator was away: joining again");
         return client_renew(c, e);
     }
     return err ? fatal(c, err, text, e) : 0;
+}
+
+/* librdkafka 2.4 and later, 2.8 too, can lose sight of a topic that was created again (its issue 4964: an entry of its
+ * cache is freed but not removed, and each new one is taken for it and removed). The client then asks for the topic
+ * without end and believes no answer; subscribing again does not help. So it is replaced when it missed the topic and
+ * was assigned nothing since, not even an empty list as a replica with nothing to do is, while the prober's client sees
+ * it. One that only waits, for its next look or for others to join, loses nothing by joining again. */
+static int topic_back_check(struct text_consumer *c, struct error *e)
+{
+    if (!c->missing || clock_us() - c->looked_us < LOOK_US || text_consumer_assigned(c) > 0) {
+        return 0;
+    }
+    c->looks = prober_sees(c->prober, c->topic, CHECK_MS) ? c->looks + 1 : 0;
+    c->looked_us = clock_us();
+    if (c->looks < LOOKS) {
+        return 0;
+    }
+    log_info("texts: topic '%s' is there again: joining again", c->topic);
+    return client_renew(c, e);
 }
 
 /* What poll hands out beside messages: ends, and trouble that librdkafka goes on trying to overcome. */
@@ -614,6 +641,10 @@ static void poll_event(struct text_consumer *c, const rd_kafka_message_t *m)
     } else if (m->err == RD_KAFKA_RESP_ERR_GROUP_AUTHORIZATION_FAILED) {
         kafka_client_trouble_with(c->client, m->err, READ_GROUP, c->config->group, "");
     } else if (m->err != RD_KAFKA_RESP_ERR__FATAL) {
+        if (m->err == RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART && !c->missing) {
+            c->missing = true;
+            c->looks = 0;
+        }
         kafka_client_trouble_with(c->client, m->err, READ_TOPIC, c->topic, rd_kafka_message_errstr(m));
     }
 }
@@ -642,7 +673,7 @@ int text_consumer_poll(struct text_consumer *c, int timeout_ms, struct consumed 
         kafka_client_recheck(c->client);
     }
     doubted_refetch(c);
-    return fatal_check(c, e);
+    return fatal_check(c, e) || topic_back_check(c, e) ? -1 : 0;
 }
 
 static void pause_or_resume(struct text_consumer *c, bool pause)
