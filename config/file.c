@@ -178,7 +178,7 @@ static void secrets_check(struct config *config, const char *path, const char *n
         const struct property *property = &p->properties[i];
         if (property->source.origin == ORIGIN_FILE && property_secret(property->name) && stat(path, &s) == 0 &&
             S_ISREG(s.st_mode) && (s.st_mode & S_IROTH)) {
-            config_warn(config, "%s holds %s, and every user of this machine may read it: `chmod o= %s`", name,
+            config_warn(config, "%s has %s, and every user of this machine may read it: `chmod o= %s`", name,
                         property->name, name);
             return;
         }

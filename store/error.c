@@ -76,7 +76,7 @@ int memory_error(const struct memory *m, int rc, const char *doing, struct error
     case MDB_INVALID:
         return corrupt(m, e, "%s", mdb_strerror(rc));
     case MDB_BAD_TXN: /* LMDB met damage in this transaction, be it within this very call */
-        return corrupt(m, e, "LMDB met a damaged page");
+        return corrupt(m, e, "LMDB found a damaged page");
     case MDB_VERSION_MISMATCH:
         return error_set(e, ERROR_FATAL, E_FORMAT, "%s: %s: the folder was made by another version of LMDB", m->path,
                          mdb_strerror(rc));

@@ -144,7 +144,7 @@ static int row_check(struct verify *v, const struct row *r, struct error *e)
             problem(v, "slot %llu: candidate state and label ids disagree", (unsigned long long)r->slot);
         }
         if (r->vector && !vector_finite(v->m, r->vector)) {
-            problem(v, "slot %llu: its vector holds a number that is not finite", (unsigned long long)r->slot);
+            problem(v, "slot %llu: its vector has a number that is not finite", (unsigned long long)r->slot);
         }
         v->slots++;
         return row_name_check(v, r, e);
