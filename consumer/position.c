@@ -218,10 +218,11 @@ static enum position_verdict record_decide(struct prober *p, const rd_kafka_mess
 {
     const struct record_mark *mark = &c->read.mark;
     rd_kafka_timestamp_type_t type;
-    if (m->err == RD_KAFKA_RESP_ERR__PARTITION_EOF || (!m->err && m->offset > mark->offset)) {
+    bool answer = !m->err || m->err == RD_KAFKA_RESP_ERR__PARTITION_EOF;
+    if (answer && m->offset > mark->offset) {
         return missing_decide(p, c, until);
     }
-    if (m->err || m->offset < mark->offset) {
+    if (m->err || m->offset < mark->offset) { /* a follower's end may be at the mark for a moment: its record comes */
         return POSITION_UNASKED;
     }
     struct slice key = {m->key, m->key ? m->key_len : 0}, value = {m->payload, m->payload ? m->len : 0};
