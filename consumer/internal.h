@@ -57,6 +57,10 @@ void positions_check(struct prober *p, struct position_check *checks, size_t n, 
 /* The topic is there, and each partition has a leader. False too where no answer comes within timeout_ms. */
 bool prober_sees(struct prober *p, const char *topic, int timeout_ms);
 
+/* After a check that was answered and is not BROKEN: the position is known by the record read last (unknown: by its
+ * mark as before) and by the topic's id from now on. True: the mark is another one. */
+bool position_renew(struct read_position *read, const struct record_mark *last, const struct position_check *check);
+
 /* A position's mark and topic id in one line of text, to travel with a committed offset; next is not in it. False: that
  * is none of ours. */
 void position_write(const struct read_position *read, struct buffer *out);

@@ -253,20 +253,6 @@ static int broken(const struct position_check *check, struct error *e)
                      check->topic, check->partition, check->read.mark.offset);
 }
 
-/* What held, or cannot be told, is known by its last record from now on. */
-static void check_take(struct learn_consumer *c, struct learn_partition *p, const struct position_check *check)
-{
-    static const unsigned char unknown[TOPIC_ID_BYTES];
-    if (record_mark_known(&p->last) && !record_mark_equal(&p->read.mark, &p->last)) {
-        p->read.mark = p->last;
-        c->marks++;
-    }
-    bool told = memcmp(check->topic_id, unknown, sizeof unknown) != 0;
-    if (told && record_mark_known(&p->read.mark)) { /* where nothing was read the id may be another one by then */
-        memcpy(p->read.topic_id, check->topic_id, sizeof p->read.topic_id);
-    }
-}
-
 /* Checks partitions that are in no doubt, or one alone. 1: all were; 0: not answered; -1: FATAL, E_TOPIC. */
 static int positions_hold(struct learn_consumer *c, const struct learn_partition *one, struct error *e)
 {
@@ -288,7 +274,7 @@ static int positions_hold(struct learn_consumer *c, const struct learn_partition
         } else if (checks[i].verdict == POSITION_UNASKED) {
             result = 0;
         } else {
-            check_take(c, partitions[i], &checks[i]);
+            c->marks += position_renew(&partitions[i]->read, &partitions[i]->last, &checks[i]);
         }
     }
     free(partitions);

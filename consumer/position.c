@@ -288,6 +288,18 @@ void positions_check(struct prober *p, struct position_check *checks, size_t n, 
     }
 }
 
+bool position_renew(struct read_position *read, const struct record_mark *last, const struct position_check *check)
+{
+    bool renewed = record_mark_known(last) && !record_mark_equal(&read->mark, last);
+    if (renewed) {
+        read->mark = *last;
+    }
+    if (id_known(check->topic_id) && record_mark_known(&read->mark)) { /* unread, it may be a later topic's id */
+        memcpy(read->topic_id, check->topic_id, sizeof read->topic_id);
+    }
+    return renewed;
+}
+
 /* ---- written with a committed offset ---- */
 
 #define WRITTEN "engram-1 "

@@ -29,13 +29,12 @@ enum {
 };
 
 struct text_partition {
-    uint64_t epoch;          /* of the present assignment; 0: not ours */
-    int64_t position;        /* next offset to read; -1: not known yet */
-    bool doubted;            /* trouble came, and nothing from here since */
-    bool restarting;         /* to be read from its beginning: what still comes is dropped until then */
-    struct record_mark mark; /* by which the topic is known again: it held, or is the first text that was read */
-    struct record_mark last; /* of the text read last */
-    unsigned char topic_id[TOPIC_ID_BYTES];
+    uint64_t epoch;            /* of the present assignment; 0: not ours */
+    int64_t position;          /* next offset to read; -1: not known yet */
+    bool doubted;              /* trouble came, and nothing from here since */
+    bool restarting;           /* to be read from its beginning: what still comes is dropped until then */
+    struct read_position read; /* by what the topic is known again: it held, or is the first text; next is position's */
+    struct record_mark last;   /* of the text read last */
 };
 
 struct text_consumer {
@@ -97,10 +96,8 @@ size_t text_consumer_assigned(struct text_consumer *c)
 static struct text_partition partition_begun(uint64_t epoch, const rd_kafka_topic_partition_t *at, bool doubted)
 {
     struct text_partition p = {.epoch = epoch, .position = at->offset < 0 ? -1 : at->offset, .doubted = doubted};
-    struct read_position read;
-    if (position_read((struct slice){at->metadata, at->metadata_size}, &read)) {
-        p.mark = read.mark;
-        memcpy(p.topic_id, read.topic_id, sizeof p.topic_id);
+    if (!position_read((struct slice){at->metadata, at->metadata_size}, &p.read)) {
+        p.read = (struct read_position){0};
     }
     return p;
 }
@@ -209,7 +206,7 @@ static bool text_taken(struct text_consumer *c, struct consumed *text)
             c->check_now = c->check_now || text->offset < p->position; /* librdkafka was sent back to the log's start */
             p->position = text->offset + 1;
             p->last = mark;
-            p->mark = record_mark_known(&p->mark) ? p->mark : mark;
+            p->read.mark = record_mark_known(&p->read.mark) ? p->read.mark : mark;
         }
     }
     pthread_mutex_unlock(&c->lock);
@@ -225,31 +222,22 @@ static size_t checks_fill(struct text_consumer *c, struct position_check *checks
     for (size_t i = 0; i < c->partitions_count; i++) {
         const struct text_partition *p = &c->partitions[i];
         if (p->epoch && !p->doubted && !p->restarting) {
-            struct position_check check = {.topic = c->topic, .partition = (int32_t)i};
-            check.read.next = p->position > 0 ? p->position : 0;
-            check.read.mark = p->mark;
-            memcpy(check.read.topic_id, p->topic_id, sizeof p->topic_id);
-            checks[n++] = check;
+            checks[n] = (struct position_check){.topic = c->topic, .partition = (int32_t)i, .read = p->read};
+            checks[n++].read.next = p->position > 0 ? p->position : 0;
         }
     }
     return n;
 }
 
-/* One that held is known by its last text from now on. Where one is another topic's, so are those that cannot tell.
- * True: it is to be read from its beginning. */
+/* Where one partition is another topic's, so are those that cannot tell. True: it is to be read from its beginning. */
 static bool check_take(struct text_consumer *c, const struct position_check *check, bool any_broken)
 {
-    static const unsigned char unknown[TOPIC_ID_BYTES];
     struct text_partition *p = &c->partitions[check->partition];
     bool restart = check->verdict == POSITION_BROKEN || (check->verdict == POSITION_UNPROVED && any_broken);
     if (restart) {
         *p = (struct text_partition){.epoch = ++c->epoch, .position = check->low, .restarting = true};
     } else if (check->verdict != POSITION_UNASKED) {
-        p->mark = record_mark_known(&p->last) ? p->last : p->mark;
-    }
-    bool told = check->verdict != POSITION_UNASKED && memcmp(check->topic_id, unknown, sizeof unknown) != 0;
-    if (told && record_mark_known(&p->mark)) { /* where nothing was read the id may be another one by then */
-        memcpy(p->topic_id, check->topic_id, sizeof p->topic_id);
+        position_renew(&p->read, &p->last, check);
     }
     return restart;
 }
@@ -718,8 +706,7 @@ static bool commit_mark(struct text_consumer *c, const struct partition_offset *
     pthread_mutex_lock(&c->lock);
     bool owns = owned(c, offset->partition, offset->epoch);
     if (owns) {
-        read.mark = c->partitions[offset->partition].mark;
-        memcpy(read.topic_id, c->partitions[offset->partition].topic_id, sizeof read.topic_id);
+        read = c->partitions[offset->partition].read;
     }
     pthread_mutex_unlock(&c->lock);
     if (record_mark_known(&read.mark)) {
