@@ -1,6 +1,7 @@
-/* Why a connection to a broker fails, in words: what librdkafka says of it, without what the line has already and without
- * what may be a secret, and what to do about it. librdkafka has one code for all that TLS can refuse, so its words are
- * read; only what is wrong with a broker's certificate is asked of OpenSSL, for those words are the same in each case. */
+/* Why a connection to a broker fails, in words: what librdkafka says of it, without what the line has already and
+ * without what may be a secret, and what to do about it. librdkafka has one code for all that TLS can refuse, so its
+ * words are read; only what is wrong with a broker's certificate is asked of OpenSSL, for those words are the same in
+ * each case. */
 #include <librdkafka/rdkafka.h>
 #include <stdio.h>
 #include <string.h>
@@ -17,7 +18,8 @@ static const struct flaw {
     {{62, 64}, "its certificate is for another name", "name the broker in bootstrap.servers as its certificate does"},
     {{10}, "its certificate has expired", "renew the broker's certificate"},
     {{9}, "its certificate is not valid yet", "check the clock of this machine"},
-    {{18, 19, 20, 21}, "its certificate is signed by none of the authorities in ssl.ca.location",
+    {{18, 19, 20, 21},
+     "its certificate is signed by none of the authorities in ssl.ca.location",
      "set it to the certificate of the authority that did"},
     {{0}, "its certificate is not valid", "check it with `openssl s_client -connect HOST:PORT`"},
 };
@@ -25,7 +27,7 @@ static const struct flaw {
 enum { FLAWS = sizeof flaws / sizeof flaws[0] };
 
 #define PROTOCOL "set security.protocol as the broker's listener has it"
-#define CERTIFICATE \
+#define CERTIFICATE                                                                                                    \
     "the broker refuses this client's certificate: check that ssl.certificate.location and ssl.key.location are set, " \
     "that the certificate has not expired, and that the broker trusts its authority"
 
@@ -76,8 +78,8 @@ static const struct flaw *flaw_of(const struct kafka_client *c)
 /* What librdkafka repeats of a value that may be a secret: kinit's command, an unsecured token's settings. */
 static void secrets_hide(char *text)
 {
-    static const char *const marks[] = {"ticket refresh failed: ", "ticket with command: ",
-                                        "oauthbearer.config beginning at: "};
+    static const char *const marks[] = {
+        "ticket refresh failed: ", "ticket with command: ", "oauthbearer.config beginning at: "};
     for (size_t i = 0; i < sizeof marks / sizeof marks[0]; i++) {
         char *at = strstr(text, marks[i]);
         if (at) {
