@@ -38,7 +38,7 @@ static int format_check(struct npz *m, struct error *e)
     const unsigned char *bytes;
     char name[NPY_ITEM_BYTES_MAX + 1] = {0};
     if ((a->kind != 'S' && a->kind != 'U') || a->items != 1) {
-        return npy_damaged(a, "is no name", e);
+        return npy_damaged(a, "is not a name", e);
     }
     if (npy_bytes(a, a->item_bytes, &bytes, e)) {
         return -1;

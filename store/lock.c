@@ -83,7 +83,7 @@ static int files_check(const char *folder, struct error *e)
             result =
                 error_set(e, ERROR_FATAL, E_IO,
                           "%s is %s: a memory's files must all be in its own folder: name that with the option memory",
-                          path, S_ISLNK(s.st_mode) ? "a symbolic link" : "no file");
+                          path, S_ISLNK(s.st_mode) ? "a symbolic link" : "not a regular file");
         }
         free(path);
     }

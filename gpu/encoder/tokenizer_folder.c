@@ -270,7 +270,7 @@ static int special_list_take(struct found *f, const struct reading *r, const cha
 {
     const struct json *list = reading_member(r, name);
     if (list && list->type != JSON_ARRAY && list->type != JSON_OBJECT) {
-        return refuse(r, "%s is no list", name);
+        return refuse(r, "%s is not a list", name);
     }
     for (const struct json *j = list ? list->child : NULL; j; j = j->next) {
         const struct json *text = j->type == JSON_OBJECT ? json_member(j, "content") : j;
