@@ -212,6 +212,7 @@ static int memory_verify_show(const struct config *config, struct buffer *out, u
 {
     const struct memory_options options = cli_memory_options(config);
     if (memory_verify_apart(&options, report_line, out, problems, e)) {
+        cli_output(command.name, out); /* what was found before it failed */
         return -1;
     }
     if (*problems) {
