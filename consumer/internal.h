@@ -66,6 +66,11 @@ bool position_renew(struct read_position *read, const struct record_mark *last, 
 void position_write(const struct read_position *read, struct buffer *out);
 bool position_read(struct slice text, struct read_position *out);
 
+/* start.c, for the tag lane: puts into list where each partition starts: absolute where it can be learnt, which tells
+ * the lag and spares librdkafka a lookup that a pause could cross; else as librdkafka finds it (committed, then
+ * auto.offset.reset = earliest). latest: a group that is new starts at the ends. */
+void text_starts(struct kafka_client *c, const char *topic, bool latest, rd_kafka_topic_partition_list_t *list);
+
 /* Between two attempts, before anything is assigned: 100 ms, callbacks served. False: told to give up. */
 bool client_pause(struct kafka_client *c, const struct kafka_wait *wait);
 
