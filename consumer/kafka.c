@@ -47,8 +47,7 @@ static void log_bridge(const rd_kafka_t *rk, int level, const char *facility, co
                         : level == 5 ? LOG_LEVEL_INFO
                                      : LOG_LEVEL_DEBUG;
     if (strcmp(facility, "FAIL") == 0 || strcmp(facility, "ERROR") == 0 || strcmp(facility, "FATAL") == 0 ||
-        strcmp(facility, "GETPID") == 0 || strcmp(facility, "PARTCNT") == 0 ||
-        strcmp(facility, "SSLCERTVRFY") == 0) {
+        strcmp(facility, "GETPID") == 0 || strcmp(facility, "PARTCNT") == 0 || strcmp(facility, "SSLCERTVRFY") == 0) {
         as = LOG_LEVEL_DEBUG;
     }
     char line[LINE_BYTES];
