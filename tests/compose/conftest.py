@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "e2e"))  # kafka.py and oracle.py: the same oracle
+for beside in ("e2e", "docs"):  # kafka.py and oracle.py: the same oracle; test_hardening.py: the same checks
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / beside))
 
 import compose as project  # noqa: E402
 from console import free_port  # noqa: E402

@@ -15,6 +15,7 @@ import pytest
 from compose import (COMPOSE, PROJECT, ROOT, TOPICS, UP_S, HostBroker, Replica, compose, docker, engram, replicas, run,
                      wait_shared)
 from kafka import Record, wait_until
+from test_hardening import check_hard_to_bend
 
 DEBTAGS = ROOT / "examples" / "debtags"
 BAD = [b"", b"{", b"\x81\xa4text", b'{"text": 7}', b'{"text": "a"} b', b'{"text": "\xff"}', b'{"no": "text"}', b"[1]"]
@@ -99,6 +100,11 @@ def test_no_rights_of_root(up):
     for replica in replicas():
         folder = docker("exec", replica.container, "stat", "-c", "%a %n", "/var/lib/engram", "/var/lib/engram/data.mdb", "/backup")
         assert folder.stdout.split() == ["700", "/var/lib/engram", "600", "/var/lib/engram/data.mdb", "700", "/backup"]
+
+
+def test_the_binary_is_hard_to_bend(up, tmp_path):
+    docker("cp", f"{replicas()[0].container}:/usr/local/bin/engram", tmp_path / "engram")
+    check_hard_to_bend(tmp_path / "engram")
 
 
 def test_health_comes_with_ready(up):
