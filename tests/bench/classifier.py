@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""Engram beside classifiers that are trained on the same labelled texts: how good are the tags, of frequent and of rare labels?
+"""Engram beside classifiers that are trained on the same labelled texts: how good are the tags, by label frequency?
 
     classifier.py [--json FILE]
 
-Two one-vs-rest linear classifiers of scikit-learn. One reads TF-IDF of words and pairs of words and of 2 to 5 characters
-within a word (LinearSVC: squared hinge loss, labels ranked by their margins). The other reads the embeddings of Engram's own
-encoder, from `engram encode` (logistic regressions, trained together as an MLPClassifier without hidden layers). How strongly each
-is regularised is chosen by nDCG@5: it is trained on a third of the train part and asked about another sixth. Then
-it is trained on the whole train part. Engram has the train part and the label texts in its memory, with the setting that `engram
-tune` chooses, by nDCG@5 as well. The test part is asked once, at the end. The classifiers are measured by the reference that
-the tests compare `engram eval` with.
+Two one-vs-rest linear classifiers of scikit-learn. One reads TF-IDF of words, pairs of words and 2 to 5 characters within
+a word (LinearSVC: squared hinge loss, labels ranked by their margins). The other reads the embeddings of Engram's own
+encoder, from `engram encode` (logistic regressions, trained together as an MLPClassifier without hidden layers). Each one's
+C is chosen by nDCG@5: it is trained on a third of the train part and asked about another sixth. Then it is trained on the
+whole train part. Engram has the train part and the label texts in its memory, with the setting that `engram tune` chooses,
+by nDCG@5 as well. The test part is asked once, at the end. The classifiers are measured by the reference that the tests
+compare `engram eval` with.
 
 Prints two tables in Markdown. It trains for most of an hour on 2 cores.
 """
@@ -134,7 +134,8 @@ def tuned():
         found, _ = quality.tune(file)
         reached = quality.evaluate(file, DATA / "test.jsonl.gz", "--at", "1,5", "--per-label", labels)
         rows = [json.loads(line) for line in labels.read_text(encoding="utf-8").splitlines()]
-    return f"Engram, tuned: {quality.setting(found['best'])}", {m: reached[m] for m in quality.METRICS} | {"labels": {row["label"]: row for row in rows}}
+    shown = {m: reached[m] for m in quality.METRICS} | {"labels": {row["label"]: row for row in rows}}
+    return f"Engram, tuned: {quality.setting(found['best'])}", shown
 
 
 def of_band(labels, least, most):
