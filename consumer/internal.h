@@ -50,8 +50,8 @@ struct prober;
 
 struct prober *prober_open(const struct config *config); /* does not connect */
 void prober_close(struct prober *p);                     /* NULL is fine */
-/* Fills every verdict, within timeout_ms. A mark that was read before the call and holds proves that all which was
- * read of its partition before the call came from this very topic. */
+/* Fills every verdict, within timeout_ms; what seems broken is asked about twice. A mark that was read before the call
+ * and holds proves that all which was read of its partition before the call came from this very topic. */
 void positions_check(struct prober *p, struct position_check *checks, size_t n, int timeout_ms);
 
 /* The topic is there, and each partition has a leader. False too where no answer comes within timeout_ms. */

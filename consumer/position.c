@@ -257,23 +257,23 @@ static void marks_ask(struct prober *p, struct position_check *checks, size_t n,
     rd_kafka_topic_partition_list_destroy(list);
 }
 
-static bool all_answered(const struct position_check *checks, size_t n)
+static bool any(const struct position_check *checks, size_t n, enum position_verdict verdict)
 {
     for (size_t i = 0; i < n; i++) {
-        if (checks[i].verdict == POSITION_UNASKED) {
-            return false;
+        if (checks[i].verdict == verdict) {
+            return true;
         }
     }
-    return true;
+    return false;
 }
 
-void positions_check(struct prober *p, struct position_check *checks, size_t n, int timeout_ms)
+static void check_once(struct prober *p, struct position_check *checks, size_t n, int timeout_ms)
 {
     uint64_t until = clock_us() + (uint64_t)timeout_ms * 1000;
     for (size_t i = 0; i < n; i++) {
         checks[i].verdict = POSITION_UNASKED;
     }
-    if (!n || !prober_ready(p)) {
+    if (!prober_ready(p)) {
         return;
     }
     ids_ask(p, checks, n, until); /* before the records: an id is the read topic's where a mark still holds after it */
@@ -283,7 +283,19 @@ void positions_check(struct prober *p, struct position_check *checks, size_t n, 
         }
         marks_ask(p, checks, n, until);
     }
-    if (!all_answered(checks, n)) { /* the next call's client remembers nothing of a topic that is gone */
+}
+
+void positions_check(struct prober *p, struct position_check *checks, size_t n, int timeout_ms)
+{
+    if (!n) {
+        return;
+    }
+    check_once(p, checks, n, timeout_ms);
+    if (any(checks, n, POSITION_BROKEN)) { /* a leader that was replaced and does not know it yet is behind */
+        client_close(p);
+        check_once(p, checks, n, timeout_ms);
+    }
+    if (any(checks, n, POSITION_UNASKED)) { /* the next call's client remembers nothing of a topic that is gone */
         client_close(p);
     }
 }
