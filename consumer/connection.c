@@ -31,19 +31,20 @@ enum { FLAWS = sizeof flaws / sizeof flaws[0] };
     "the broker refuses this client's certificate: check that ssl.certificate.location and ssl.key.location are set, " \
     "that the certificate has not expired, and that the broker trusts its authority"
 
-/* By librdkafka's words, the first that is found. */
+/* By librdkafka's words, the first that is found. A guess counts only until a broker has answered. */
 static const struct refusal {
     const char *mark, *advice;
+    bool guess;
 } refusals[] = {
-    {"alert bad certificate", CERTIFICATE},
-    {"alert certificate", CERTIFICATE},
-    {"alert unknown ca", CERTIFICATE},
-    {"alert handshake failure", CERTIFICATE},
-    {"security.protocol", PROTOCOL},
-    {"unexpected eof", PROTOCOL},
-    {"wrong version number", PROTOCOL},
-    {"Unsupported SASL mechanism", "set sasl.mechanisms to one that the broker has"},
-    {"authentication", "check sasl.username and sasl.password"},
+    {"alert bad certificate", CERTIFICATE, false},
+    {"alert certificate", CERTIFICATE, false},
+    {"alert unknown ca", CERTIFICATE, false},
+    {"alert handshake failure", CERTIFICATE, false},
+    {"security.protocol", PROTOCOL, true},
+    {"unexpected eof", PROTOCOL, true},
+    {"wrong version number", PROTOCOL, false},
+    {"Unsupported SASL mechanism", "set sasl.mechanisms to one that the broker has", false},
+    {"authentication", "check sasl.username and sasl.password", false},
 };
 
 int connection_certificate_check(struct rd_kafka_s *rk, const char *broker, int32_t id, int *x509_error, int depth,
@@ -97,6 +98,17 @@ void connection_text(const char *text, char *out, size_t bytes)
     secrets_hide(out);
 }
 
+/* librdkafka guesses at another protocol where a connection breaks early, as it does too when a broker dies. A client
+ * that a broker has answered speaks the right one. */
+static bool answered(const struct kafka_client *c)
+{
+    char *cluster = c->rk ? rd_kafka_clusterid(c->rk, 0) : NULL;
+    if (cluster) {
+        rd_kafka_mem_free(c->rk, cluster);
+    }
+    return cluster != NULL;
+}
+
 /* "…/1: Connect to ipv4#127.0.0.1:1 failed: Connection refused (after 0ms in state CONNECT)": without the address in
  * front, which the message has already, and without what was identical before; "error:0A000412:SSL routines::reason"
  * without OpenSSL's numbers. */
@@ -115,6 +127,10 @@ void connection_failed(struct kafka_client *c, const char *text)
     start = openssl ? openssl + 2 : start;
     const char *after = strstr(start, " (");
     snprintf(c->reason, sizeof c->reason, "%.*s", after ? (int)(after - start) : -1, start);
+    char *guess = answered(c) && strstr(c->reason, "security.protocol") ? strstr(c->reason, ": ") : NULL;
+    if (guess) {
+        *guess = '\0';
+    }
 }
 
 const char *connection_advice(const struct kafka_client *c)
@@ -125,7 +141,8 @@ const char *connection_advice(const struct kafka_client *c)
     }
     for (size_t i = 0; i < sizeof refusals / sizeof refusals[0]; i++) {
         if (strstr(c->reason, refusals[i].mark)) {
-            return strstr(c->reason, "credentials") && strstr(c->reason, "SCRAM") && rd_kafka_version() < SCRAM_FIXED
+            return refusals[i].guess && answered(c) ? NULL
+                   : strstr(c->reason, "credentials") && strstr(c->reason, "SCRAM") && rd_kafka_version() < SCRAM_FIXED
                        ? "check sasl.username and sasl.password; brokers from Kafka 4 on refuse SCRAM of librdkafka "
                          "before 2.6.1, which this one is"
                        : refusals[i].advice;
@@ -134,9 +151,8 @@ const char *connection_advice(const struct kafka_client *c)
     return NULL;
 }
 
-void connection_words(const struct kafka_client *c, struct buffer *out)
+void connection_words(const struct kafka_client *c, const char *advice, struct buffer *out)
 {
     const struct flaw *flaw = flaw_of(c);
-    buffer_format(out, "no connection to %s: %s: %s", c->brokers, flaw ? flaw->reason : c->reason,
-                  connection_advice(c));
+    buffer_format(out, "no connection to %s: %s: %s", c->brokers, flaw ? flaw->reason : c->reason, advice);
 }

@@ -82,7 +82,8 @@ void connection_text(const char *text, char *out, size_t bytes);  /* librdkafka'
 void connection_failed(struct kafka_client *c, const char *text); /* sets c->reason */
 /* What to do about c->reason where the broker or this client refuses the other; NULL: nobody is there. A literal. */
 const char *connection_advice(const struct kafka_client *c);
-void connection_words(const struct kafka_client *c, struct buffer *out); /* the reason, then the advice that there is */
+/* The reason, then that advice. */
+void connection_words(const struct kafka_client *c, const char *advice, struct buffer *out);
 
 /* Takes the message over and decodes it. Never fails: what cannot be decoded is CONSUMED_POISON. */
 struct consumed *consumed_new(rd_kafka_message_t *message, enum consumed_from from, const char *topic, uint64_t epoch);

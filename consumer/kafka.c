@@ -152,7 +152,7 @@ void kafka_client_trouble(struct kafka_client *c, int err, const char *text)
     struct buffer words = {0};
     if (advice) {
         buffer_format(&words, "%s: ", c->what);
-        connection_words(c, &words);
+        connection_words(c, advice, &words);
     } else if (unreachable(err)) {
         buffer_format(&words, "%s: no broker answers at %s%s%s: is it running, is bootstrap.servers right?", c->what,
                       c->brokers, *c->reason ? ": " : "", c->reason);
@@ -365,9 +365,10 @@ int kafka_client_connect(struct kafka_client *c, const struct kafka_wait *wait, 
             return 0;
         }
         if (!kafka_wait_go_on(wait)) {
-            if (connection_advice(c)) {
+            const char *advice = connection_advice(c);
+            if (advice) {
                 struct buffer words = {0};
-                connection_words(c, &words);
+                connection_words(c, advice, &words);
                 error_set(e, ERROR_RETRY, E_BROKER, "%s", words.data);
                 buffer_free(&words);
                 return -1;
