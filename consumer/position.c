@@ -86,12 +86,6 @@ static int left_ms(uint64_t until)
     return now < until ? (int)((until - now) / 1000) : 0;
 }
 
-static bool id_known(const unsigned char id[TOPIC_ID_BYTES])
-{
-    static const unsigned char unknown[TOPIC_ID_BYTES];
-    return memcmp(id, unknown, sizeof unknown) != 0;
-}
-
 /* ---- topics' ids ---- */
 
 #if RD_KAFKA_VERSION >= 0x020300ff
@@ -181,7 +175,7 @@ static enum position_verdict bounds_decide(struct position_check *c)
     if (read->next == 0 && !marked) {
         return POSITION_HOLDS;
     }
-    c->other_id = id_known(read->topic_id) && id_known(c->topic_id) &&
+    c->other_id = topic_id_known(read->topic_id) && topic_id_known(c->topic_id) &&
                   memcmp(read->topic_id, c->topic_id, sizeof c->topic_id) != 0;
     if (c->other_id || read->next > c->end || (marked && read->mark.offset >= c->end)) {
         return POSITION_BROKEN;
@@ -306,7 +300,7 @@ bool position_renew(struct read_position *read, const struct record_mark *last, 
     if (renewed) {
         read->mark = *last;
     }
-    if (id_known(check->topic_id) && record_mark_known(&read->mark)) { /* unread, it may be a later topic's id */
+    if (topic_id_known(check->topic_id) && record_mark_known(&read->mark)) { /* unread, it may be a later topic's id */
         memcpy(read->topic_id, check->topic_id, sizeof read->topic_id);
     }
     return renewed;

@@ -1,4 +1,6 @@
 /* A record's mark: what is remembered of it to know it again. */
+#include <string.h>
+
 #include "record/record.h"
 
 /* Both are hashed apart, so that no byte can move from one to the other; a null is no hash at all. */
@@ -19,4 +21,10 @@ bool record_mark_equal(const struct record_mark *a, const struct record_mark *b)
 {
     return a->offset == b->offset && a->time_ms == b->time_ms && a->hash.high == b->hash.high &&
            a->hash.low == b->hash.low;
+}
+
+bool topic_id_known(const unsigned char id[TOPIC_ID_BYTES])
+{
+    static const unsigned char unknown[TOPIC_ID_BYTES];
+    return memcmp(id, unknown, sizeof unknown) != 0;
 }

@@ -87,6 +87,8 @@ bool record_mark_equal(const struct record_mark *a, const struct record_mark *b)
 
 enum { TOPIC_ID_BYTES = 16 };
 
+bool topic_id_known(const unsigned char id[TOPIC_ID_BYTES]); /* not all zeros */
+
 /* How far, and by what the topic is known again. */
 struct read_position {
     int64_t next;                           /* the next offset to read; 0: nothing was read yet */

@@ -391,7 +391,6 @@ static int offset_read(struct transaction *t, struct slice key, struct offset_va
 
 static void offset_change(struct offset_value *value, const struct read_position *position)
 {
-    static const unsigned char unknown[TOPIC_ID_BYTES];
     value->next = (uint64_t)position->next;
     if (record_mark_known(&position->mark)) {
         value->mark_offset = position->mark.offset;
@@ -399,7 +398,7 @@ static void offset_change(struct offset_value *value, const struct read_position
         value->mark_high = position->mark.hash.high;
         value->mark_low = position->mark.hash.low;
     }
-    if (memcmp(position->topic_id, unknown, sizeof unknown) != 0) {
+    if (topic_id_known(position->topic_id)) {
         memcpy(value->topic_id, position->topic_id, sizeof value->topic_id);
     }
 }
