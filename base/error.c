@@ -4,7 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
-int error_set(struct error *e, enum error_class class, enum error_code code, const char *format, ...)
+int error_set(struct error *e, enum error_class kind, enum error_code code, const char *format, ...)
 {
     if (!e) {
         return -1;
@@ -14,7 +14,7 @@ int error_set(struct error *e, enum error_class class, enum error_code code, con
     va_start(arguments, format);
     vsnprintf(text, sizeof text, format, arguments);
     va_end(arguments);
-    e->class = class;
+    e->kind = kind;
     e->code = code;
     memcpy(e->text, text, sizeof text);
     return -1;
@@ -30,7 +30,7 @@ int error_wrap(struct error *e, const char *format, ...)
     va_start(arguments, format);
     vsnprintf(prefix, sizeof prefix, format, arguments);
     va_end(arguments);
-    return error_set(e, e->class, e->code, "%s: %s", prefix, e->text);
+    return error_set(e, e->kind, e->code, "%s: %s", prefix, e->text);
 }
 
 const char *error_code_name(enum error_code code)

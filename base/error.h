@@ -1,6 +1,6 @@
 /* The one error type. A function that can fail returns 0 or -1 and, on -1, has filled the `struct error *` that it was
  * handed (NULL is allowed: then the reason is dropped). Nothing here allocates, prints or exits.
- * The class says what the caller does; the code names the fault for machines (dead letters, metrics); the text is one
+ * The kind says what the caller does; the code names the fault for machines (dead letters, metrics); the text is one
  * line for a person: what, where, what to do. */
 #ifndef ENGRAM_BASE_ERROR_H
 #define ENGRAM_BASE_ERROR_H
@@ -14,7 +14,7 @@ enum error_class {
     ERROR_FATAL,  /* stop the process, lose nothing */
 };
 
-/* Stable names: they travel in the dead letters' header __connect.errors.exception.class.name. */
+/* Stable names: they travel in the dead letters' header __connect.errors.exception.kind.name. */
 #define ERROR_CODES(X)                                                                                                 \
     X(OK)           /* no error */                                                                                     \
     X(USAGE)        /* a wrong flag, option or value: exit status 2 */                                                 \
@@ -45,13 +45,13 @@ enum error_class {
 enum error_code { ERROR_CODES(ERROR_CODE_ENUM) };
 
 struct error {
-    enum error_class class;
+    enum error_class kind;
     enum error_code code;
     char text[1024];
 };
 
 /* Fills *e (when not NULL) and returns -1, so that a caller can `return error_set(...)`. */
-int error_set(struct error *e, enum error_class class, enum error_code code, const char *format, ...)
+int error_set(struct error *e, enum error_class kind, enum error_code code, const char *format, ...)
     __attribute__((format(printf, 4, 5)));
 
 /* Puts a prefix and ": " before the text that *e already holds; returns -1. */

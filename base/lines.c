@@ -35,7 +35,7 @@ struct lines {
     char *chunk; /* [CHUNK_BYTES] of text: the input inflated, or as it is */
     size_t chunk_at, chunk_end;
     struct buffer line; /* a line that spans chunks */
-    struct error error; /* class not NONE: what every further call says */
+    struct error error; /* kind not NONE: what every further call says */
 };
 
 /* Opens the file; a folder is told apart here, since open(2) takes it and only read(2) refuses. */
@@ -252,7 +252,7 @@ int lines_next(struct lines *l, struct slice *line, struct error *e)
     bool newline = false;
     bool too_long = false;
     *line = raw;
-    if (l->error.class != ERROR_NONE || take_line(l, l->line_max + sizeof bom + 1, &raw, &newline, &too_long) != 0) {
+    if (l->error.kind != ERROR_NONE || take_line(l, l->line_max + sizeof bom + 1, &raw, &newline, &too_long) != 0) {
         if (e) {
             *e = l->error;
         }

@@ -23,7 +23,7 @@ static uint64_t lines_count(const char *path, size_t max)
         for (int found = 1; found > 0 && lines_size(lines) > 0 && lines_size(lines) <= COUNTED_BYTES_MAX;) {
             struct error e = {0};
             found = lines_next(lines, &line, &e);
-            found = found < 0 && e.class == ERROR_POISON ? 1 : found;
+            found = found < 0 && e.kind == ERROR_POISON ? 1 : found;
             count += found > 0;
         }
         lines_close(lines);
@@ -85,7 +85,7 @@ static int line_next(struct data_file *f, struct slice *line, struct error *e)
     for (;;) {
         struct error why = {0};
         int found = lines_next(f->lines, line, &why);
-        if (found < 0 && why.class == ERROR_POISON) {
+        if (found < 0 && why.kind == ERROR_POISON) {
             data_bad(f, &why);
         } else if (found < 0) {
             *e = why;
@@ -142,7 +142,7 @@ int data_instance_next(struct data_file *f, struct arena *arena, struct instance
             excluded_find(f, arena);
             return 1;
         }
-        if (why.class == ERROR_FATAL) {
+        if (why.kind == ERROR_FATAL) {
             *e = why;
             return -1;
         }

@@ -29,7 +29,7 @@ static int lines_number_of(const char *path, uint64_t *count, struct error *e)
     while (found > 0) {
         struct error why = {0};
         found = lines_next(lines, &line, &why);
-        found = found < 0 && why.class == ERROR_POISON ? 1 : found;
+        found = found < 0 && why.kind == ERROR_POISON ? 1 : found;
         *count += found > 0;
         *e = why;
     }

@@ -128,7 +128,7 @@ static int labels_read(struct lfxmc *x, struct error *e)
         struct arena arena = {0};
         struct error why = {0};
         found = lines_next(lines, &line, &why);
-        if (found == 0 || (found < 0 && why.class != ERROR_POISON)) {
+        if (found == 0 || (found < 0 && why.kind != ERROR_POISON)) {
             *e = why;
             break;
         }

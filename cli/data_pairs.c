@@ -67,7 +67,7 @@ static int pairs_read(struct pairs *p, struct data_file *f, size_t labels, struc
         struct pair pair;
         struct error why = {0};
         found = lines_next(lines, &line, &why);
-        if (found < 0 && why.class != ERROR_POISON) {
+        if (found < 0 && why.kind != ERROR_POISON) {
             *e = why;
         } else if (found < 0 || (found > 0 && line.bytes && pair_read(line, labels, &pair, &why))) {
             data_bad_at(f, p->path, lines_number(lines), &why);

@@ -101,7 +101,7 @@ static void float_write(struct buffer *out, float value)
 
 struct item {
     struct tokens tokens;
-    struct error error; /* class ERROR_NONE: none */
+    struct error error; /* kind ERROR_NONE: none */
 };
 
 struct encode {
@@ -146,7 +146,7 @@ static void item_write(struct encode *n, const struct item *item, const float *e
 {
     struct json_writer w = {.out = &n->out};
     json_object_begin(&w);
-    if (item->error.class != ERROR_NONE) {
+    if (item->error.kind != ERROR_NONE) {
         n->any_bad = true;
         json_name(&w, "error");
         json_write_string(&w, slice_of(item->error.text));
@@ -178,7 +178,7 @@ static int items_encode(struct encode *n, size_t first, size_t last, struct erro
     const struct tokens *inputs[LINES_MAX];
     size_t dim = encoder_dim(engine_encoder(n->engine)), count = 0;
     for (size_t i = first; i < last; i++) {
-        if (n->items[i].error.class == ERROR_NONE) {
+        if (n->items[i].error.kind == ERROR_NONE) {
             inputs[count++] = &n->items[i].tokens;
         }
     }
@@ -187,7 +187,7 @@ static int items_encode(struct encode *n, size_t first, size_t last, struct erro
     const float *embedding = embeddings;
     for (size_t i = first; i < last && result == 0; i++) {
         item_write(n, &n->items[i], embedding);
-        embedding += n->items[i].error.class == ERROR_NONE ? dim : 0;
+        embedding += n->items[i].error.kind == ERROR_NONE ? dim : 0;
     }
     free(embeddings);
     return result;

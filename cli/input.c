@@ -18,7 +18,7 @@ struct input {
     struct input_line ring[RING_LINES];
     size_t first, count, bytes;
     bool ended, stopped;
-    struct error failed; /* class ERROR_NONE: the end came as it should */
+    struct error failed; /* kind ERROR_NONE: the end came as it should */
 };
 
 /* Puts one line in the ring, once there is room. False: nobody wants it any more. */
@@ -52,10 +52,10 @@ static void *input_read(void *context)
         if (found > 0) {
             line.data = mem_string(text.data, text.bytes);
             line.bytes = text.bytes;
-        } else if (found < 0 && e.class == ERROR_POISON) {
+        } else if (found < 0 && e.kind == ERROR_POISON) {
             line = (struct input_line){mem_string(e.text, strlen(e.text)), strlen(e.text), true};
         } else {
-            e.class = found < 0 ? e.class : ERROR_NONE;
+            e.kind = found < 0 ? e.kind : ERROR_NONE;
             break;
         }
         more = ring_push(in, line);
@@ -105,7 +105,7 @@ int input_take(struct input *in, struct input_line *lines, size_t max, struct er
         in->first = (in->first + 1) % RING_LINES;
         in->count--;
     }
-    if (taken == 0 && in->failed.class != ERROR_NONE) {
+    if (taken == 0 && in->failed.kind != ERROR_NONE) {
         *e = in->failed;
         taken = -1;
     }

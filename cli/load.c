@@ -52,7 +52,7 @@ static int load_flush(struct load *l, enum fold_kind kind, struct error *e)
         result = engine_fold(l->engine, l->folds + done, l->count - done, &applied, e);
         done += applied;
         l->folded[kind == FOLD_INSTANCE] += applied;
-        if (result && e->class != ERROR_RETRY) {
+        if (result && e->kind != ERROR_RETRY) {
             break;
         }
     }

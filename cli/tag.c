@@ -33,7 +33,7 @@ static const struct config_command command = {
 struct item {
     struct text_record text;
     struct tokens tokens;
-    struct error error; /* class ERROR_NONE: none */
+    struct error error; /* kind ERROR_NONE: none */
 };
 
 struct tag {
@@ -164,7 +164,7 @@ static void error_append(struct tag *t, const struct error *e)
 
 static void item_append(struct tag *t, const struct item *item, const struct prediction *p)
 {
-    if (item->error.class != ERROR_NONE) {
+    if (item->error.kind != ERROR_NONE) {
         error_append(t, &item->error);
     } else if (t->card) {
         card_append(&t->out, item, p);
@@ -180,7 +180,7 @@ static int batch_predict(struct tag *t, size_t first, size_t last, struct error 
     const struct tokens *inputs[LINES_MAX];
     size_t texts = 0;
     for (size_t i = first; i < last; i++) {
-        if (t->items[i].error.class == ERROR_NONE) {
+        if (t->items[i].error.kind == ERROR_NONE) {
             inputs[texts++] = &t->items[i].tokens;
         }
     }
@@ -188,7 +188,7 @@ static int batch_predict(struct tag *t, size_t first, size_t last, struct error 
     int result = engine_predict(t->engine, inputs, texts, predictions, NULL, e);
     if (result == 0) {
         for (size_t i = first, k = 0; i < last; i++) {
-            bool predicted = t->items[i].error.class == ERROR_NONE;
+            bool predicted = t->items[i].error.kind == ERROR_NONE;
             item_append(t, &t->items[i], predicted ? &predictions[k] : NULL);
             k += predicted;
         }

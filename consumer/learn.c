@@ -330,8 +330,8 @@ static int learn_prepare(struct learn_consumer *c, const struct learn_offset *st
     struct error look;
     uint64_t quiet_until = clock_us() + LOOK_QUIET_US;
     while (offsets_look(c, &look)) {
-        if (look.class != ERROR_RETRY) {
-            return error_set(e, look.class, look.code, "%s", look.text);
+        if (look.kind != ERROR_RETRY) {
+            return error_set(e, look.kind, look.code, "%s", look.text);
         }
         if (clock_us() > quiet_until) {
             kafka_client_trouble(&c->client, RD_KAFKA_RESP_ERR_LEADER_NOT_AVAILABLE, look.text);

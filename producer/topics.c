@@ -180,8 +180,8 @@ static int topics_look(struct kafka_client *client, const struct config *config,
     }
     if (missing && topics_create(client, config, topics, &reason)) {
         *hidden += reason.code == E_TOPIC; /* another replica has just made it, or it is hidden from us */
-        if (reason.class != ERROR_RETRY) {
-            return error_set(e, reason.class, reason.code, "%s", reason.text);
+        if (reason.kind != ERROR_RETRY) {
+            return error_set(e, reason.kind, reason.code, "%s", reason.text);
         }
         if (reason.code != E_TOPIC) {
             kafka_client_trouble(client, RD_KAFKA_RESP_ERR_REQUEST_TIMED_OUT, reason.text);

@@ -165,7 +165,7 @@ static int lane_open(struct learn_lane *l, struct error *e)
         goto done;
     }
     atomic_store(&l->opened, true);
-    while ((result = lane_note(l, stats.caught_up_ms ? 0 : clock_wall_ms(), e)) != 0 && e->class == ERROR_RETRY &&
+    while ((result = lane_note(l, stats.caught_up_ms ? 0 : clock_wall_ms(), e)) != 0 && e->kind == ERROR_RETRY &&
            !atomic_load(&s->stopping)) {
         lane_full(l, e);
     }
@@ -296,7 +296,7 @@ static int lane_fold(struct learn_lane *l, struct error *e)
             most = 2 * n;
             continue;
         }
-        if (e->class != ERROR_RETRY) {
+        if (e->kind != ERROR_RETRY) {
             return -1;
         }
         if (applied == 0) {
@@ -333,7 +333,7 @@ static int lane_look(struct learn_lane *l, bool at_once, struct error *e)
     }
     l->looking = l->looking && !seen_ms;
     l->marks = marks;
-    return lane_note(l, seen_ms, e) && e->class != ERROR_RETRY ? -1 : 0;
+    return lane_note(l, seen_ms, e) && e->kind != ERROR_RETRY ? -1 : 0;
 }
 
 /* 0; 1: told to stop before a batch was folded; -1. */
@@ -371,7 +371,7 @@ static void *lane_main(void *context)
         ended = lane_look(l, true, &e);
     }
     lane_clear(l);
-    if (ended < 0 && !(e.class == ERROR_RETRY && atomic_load(&s->stopping))) {
+    if (ended < 0 && !(e.kind == ERROR_RETRY && atomic_load(&s->stopping))) {
         stage_fail(s, &e);
     }
     stage_thread_ends(s);

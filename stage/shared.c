@@ -34,7 +34,7 @@ void stage_thread_ends(struct stage *s)
 void stage_fail(struct stage *s, const struct error *e)
 {
     pthread_mutex_lock(&s->lock);
-    if (s->fault.class == ERROR_NONE) {
+    if (s->fault.kind == ERROR_NONE) {
         s->fault = *e;
     }
     pthread_mutex_unlock(&s->lock);

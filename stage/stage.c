@@ -171,7 +171,7 @@ int stage_close(struct stage *s, struct error *e)
     tag_lane_close(s->tag);
     learn_lane_close(s->learn);
     int result = 0;
-    if (s->fault.class != ERROR_NONE) {
+    if (s->fault.kind != ERROR_NONE) {
         if (e) {
             *e = s->fault;
         }

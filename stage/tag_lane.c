@@ -394,7 +394,7 @@ static void *publish_main(void *context)
         pulse_begin(&t->publish_pulse, "publishing a batch");
         if (!failed && lane_publish(t, b, &o, &e)) {
             failed = -1; /* from here on nothing more is published, or an offset would pass over this batch */
-            if (!(e.class == ERROR_RETRY && atomic_load(&s->stopping))) {
+            if (!(e.kind == ERROR_RETRY && atomic_load(&s->stopping))) {
                 stage_fail(s, &e);
             } else {
                 log_warn("stopped before the last batch was acknowledged, it will be tagged again: %s", e.text);

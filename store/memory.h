@@ -174,7 +174,7 @@ int memory_compact(const struct memory_options *options, uint64_t *bytes_before,
 /* ---- writing ---- */
 
 /* One LMDB write transaction. What fold, define and forget did is seen by nobody until the commit. After E_MAP_FULL or
- * E_DISK_FULL (class RETRY), abort it: nothing of it stays. E_KEYS_MAX (class RETRY) refuses one fold and leaves the
+ * E_DISK_FULL (kind RETRY), abort it: nothing of it stays. E_KEYS_MAX (kind RETRY) refuses one fold and leaves the
  * transaction whole. */
 struct transaction;
 

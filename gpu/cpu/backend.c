@@ -45,7 +45,7 @@ static int cpu_wait(struct stream *s, struct error *e)
 {
     struct error failed = s->error;
     s->error = (struct error){0};
-    return failed.class == ERROR_NONE ? 0 : error_set(e, failed.class, failed.code, "%s", failed.text);
+    return failed.kind == ERROR_NONE ? 0 : error_set(e, failed.kind, failed.code, "%s", failed.text);
 }
 
 /* ---- memory ------------------------------------------------------------------------------------------------------ */
@@ -117,7 +117,7 @@ static void cpu_embed(struct stream *s, float *out, const int32_t *ids, const ui
 static void cpu_linear(struct stream *s, float *out, const float *in, const struct weight *w, enum epilogue epilogue,
                        const float *residual, size_t tokens)
 {
-    if (s->error.class != ERROR_NONE) {
+    if (s->error.kind != ERROR_NONE) {
         return;
     }
     if (epilogue == EPILOGUE_ADD && residual != out) {

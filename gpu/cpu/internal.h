@@ -59,7 +59,7 @@ struct stream {
     size_t arena_floats;
     float *scratch; /* of one operation */
     size_t scratch_floats;
-    struct error error;  /* of the first operation that failed since the last wait; class ERROR_NONE: none */
+    struct error error;  /* of the first operation that failed since the last wait; kind ERROR_NONE: none */
     struct error result; /* of the work of the current parallel(), read by its caller when all are done */
 };
 

@@ -31,7 +31,7 @@ static void *worker(void *argument)
         done = c->round;
         pthread_mutex_unlock(&c->lock);
         s->result = (struct error){0};
-        if (c->work(s, s->index, c->context, &s->result) != 0 && s->result.class == ERROR_NONE) {
+        if (c->work(s, s->index, c->context, &s->result) != 0 && s->result.kind == ERROR_NONE) {
             error_set(&s->result, ERROR_FATAL, E_INTERNAL, "a worker failed without a reason");
         }
         pthread_mutex_lock(&c->lock);
@@ -59,8 +59,8 @@ int workers_run(struct cpu *c, work_function *work, void *context, struct error 
     pthread_mutex_unlock(&c->lock);
     for (size_t i = 0; i < c->count && result == 0; i++) {
         const struct error *failed = &c->streams[i].result;
-        if (failed->class != ERROR_NONE) {
-            result = error_set(e, failed->class, failed->code, "%s", failed->text);
+        if (failed->kind != ERROR_NONE) {
+            result = error_set(e, failed->kind, failed->code, "%s", failed->text);
         }
     }
     pthread_mutex_unlock(&c->turn);

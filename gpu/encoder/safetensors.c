@@ -84,7 +84,7 @@ int safetensors_open(struct safetensors **out, const char *path, struct error *e
     struct error reason = {0};
     if (json_parse(text, 8, &s->arena, &s->header, &reason) != 0 || s->header->type != JSON_OBJECT) {
         error_set(e, ERROR_FATAL, E_MODEL, "%s is not a safetensors file: header: %s", path,
-                  reason.class == ERROR_NONE ? "not a JSON object" : reason.text);
+                  reason.kind == ERROR_NONE ? "not a JSON object" : reason.text);
         goto done;
     }
     s->data = s->file + 8 + header_bytes;

@@ -711,7 +711,7 @@ static inline void refused(enum memory_mode mode, const struct memory_options *o
     assert_int_equal(memory_open(&m, mode, options, &e), -1);
     assert_null(m);
     assert_string_equal(error_code_name(e.code), error_code_name(code));
-    assert_int_equal(e.class, ERROR_FATAL);
+    assert_int_equal(e.kind, ERROR_FATAL);
     if (!strstr(e.text, word)) {
         fail_msg("\"%s\" does not say \"%s\"", e.text, word);
     }

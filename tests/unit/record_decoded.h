@@ -68,7 +68,7 @@ static inline void assert_poison(const char *what, enum kind kind, struct slice 
     if (decode(kind, key, value, &d, &e) != -1) {
         fail_msg("%s was taken", what);
     }
-    if (e.class != ERROR_POISON || e.code != code || !strstr(e.text, words)) {
+    if (e.kind != ERROR_POISON || e.code != code || !strstr(e.text, words)) {
         fail_msg("%s: %s %s", what, error_code_name(e.code), e.text);
     }
     assert_null(strpbrk(e.text, "\n\r"));

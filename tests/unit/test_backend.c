@@ -701,7 +701,7 @@ static void test_parallel(void **state)
     assert_int_equal(ops->parallel(backend, visit_work, &v, &e), 0);
     v.fails_on = streams - 1;
     assert_int_equal(ops->parallel(backend, visit_work, &v, &e), -1);
-    assert_int_equal(e.class, ERROR_RETRY);
+    assert_int_equal(e.kind, ERROR_RETRY);
     assert_non_null(strstr(e.text, "says no"));
     v.fails_on = SIZE_MAX;
     assert_int_equal(ops->parallel(backend, visit_work, &v, &e), 0); /* an error is told once */

@@ -514,7 +514,7 @@ static void refused(const char *first, const char *second)
     struct error e = {0};
     assert_int_equal(encoder_open(&enc, backend, &(struct encoder_options){.folder = folder}, &e), -1);
     assert_null(enc);
-    assert_int_equal(e.class, ERROR_FATAL);
+    assert_int_equal(e.kind, ERROR_FATAL);
     assert_int_equal(e.code, E_MODEL);
     if (!strstr(e.text, first) || !strstr(e.text, second) || strchr(e.text, '\n')) {
         fail_msg("says: %s\nand not: %s, %s", e.text, first, second);
@@ -702,7 +702,7 @@ static void test_overflow(void **state)
         free(weight);
         free(bias);
         assert_int_equal(encoder_forward(enc, both, 2, out, &e), -1);
-        assert_int_equal(e.class, ERROR_FATAL);
+        assert_int_equal(e.kind, ERROR_FATAL);
         assert_int_equal(e.code, E_MODEL);
         assert_non_null(strstr(e.text, "is not finite"));
         encoder_close(enc);

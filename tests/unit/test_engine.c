@@ -428,7 +428,7 @@ static void test_a_vector_that_is_not_finite_is_an_error(void **state)
         struct fold fold = fold_of(kind, "b", &label, 2);
         assert_int_equal(engine_fold(w->engine, &fold, 1, &applied, &e), -1);
         assert_int_equal(applied, 0);
-        assert_int_equal(e.class, ERROR_FATAL);
+        assert_int_equal(e.kind, ERROR_FATAL);
         assert_int_equal(e.code, E_MODEL);
     }
     struct tokens tokens;
@@ -492,7 +492,7 @@ static void test_keys_max_commits_what_stands_before(void **state)
     };
     assert_int_equal(engine_fold(w->engine, folds, 6, &applied, &e), -1);
     assert_int_equal(e.code, E_KEYS_MAX);
-    assert_int_equal(e.class, ERROR_RETRY);
+    assert_int_equal(e.kind, ERROR_RETRY);
     assert_int_equal(applied, 4);
     assert_stats(w, 2, 1, 4);
     assert_int_equal(engine_fold(w->engine, folds + 4, 2, &applied, &e), -1);
@@ -523,7 +523,7 @@ static void test_a_full_map_commits_what_fits(void **state)
     do {
         assert_int_equal(engine_fold(w->engine, folds + total, N - total, &applied, &e), -1);
         assert_int_equal(e.code, E_MAP_FULL);
-        assert_int_equal(e.class, ERROR_RETRY);
+        assert_int_equal(e.kind, ERROR_RETRY);
         total += applied;
         assert_stats(w, total, 0, total);
     } while (applied);

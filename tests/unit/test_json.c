@@ -147,7 +147,7 @@ static void test_refused(void **state)
         if (parse(cases[i].text, 16, &arena, &tree, &e) != -1) {
             fail_msg("case %zu was taken: %s", i, cases[i].text.data);
         }
-        if (e.class != ERROR_POISON || e.code != cases[i].code || !strstr(e.text, cases[i].words)) {
+        if (e.kind != ERROR_POISON || e.code != cases[i].code || !strstr(e.text, cases[i].words)) {
             fail_msg("case %zu (%s): %s %s", i, cases[i].text.data, error_code_name(e.code), e.text);
         }
         assert_null(tree);

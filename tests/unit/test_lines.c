@@ -78,7 +78,7 @@ static char *read_all(const char *path, size_t line_max)
             continue;
         }
         buffer_format(&out, "!%s", error_code_name(e.code));
-        if (e.class == ERROR_FATAL) {
+        if (e.kind == ERROR_FATAL) {
             assert_int_equal(lines_next(l, &line, &e), -1); /* for good */
             break;
         }
@@ -202,7 +202,7 @@ static void test_line_max(void **state)
     assert_int_equal(lines_open(&l, write_file("named", "1\n123456\n", 9), 5, &e), 0);
     assert_int_equal(lines_next(l, &line, &e), 1);
     assert_int_equal(lines_next(l, &line, &e), -1);
-    assert_int_equal(e.class, ERROR_POISON);
+    assert_int_equal(e.kind, ERROR_POISON);
     assert_non_null(strstr(e.text, "line 2: longer than 5 bytes"));
     assert_non_null(strstr(e.text, "/named"));
     assert_int_equal(lines_next(l, &line, &e), 0);
@@ -269,7 +269,7 @@ static void test_no_file(void **state)
     struct error e = {0};
     struct lines *l;
     assert_int_equal(lines_open(&l, path_of("missing"), 10, &e), -1);
-    assert_int_equal(e.class, ERROR_FATAL);
+    assert_int_equal(e.kind, ERROR_FATAL);
     assert_non_null(strstr(e.text, "/missing: No such file"));
     assert_int_equal(lines_open(&l, folder, 10, &e), -1);
     assert_non_null(strstr(e.text, "it is a directory"));

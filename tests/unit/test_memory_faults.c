@@ -268,7 +268,7 @@ static void test_full_map_then_a_larger_one(void **state)
     assert_true(at > 10);
     for (int i = 0; i < 3; i++) { /* again and again: nothing of it stays */
         assert_int_equal(e.code, E_MAP_FULL);
-        assert_int_equal(e.class, ERROR_RETRY);
+        assert_int_equal(e.kind, ERROR_RETRY);
         assert_non_null(strstr(e.text, "map_size"));
         memory_equals(model, m);
         e = (struct error){0};
@@ -305,7 +305,7 @@ static void disk_fills(void *context)
     limit.rlim_max = before.rlim_max;
     CHILD_CHECK(setrlimit(RLIMIT_FSIZE, &limit) == 0);
     int64_t at = until_error(m, d->model, 0, &e);
-    CHILD_CHECK(at > 10 && e.code == E_DISK_FULL && e.class == ERROR_RETRY && strstr(e.text, "ulimit -f"));
+    CHILD_CHECK(at > 10 && e.code == E_DISK_FULL && e.kind == ERROR_RETRY && strstr(e.text, "ulimit -f"));
     memory_equals(d->model, m);
     e = (struct error){0};
     CHILD_CHECK(until_error(m, d->model, at, &e) == at && e.code == E_DISK_FULL);
@@ -340,7 +340,7 @@ static void map_is_refused(void *context)
     limit.rlim_cur = pages * (unsigned long long)sysconf(_SC_PAGESIZE) + (1ull << 30);
     CHILD_CHECK(setrlimit(RLIMIT_AS, &limit) == 0);
     options.map_size = 0; /* the default, 1 TiB */
-    CHILD_CHECK(memory_open(&m, MEMORY_WRITE, &options, &e) == -1 && e.class == ERROR_FATAL &&
+    CHILD_CHECK(memory_open(&m, MEMORY_WRITE, &options, &e) == -1 && e.kind == ERROR_FATAL &&
                 strstr(e.text, "map_size"));
     options.map_size = 1 << 24;
     CHILD_CHECK(memory_open(&m, MEMORY_WRITE, &options, &e) == 0);
@@ -371,7 +371,7 @@ static void test_keys_max(void **state)
         struct slice new = names_slice("new");
         assert_int_equal(transaction_fold(t, names_slice("c"), text, &new, 1, KEY(vector), &source, NULL, &e), -1);
         assert_int_equal(e.code, E_KEYS_MAX);
-        assert_int_equal(e.class, ERROR_RETRY);
+        assert_int_equal(e.kind, ERROR_RETRY);
         assert_non_null(strstr(e.text, "keys_max"));
         assert_int_equal(transaction_define(t, names_slice("m"), text, KEY(vector), &source, NULL, &e), -1);
         assert_int_equal(e.code, E_KEYS_MAX);

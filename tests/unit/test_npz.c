@@ -121,7 +121,7 @@ static char *matrix_read(void)
         npz_close(m);
     }
     if (found < 0) {
-        assert_int_equal(e.class, ERROR_FATAL);
+        assert_int_equal(e.kind, ERROR_FATAL);
         assert_true(strstr(e.text, path) != NULL && strchr(e.text, '\n') == NULL);
         buffer_clear(&out);
         buffer_format(&out, "!%s", e.text);

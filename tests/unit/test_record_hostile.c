@@ -53,7 +53,7 @@ static void test_hostile_mebibyte(void **state)
             struct decoded d;
             struct error e = {0};
             assert_int_equal(decode((enum kind)kind, SLICE("k"), whole(&value), &d, &e), -1);
-            assert_int_equal(e.class, ERROR_POISON);
+            assert_int_equal(e.kind, ERROR_POISON);
             arena_free(&d.arena);
         }
     }
@@ -222,7 +222,7 @@ static void test_fuzz(void **state)
             }
             assert_round_trips(kind, key, &d, &scratch);
         } else {
-            assert_int_equal(e.class, ERROR_POISON);
+            assert_int_equal(e.kind, ERROR_POISON);
             assert_true(e.code > E_OK && e.code <= E_KEY && e.text[0] != '\0');
             codes[e.code]++;
         }
@@ -250,7 +250,7 @@ static void test_noise(void **state)
         struct decoded d;
         struct error e = {0};
         if (decode((enum kind)(i % 3), SLICE("k"), (struct slice){noise, bytes}, &d, &e) != 0) {
-            assert_int_equal(e.class, ERROR_POISON);
+            assert_int_equal(e.kind, ERROR_POISON);
         }
         arena_free(&d.arena);
     }

@@ -429,7 +429,7 @@ static void assert_refused(const char *vocabulary, const struct added_token *add
         .lower_case = true, .strip_accents = true, .added = added, .added_count = added ? 1 : 0};
     assert_int_equal(open_file(&t, write_vocab(vocabulary, strlen(vocabulary)), settings, &e), -1);
     assert_null(t);
-    assert_int_equal(e.class, ERROR_FATAL);
+    assert_int_equal(e.kind, ERROR_FATAL);
     assert_int_equal(e.code, E_MODEL);
     if (!strstr(e.text, named) || strchr(e.text, '\n')) {
         fail_msg("says %s, and not %s", e.text, named);

@@ -61,7 +61,7 @@ static int folder_open(struct model_config *c, struct error *e)
     arena_free(&arena);
     if (result != 0) {
         tokenizer_close(c->tokenizer);
-        assert_int_equal(e->class, ERROR_FATAL);
+        assert_int_equal(e->kind, ERROR_FATAL);
         assert_int_equal(e->code, E_MODEL);
         assert_null(strchr(e->text, '\n'));
         assert_non_null(strstr(e->text, folder));
