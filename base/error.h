@@ -14,7 +14,7 @@ enum error_class {
     ERROR_FATAL,  /* stop the process, lose nothing */
 };
 
-/* Stable names: they travel in the dead letters' header __connect.errors.exception.kind.name. */
+/* Stable names: they travel in the dead letters' header __connect.errors.exception.class.name. */
 #define ERROR_CODES(X)                                                                                                 \
     X(OK)           /* no error */                                                                                     \
     X(USAGE)        /* a wrong flag, option or value: exit status 2 */                                                 \

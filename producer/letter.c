@@ -21,7 +21,7 @@ static const char *const added[] = {
     ERRORS "partition",
     ERRORS "offset",
     ERRORS "stage",
-    ERRORS "exception.kind.name",
+    ERRORS "exception.class.name",
     ERRORS "exception.message",
     ATTEMPTS,
     TIMESTAMP,
@@ -121,7 +121,7 @@ static void headers_dead(rd_kafka_headers_t *headers, const struct letter *l, bo
     header_number(headers, ERRORS "partition", l->input->partition);
     header_number(headers, ERRORS "offset", l->input->offset);
     header_text(headers, ERRORS "stage", l->stage);
-    header_text(headers, ERRORS "exception.kind.name", error_code_name(l->error->code));
+    header_text(headers, ERRORS "exception.class.name", error_code_name(l->error->code));
     header_text(headers, ERRORS "exception.message", l->error->text);
     header_number(headers, ATTEMPTS, attempts_of(input_headers(l)) + 1);
     if (cut) {
