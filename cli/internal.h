@@ -11,6 +11,7 @@
 
 #include "base/buffer.h"
 #include "base/error.h"
+#include "base/json.h"
 #include "base/lines.h"
 #include "config/config.h"
 #include "engine/engine.h"
@@ -91,8 +92,9 @@ void cli_versions(const char *backend_library, const char *model, struct buffer 
 int memory_export(const struct config *config, const char *labels, const char *instances);
 int memory_backup_to(const struct config *config, const char *folder);
 int memory_compact_in_place(const struct config *config);
-/* The names of an instance's labels, sorted by bytes; in the snapshot, the array is owned by the caller. */
-int memory_label_names(const struct snapshot *snapshot, const struct memory_instance *i, struct slice **names,
+/* Writes the member "labels" of an instance: its labels' names, sorted by bytes. After -1 what was written is cut off.
+ */
+int memory_labels_json(struct json_writer *w, const struct snapshot *snapshot, const struct memory_instance *i,
                        struct error *e);
 
 /* A progress bar on standard error: redrawn on a terminal; elsewhere a line every few seconds, and nothing for what is

@@ -128,20 +128,12 @@ static int instance_json(const struct snapshot *snapshot, const struct memory_in
                          struct error *e)
 {
     struct json_writer w = {.out = out};
-    struct slice *names;
-    if (memory_label_names(snapshot, i, &names, e)) {
-        return -1;
-    }
     json_object_begin(&w);
     json_name(&w, "id");
     json_write_string(&w, i->id);
-    json_name(&w, "labels");
-    json_array_begin(&w);
-    for (size_t l = 0; l < i->labels_count; l++) {
-        json_write_string(&w, names[l]);
+    if (memory_labels_json(&w, snapshot, i, e)) {
+        return -1;
     }
-    json_array_end(&w);
-    free(names);
     json_name(&w, "text");
     if (i->text.data) {
         json_write_string(&w, i->text);

@@ -24,26 +24,19 @@ struct export
     bool failed;
 };
 
-int memory_label_names(const struct snapshot *snapshot, const struct memory_instance *i, struct slice **names,
+int memory_labels_json(struct json_writer *w, const struct snapshot *snapshot, const struct memory_instance *i,
                        struct error *e)
 {
-    struct slice *sorted = mem_alloc(i->labels_count * sizeof *sorted);
-    for (size_t l = 0; l < i->labels_count; l++) {
-        struct memory_label label;
-        int found = snapshot_label(snapshot, i->labels[l], &label, e);
-        if (found <= 0) {
-            if (found == 0) {
-                error_set(e, ERROR_FATAL, E_CORRUPT,
-                          "the instance names the label number %" PRIu32 ", which does not exist", i->labels[l]);
-            }
-            free(sorted);
-            return -1;
-        }
-        sorted[l] = label.name;
+    struct slice *names = mem_alloc(i->labels_count * sizeof *names);
+    int result = snapshot_label_names(snapshot, i, names, e);
+    json_name(w, "labels");
+    json_array_begin(w);
+    for (size_t l = 0; result == 0 && l < i->labels_count; l++) {
+        json_write_string(w, names[l]);
     }
-    slices_sort(sorted, i->labels_count);
-    *names = sorted;
-    return 0;
+    json_array_end(w);
+    free(names);
+    return result;
 }
 
 static int text_missing(struct error *e, const char *what, struct slice name)
@@ -96,13 +89,9 @@ static int instance_export(const struct memory_instance *i, void *context)
 {
     struct export *x = context;
     struct json_writer w = {.out = &x->line};
-    struct slice *names;
     x->failed = true;
     if (!i->text.data) {
         return text_missing(x->e, "the instance", i->id);
-    }
-    if (memory_label_names(x->snapshot, i, &names, x->e)) {
-        return -1;
     }
     buffer_clear(&x->line);
     json_object_begin(&w);
@@ -110,14 +99,10 @@ static int instance_export(const struct memory_instance *i, void *context)
     json_write_string(&w, i->id);
     json_name(&w, "text");
     json_write_string(&w, i->text);
-    json_name(&w, "labels");
-    json_array_begin(&w);
-    for (size_t l = 0; l < i->labels_count; l++) {
-        json_write_string(&w, names[l]);
+    if (memory_labels_json(&w, x->snapshot, i, x->e)) {
+        return -1;
     }
-    json_array_end(&w);
     json_object_end(&w);
-    free(names);
     x->instances_count++;
     x->failed = line_write(x, &x->instances, "the instance", i->id) != 0;
     return x->failed;

@@ -158,15 +158,12 @@ static int evidence_instance(struct prediction_run *r, const struct match *match
     }
     out->labels_count = instance.labels_count;
     out->labels = arena_alloc(&p->arena, instance.labels_count * sizeof *out->labels);
-    for (size_t i = 0; i < instance.labels_count; i++) {
-        struct memory_label label;
-        found = snapshot_label(r->retrieval.snapshot, instance.labels[i], &label, e);
-        if (found <= 0) {
-            return found < 0 ? -1 : evidence_lost(match, e);
-        }
-        out->labels[i] = arena_slice(&p->arena, label.name);
+    if (snapshot_label_names(r->retrieval.snapshot, &instance, out->labels, e)) {
+        return -1;
     }
-    slices_sort(out->labels, out->labels_count);
+    for (size_t i = 0; i < out->labels_count; i++) {
+        out->labels[i] = arena_slice(&p->arena, out->labels[i]);
+    }
     return 0;
 }
 

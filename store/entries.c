@@ -260,6 +260,25 @@ int label_decode(const struct memory *m, struct slice value, struct label_head *
     return 0;
 }
 
+int label_names(const struct memory *m, MDB_txn *txn, const uint32_t *ids, size_t count, struct slice *names,
+                struct error *e)
+{
+    for (size_t i = 0; i < count; i++) {
+        uint64_t id = ids[i];
+        struct slice value, topic, text;
+        struct label_head head;
+        int found = entry_get(m, txn, DB_LABELS, key_of(&id), sizeof head, &value, e);
+        if (found == 0) {
+            corrupt(m, e, "label %llu is missing in 'labels'", (unsigned long long)id);
+        }
+        if (found <= 0 || label_decode(m, value, &head, &names[i], &topic, &text, e)) {
+            return -1;
+        }
+    }
+    slices_sort(names, count);
+    return 0;
+}
+
 int slot_decode(const struct memory *m, struct slice value, uint32_t *kind, struct slice *name, struct error *e)
 {
     struct slot_head head;

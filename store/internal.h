@@ -335,6 +335,9 @@ int instance_decode(const struct memory *m, struct slice value, struct instance_
                     struct slice *text, struct error *e);
 int label_decode(const struct memory *m, struct slice value, struct label_head *head, struct slice *name,
                  struct slice *topic, struct slice *text, struct error *e);
+/* The names of these labels, sorted by bytes, into names [count]; they point into the map. */
+int label_names(const struct memory *m, MDB_txn *txn, const uint32_t *ids, size_t count, struct slice *names,
+                struct error *e);
 int slot_decode(const struct memory *m, struct slice value, uint32_t *kind, struct slice *name, struct error *e);
 
 /* Checks that a value of `keys` or `values` is that of this block; copies the header out. */

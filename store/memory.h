@@ -105,6 +105,10 @@ int snapshot_label_named(const struct snapshot *s, struct slice name, struct mem
 int snapshot_instance(const struct snapshot *s, struct slice id, struct memory_instance *out, struct error *e);
 int snapshot_instance_at(const struct snapshot *s, uint64_t slot, struct memory_instance *out, struct error *e);
 
+/* The names of an instance's labels, sorted by bytes, into names [labels_count]: slices into the snapshot. 0 or -1. */
+int snapshot_label_names(const struct snapshot *s, const struct memory_instance *i, struct slice *names,
+                         struct error *e);
+
 /* 1 and *out: the memory knows how far this partition was read; 0: it does not; -1 error. */
 int snapshot_offset(const struct snapshot *s, struct slice cluster, struct slice topic, int32_t partition,
                     struct read_position *out, struct error *e);

@@ -294,6 +294,15 @@ int snapshot_instance_at(const struct snapshot *s, uint64_t slot, struct memory_
     return instance_show(s, id, value, out, e);
 }
 
+int snapshot_label_names(const struct snapshot *s, const struct memory_instance *i, struct slice *names,
+                         struct error *e)
+{
+    pthread_mutex_lock(&s->reader->lock);
+    int result = label_names(s->m, s->reader->txn, i->labels, i->labels_count, names, e);
+    pthread_mutex_unlock(&s->reader->lock);
+    return result;
+}
+
 int snapshot_offset(const struct snapshot *s, struct slice cluster, struct slice topic, int32_t partition,
                     struct read_position *out, struct error *e)
 {

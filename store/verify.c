@@ -344,8 +344,7 @@ static int slot_holds(struct verify *v, uint64_t slot, uint32_t kind, struct sli
 /* The names of an instance's labels, sorted. 1, or 0 where something was broken and reported. */
 static int instance_names(struct verify *v, uint64_t slot, struct slice **names, size_t *count, struct error *e)
 {
-    struct slice value, topic, text;
-    struct label_head head;
+    struct slice value;
     struct block_header header;
     const uint32_t *ids;
     struct error fault = {0};
@@ -359,18 +358,7 @@ static int instance_names(struct verify *v, uint64_t slot, struct slice **names,
         return settle(v, &fault, e);
     }
     *names = arena_alloc(&v->arena, *count * sizeof **names);
-    for (size_t i = 0; i < *count; i++) {
-        uint64_t id = ids[i];
-        found = get(v, DB_LABELS, key_of(&id), sizeof head, &value, e);
-        if (found <= 0) {
-            return found;
-        }
-        if (label_decode(v->m, value, &head, &(*names)[i], &topic, &text, &fault)) {
-            return settle(v, &fault, e);
-        }
-    }
-    slices_sort(*names, *count);
-    return 1;
+    return label_names(v->m, v->txn, ids, *count, *names, &fault) ? settle(v, &fault, e) : 1;
 }
 
 static int instance_check(struct verify *v, struct slice id, struct slice value, struct error *e)

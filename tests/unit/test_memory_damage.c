@@ -324,6 +324,48 @@ static void test_flipped_bytes(void **state)
     }
 }
 
+static void keep_line(const char *line, void *context)
+{
+    buffer_string(context, line);
+    buffer_byte(context, '\n');
+}
+
+/* An instance that names a label which is not there: the one who asks for its labels' names hears which, and verify
+ * says the same. */
+static void test_missing_label(void **state)
+{
+    struct memory_options options = options_for(*state, KEY_F32);
+    struct memory *m = open_ok(MEMORY_WRITE, &options);
+    const struct slice labels[] = {names_slice("a"), names_slice("b")};
+    const struct memory_source by_hand = {0};
+    const float vector[DIM] = {1};
+    struct memory_instance got;
+    struct slice names[2];
+    struct snapshot *s;
+    struct buffer lines = {0};
+    struct error e = {0};
+    uint64_t problems, id = 1;
+    MDB_txn *txn;
+    MDB_val key = {sizeof id, &id};
+    struct transaction *t = begin_ok(m);
+    assert_int_equal(
+        transaction_fold(t, names_slice("i"), names_slice("text"), labels, 2, KEY(vector), &by_hand, NULL, &e), 0);
+    commit_ok(t);
+    assert_int_equal(mdb_txn_begin(m->env, NULL, 0, &txn), 0);
+    assert_int_equal(mdb_del(txn, m->db[DB_LABELS], &key, NULL), 0);
+    assert_int_equal(mdb_txn_commit(txn), 0);
+    assert_int_equal(memory_snapshot(m, &s, &e), 0);
+    assert_int_equal(snapshot_instance(s, names_slice("i"), &got, &e), 1);
+    assert_int_equal(snapshot_label_names(s, &got, names, &e), -1);
+    assert_int_equal(e.code, E_CORRUPT);
+    assert_non_null(strstr(e.text, "label 1 is missing in 'labels'"));
+    snapshot_release(s);
+    assert_int_equal(memory_verify(m, keep_line, &lines, &problems, &e), 0);
+    assert_non_null(strstr(lines.data, "label 1 is missing in 'labels'"));
+    buffer_free(&lines);
+    memory_close(m);
+}
+
 /* A vector that holds no number, though every checksum holds: in a sealed block and in the tail, by either type. */
 static void test_vectors_are_finite(void **state)
 {
@@ -570,6 +612,7 @@ int main(void)
         memory_test(test_transaction_numbers),
         memory_test(test_cut_files),
         memory_test(test_missing_free_pages_are_sound),
+        memory_test(test_missing_label),
         memory_test(test_not_a_memory),
         memory_test(test_other_format),
         memory_test(test_older_formats),
