@@ -121,7 +121,6 @@ struct known_property {
 
 /* librdkafka's own list, made at the first call (before threads start); NULL: no property of that name. */
 const struct known_property *property_named(const char *name);
-const char *property_nearest(const char *name);
 /* The property of ENGRAM_KAFKA_<rest>, or NULL. */
 const struct known_property *property_of_variable(const char *rest, enum scope *scope);
 void property_refusals(void (*each)(const char *name, const char *reason, void *context), void *context);

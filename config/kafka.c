@@ -130,7 +130,7 @@ const struct known_property *property_named(const char *name)
     return NULL;
 }
 
-const char *property_nearest(const char *name)
+static const char *property_nearest(const char *name)
 {
     list_make();
     const char **names = mem_alloc(list.count * sizeof *names);
