@@ -393,6 +393,7 @@ struct verify_report {
     void (*step)(void *context); /* once for every page, row and entry; NULL: not */
     void *context;
 };
+/* What memory_verify_apart does, in this process. */
 int verify_open(struct memory *m, const struct verify_report *to, uint64_t *problems, struct error *e);
 
 /* ---- transactions ---- */

@@ -55,8 +55,7 @@ int memory_look(struct memory *m, struct snapshot **out, struct error *e);
 void snapshot_release(struct snapshot *s); /* NULL is fine */
 
 const struct keys_view *snapshot_keys(const struct snapshot *s);
-uint64_t snapshot_version(const struct snapshot *s);     /* memory_version: sum over partitions of next offsets */
-uint32_t snapshot_label_bound(const struct snapshot *s); /* every label id is below this: the size of an array by id */
+uint64_t snapshot_version(const struct snapshot *s); /* memory_version: sum over partitions of next offsets */
 
 /* Label ids of an instance's slot (ascending), of a label's slot: its own. 0 or -1 (E_CORRUPT). */
 int snapshot_values(const struct snapshot *s, uint64_t slot, const uint32_t **labels, size_t *count, struct error *e);
@@ -109,10 +108,6 @@ int snapshot_instance_at(const struct snapshot *s, uint64_t slot, struct memory_
 int snapshot_label_names(const struct snapshot *s, const struct memory_instance *i, struct slice *names,
                          struct error *e);
 
-/* 1 and *out: the memory knows how far this partition was read; 0: it does not; -1 error. */
-int snapshot_offset(const struct snapshot *s, struct slice cluster, struct slice topic, int32_t partition,
-                    struct read_position *out, struct error *e);
-
 /* Every label in the order of its name, every instance in the order of its id; each() returns 0 to go on, else the walk
  * ends there and returns 0. */
 int snapshot_each_label(const struct snapshot *s, int (*each)(const struct memory_label *l, void *context),
@@ -144,14 +139,11 @@ struct memory_stats {
 int snapshot_stats(const struct snapshot *s, struct memory_stats *out, struct error *e);
 void memory_stats_free(struct memory_stats *stats);
 
-/* Everything checked: the pages of every tree, every checksum, block, slot, label count, and the digest computed anew
- * from ids, labels and texts where they are stored. *problems counts what does not hold; each is handed to report(). 0
- * also with problems. */
-int memory_verify(struct memory *m, void (*report)(const char *line, void *context), void *context, uint64_t *problems,
-                  struct error *e);
-
-/* The same in a child process, which opens the memory for itself, read-only: a signal that ends it, and two minutes
- * without a step forward, are a problem too, and reported as one. For a process that has no other threads yet. */
+/* Everything checked: the pages of every tree, every checksum, block, slot, label count, and the digest computed again
+ * from ids, labels and texts where they are stored. *problems counts what is wrong; each is handed to report(). 0 also
+ * with problems. A child process does it, which opens the memory for itself, read-only: a signal that ends it, and two
+ * minutes without a step forward, are a problem too, and reported as one. For a process that has no other threads yet.
+ */
 int memory_verify_apart(const struct memory_options *options, void (*report)(const char *line, void *context),
                         void *context, uint64_t *problems, struct error *e);
 
@@ -215,9 +207,6 @@ int transaction_undefine(struct transaction *t, struct slice label, bool *found,
  * does not know stays as it is stored. */
 int transaction_offset(struct transaction *t, struct slice cluster, struct slice topic, int32_t partition,
                        const struct read_position *position, struct error *e);
-/* Forgets that offset; found (may be NULL): whether there was one. For a partition that is read no longer. */
-int transaction_offset_forget(struct transaction *t, struct slice cluster, struct slice topic, int32_t partition,
-                              bool *found, struct error *e);
 int transaction_local_change(struct transaction *t, struct error *e); /* counts one change made by hand */
 int transaction_caught_up(struct transaction *t, int64_t wall_ms, struct error *e);
 

@@ -119,11 +119,6 @@ uint64_t snapshot_version(const struct snapshot *s)
     return s->meta.version;
 }
 
-uint32_t snapshot_label_bound(const struct snapshot *s)
-{
-    return (uint32_t)s->meta.label_bound;
-}
-
 /* ---- lookups ---- */
 
 static int look(const struct snapshot *s, enum db db, struct slice key, size_t bytes_min, struct slice *value,
@@ -301,22 +296,6 @@ int snapshot_label_names(const struct snapshot *s, const struct memory_instance 
     int result = label_names(s->m, s->reader->txn, i->labels, i->labels_count, names, e);
     pthread_mutex_unlock(&s->reader->lock);
     return result;
-}
-
-int snapshot_offset(const struct snapshot *s, struct slice cluster, struct slice topic, int32_t partition,
-                    struct read_position *out, struct error *e)
-{
-    struct buffer key = {0};
-    struct slice value;
-    int found = -1;
-    if (offset_key(cluster, topic, partition, &key, e) == 0) {
-        found = look(s, DB_OFFSETS, (struct slice){key.data, key.bytes}, sizeof(struct offset_value), &value, e);
-    }
-    if (found > 0) {
-        *out = offset_decode(value);
-    }
-    buffer_free(&key);
-    return found;
 }
 
 /* ---- walks ---- */

@@ -430,28 +430,6 @@ int transaction_offset(struct transaction *t, struct slice cluster, struct slice
     return change_end(t, 0);
 }
 
-int transaction_offset_forget(struct transaction *t, struct slice cluster, struct slice topic, int32_t partition,
-                              bool *found, struct error *e)
-{
-    struct offset_value before;
-    if (t->failed) {
-        return broken(t, e);
-    }
-    if (offset_key(cluster, topic, partition, &t->scratch, e)) {
-        return -1;
-    }
-    struct slice key = {t->scratch.data, t->scratch.bytes};
-    int exists = offset_read(t, key, &before, e);
-    if (found) {
-        *found = exists > 0;
-    }
-    if (exists < 0 || entry_delete(t->m, t->txn, DB_OFFSETS, key, e) < 0) {
-        return change_end(t, -1);
-    }
-    t->meta.version -= before.next;
-    return exists ? change_end(t, 0) : 0;
-}
-
 int transaction_local_change(struct transaction *t, struct error *e)
 {
     if (t->failed) {

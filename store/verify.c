@@ -1,4 +1,4 @@
-/* memory_verify: the trees first (trees.c), and if they hold together every entry of every database, read in one
+/* verify_open: the trees first (trees.c), and if they hold together every entry of every database, read in one
  * transaction and held against the others. Reads only. What surprises: it trusts no count in `meta`; it counts for
  * itself and compares at the end. The digest's terms can be computed anew only where the text is stored; where it is
  * not, the stored term counts. */
@@ -594,11 +594,4 @@ int verify_open(struct memory *m, const struct verify_report *to, uint64_t *prob
     buffer_free(&v.scratch);
     *problems = v.problems;
     return result;
-}
-
-int memory_verify(struct memory *m, void (*report)(const char *line, void *context), void *context, uint64_t *problems,
-                  struct error *e)
-{
-    const struct verify_report to = {.problem = report, .context = context};
-    return verify_open(m, &to, problems, e);
 }

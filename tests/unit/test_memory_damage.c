@@ -270,7 +270,7 @@ static void verify_finds(const struct memory_options *options)
     struct error e = {0};
     uint64_t problems;
     int lines = 0;
-    assert_int_equal(memory_verify(m, count_problem, &lines, &problems, &e), 0);
+    assert_int_equal(verify_here(m, count_problem, &lines, &problems, &e), 0);
     assert_true(problems > 0);
     assert_int_equal(lines, problems);
     memory_close(m);
@@ -360,7 +360,7 @@ static void test_missing_label(void **state)
     assert_int_equal(e.code, E_CORRUPT);
     assert_non_null(strstr(e.text, "label 1 is missing in 'labels'"));
     snapshot_release(s);
-    assert_int_equal(memory_verify(m, keep_line, &lines, &problems, &e), 0);
+    assert_int_equal(verify_here(m, keep_line, &lines, &problems, &e), 0);
     assert_non_null(strstr(lines.data, "label 1 is missing in 'labels'"));
     buffer_free(&lines);
     memory_close(m);
@@ -393,7 +393,7 @@ static void test_vectors_are_finite(void **state)
                 transaction_fold(t, names_slice(id), names_slice("t"), NULL, 0, KEY(vector), &by_hand, NULL, &e), 0);
         }
         commit_ok(t);
-        assert_int_equal(memory_verify(m, count_problem, &lines, &problems, &e), 0);
+        assert_int_equal(verify_here(m, count_problem, &lines, &problems, &e), 0);
         assert_int_equal(problems, 1);
         memory_close(m);
     }
@@ -433,7 +433,7 @@ static void test_verify_compares(void **state)
         assert_int_equal(mdb_cursor_del(cursor, 0), 0);
         mdb_cursor_close(cursor);
         assert_int_equal(mdb_txn_commit(txn), 0);
-        assert_int_equal(memory_verify(m, count_problem, &lines, &problems, &e), 0);
+        assert_int_equal(verify_here(m, count_problem, &lines, &problems, &e), 0);
         if (problems == 0) {
             fail_msg("an entry missing in '%s' is not found", db_name(db));
         }
@@ -561,7 +561,7 @@ static void test_word_pieces_are_proved(void **state)
     values_change(&options, first_piece, 7);
     uint64_t problems;
     m = open_ok(MEMORY_READ, &options);
-    assert_int_equal(memory_verify(m, print_problem, NULL, &problems, &e), 0);
+    assert_int_equal(verify_here(m, print_problem, NULL, &problems, &e), 0);
     assert_int_equal(problems, 0);
     memory_close(m);
 }

@@ -389,7 +389,7 @@ static void test_keys_max(void **state)
     assert_int_equal(transaction_fold(t, names_slice("c"), text, NULL, 0, KEY(vector), &source, NULL, &e), 0);
     commit_ok(t);
     uint64_t problems;
-    assert_int_equal(memory_verify(m, print_problem, NULL, &problems, &e), 0);
+    assert_int_equal(verify_here(m, print_problem, NULL, &problems, &e), 0);
     assert_int_equal(problems, 0);
     memory_close(m);
 }
@@ -427,7 +427,7 @@ static void test_large_transaction(void **state)
             commit_ok(t);
         }
     }
-    assert_int_equal(memory_verify(m, print_problem, NULL, &problems, &e), 0);
+    assert_int_equal(verify_here(m, print_problem, NULL, &problems, &e), 0);
     assert_int_equal(problems, 0);
     struct snapshot *s;
     struct memory_stats stats;
