@@ -12,7 +12,8 @@ static const struct schema text_schema = {.name = "id", .metadata = true};
 static const struct schema instance_schema = {.name = "id", .labels = true};
 static const struct schema label_schema = {.name = "label"};
 
-enum record_format record_format_of(struct slice value)
+/* By the first byte; a frame counts as JSON. */
+static enum record_format format_of(struct slice value)
 {
     unsigned char first = value.bytes ? (unsigned char)value.data[0] : 0;
     return (first >= 0x80 && first <= 0x8f) || first == 0xde || first == 0xdf ? FORMAT_MSGPACK : FORMAT_JSON;
@@ -48,7 +49,7 @@ static int read_fields(const struct schema *schema, struct slice value, struct a
     if (first == 0) {
         return frame_error(value, e);
     }
-    if (record_format_of(value) == FORMAT_MSGPACK) {
+    if (format_of(value) == FORMAT_MSGPACK) {
         return msgpack_fields(schema, value, scratch, out, e);
     }
     if (value.bytes >= 3 && memcmp(value.data, "\xef\xbb\xbf", 3) == 0) {
@@ -164,7 +165,7 @@ int record_decode_text(struct slice key, struct slice value, struct arena *arena
     struct arena scratch = {0};
     struct fields fields;
     int result = -1;
-    *out = (struct text_record){.format = record_format_of(value)};
+    *out = (struct text_record){.format = format_of(value)};
     if (read_fields(&text_schema, value, &scratch, &fields, e) != 0 ||
         check_own_name(&text_schema, fields.name, e) != 0 || check_text(fields.text, e) != 0) {
         goto done;
@@ -227,7 +228,7 @@ static int read_instance(const struct slice *key, struct slice value, struct are
     struct arena scratch = {0};
     struct fields fields;
     struct slice name;
-    *out = (struct instance_record){.format = record_format_of(value)};
+    *out = (struct instance_record){.format = format_of(value)};
     int result = read_named(&instance_schema, key, value, &scratch, &fields, &name, e);
     if (result == 0) {
         result = decode_instance(name, &fields, arena, out, e);
@@ -242,7 +243,7 @@ static int read_label(const struct slice *key, struct slice value, struct arena 
     struct arena scratch = {0};
     struct fields fields;
     struct slice name;
-    *out = (struct label_record){.format = record_format_of(value)};
+    *out = (struct label_record){.format = format_of(value)};
     int result = read_named(&label_schema, key, value, &scratch, &fields, &name, e);
     if (result == 0) {
         result = decode_label(name, &fields, arena, out, e);

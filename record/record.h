@@ -62,8 +62,6 @@ int record_label_from_value(struct slice value, struct arena *arena, struct labe
  * calls it ("the record key", "--id"). key.data NULL: missing. */
 int record_check_name(struct slice key, const char *what, struct error *e);
 
-enum record_format record_format_of(struct slice value); /* by the first byte; a frame counts as JSON */
-
 /* Encoding, appended to *out. A text's metadata goes along in its own format, and from JSON into MessagePack (numbers
  * as 64-bit integers or doubles, as characters where neither holds them); from MessagePack into JSON it is left out. */
 void record_encode_text(const struct text_record *r, enum record_format format, struct buffer *out);
