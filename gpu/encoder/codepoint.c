@@ -48,6 +48,13 @@ static int32_t range_value(const struct range_value *rows, size_t count, int32_t
     return 0;
 }
 
+size_t codepoint_first(struct slice text, int32_t *c)
+{
+    size_t most = text.bytes > 4 ? 4 : text.bytes;
+    utf8proc_ssize_t read = utf8proc_iterate((const utf8proc_uint8_t *)text.data, (utf8proc_ssize_t)most, c);
+    return read > 0 ? (size_t)read : most > 0;
+}
+
 bool codepoint_is_space(int32_t c)
 {
     return c == ' ' || (c >= '\t' && c <= '\r') || c == 0x85 || c == 0xA0 || c == 0x1680 ||
@@ -191,19 +198,11 @@ static enum casing casing_of(int32_t c)
     }
 }
 
-/* The code point at the front and its bytes; a byte that is not UTF-8 is -1. */
-static size_t front_read(struct slice text, int32_t *c)
-{
-    size_t most = text.bytes > 4 ? 4 : text.bytes;
-    utf8proc_ssize_t read = utf8proc_iterate((const utf8proc_uint8_t *)text.data, (utf8proc_ssize_t)most, c);
-    return read > 0 ? (size_t)read : 1;
-}
-
 static enum casing front_casing(struct slice text)
 {
     enum casing casing = CASING_IGNORED;
     for (int32_t c; text.bytes > 0 && casing == CASING_IGNORED;) {
-        size_t bytes = front_read(text, &c);
+        size_t bytes = codepoint_first(text, &c);
         casing = casing_of(c);
         text = (struct slice){text.data + bytes, text.bytes - bytes};
     }
@@ -215,7 +214,7 @@ void text_lower(struct slice text, struct buffer *out)
     enum casing before = CASING_NONE;
     while (text.bytes > 0) {
         int32_t c, lower[2];
-        const size_t bytes = front_read(text, &c);
+        const size_t bytes = codepoint_first(text, &c);
         const struct slice rest = {text.data + bytes, text.bytes - bytes};
         const enum casing casing = casing_of(c);
         size_t n = c < 0 ? 0 : codepoint_lower(c, lower);

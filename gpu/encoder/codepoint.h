@@ -18,6 +18,10 @@ enum codepoint_class {
     CODEPOINT_MARK,        /* Mn */
 };
 
+/* Reads the code point at the front of a text; returns its bytes. A byte that is not UTF-8 is -1 and 1 byte, an empty
+ * text is -1 and none. */
+size_t codepoint_first(struct slice text, int32_t *c);
+
 enum codepoint_class codepoint_class(int32_t c);
 bool codepoint_is_space(int32_t c); /* White_Space */
 bool codepoint_is_word(int32_t c);  /* what \w matches: letters, marks, decimal digits and connectors; -1 is none */

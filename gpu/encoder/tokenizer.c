@@ -190,9 +190,8 @@ static void char_place(struct pass *p, int32_t c)
 /* The character at the front of the text, or NONE. */
 static int32_t char_first(struct slice text)
 {
-    int32_t c = NONE;
-    size_t bytes = text.bytes > UTF8_MAX ? UTF8_MAX : text.bytes;
-    utf8proc_iterate((const utf8proc_uint8_t *)text.data, (utf8proc_ssize_t)bytes, &c);
+    int32_t c;
+    codepoint_first(text, &c);
     return c;
 }
 
@@ -230,8 +229,8 @@ static size_t window_take(struct pass *p)
         }
         p->window_skip = bytes;
     }
-    int32_t c = NONE;
-    bytes = (size_t)utf8proc_iterate((const utf8proc_uint8_t *)rest.data, (utf8proc_ssize_t)rest.bytes, &c);
+    int32_t c;
+    bytes = codepoint_first(rest, &c);
     char_place(p, c);
     p->window_before = c;
     p->window_skip -= p->window_skip > 0 ? bytes : 0;
@@ -398,11 +397,8 @@ static size_t text_take(struct pass *p, size_t at)
     }
     size_t length = 1;
     if (c >= 0x80) {
-        size_t most = p->text.bytes - at > UTF8_MAX ? UTF8_MAX : p->text.bytes - at;
-        utf8proc_ssize_t read =
-            utf8proc_iterate((const utf8proc_uint8_t *)p->text.data + at, (utf8proc_ssize_t)most, &c);
-        length = read > 0 ? (size_t)read : 1;
-        c = read > 0 ? c : 0xFFFD;
+        length = codepoint_first((struct slice){p->text.data + at, p->text.bytes - at}, &c);
+        c = c < 0 ? 0xFFFD : c;
     }
     p->raw_skip -= p->raw_skip > 0 ? length : 0;
     if (c >= 0x80) {
@@ -477,8 +473,8 @@ static int added_normalise(const struct tokenizer *t, const struct added_token *
     }
     /* of a run of marks no more is kept than a word may have, so that nothing can be looked for in it */
     for (size_t at = 0; t->strip_accents && at < out->bytes;) {
-        int32_t c = NONE;
-        at += (size_t)utf8proc_iterate((const utf8proc_uint8_t *)out->data + at, -1, &c);
+        int32_t c;
+        at += codepoint_first((struct slice){out->data + at, out->bytes - at}, &c);
         if (codepoint_combining_class(c) != 0) {
             return added_refuse(added, "has a combining mark that normalising keeps, which cannot be run", e);
         }
