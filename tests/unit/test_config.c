@@ -16,8 +16,8 @@
 #include "base/json.h"
 #include "base/log.h"
 #include "config/config.h"
-
-extern char **environ;
+#include "tests/unit/files.h"
+#include "tests/unit/variables.h"
 
 static const struct config_flag flags[] = {
     {"label", "L", "a label", true},
@@ -61,25 +61,11 @@ static void state_clear(struct state *s)
     s->arguments = NULL;
 }
 
-static void unset_variables(void)
-{
-    for (char **entry = environ; *entry;) {
-        if (strncmp(*entry, "ENGRAM_", 7) == 0) {
-            char name[256];
-            snprintf(name, sizeof name, "%.*s", (int)strcspn(*entry, "="), *entry);
-            unsetenv(name);
-            entry = environ;
-        } else {
-            entry++;
-        }
-    }
-}
-
 static int teardown(void **context)
 {
     struct state *s = *context;
     state_clear(s);
-    unset_variables();
+    variables_unset();
     unlink(s->file);
     rmdir(s->folder);
     free(s);
@@ -88,10 +74,7 @@ static int teardown(void **context)
 
 static void file_write(const struct state *s, const char *text, size_t bytes)
 {
-    FILE *f = fopen(s->file, "wb");
-    assert_non_null(f);
-    assert_int_equal(fwrite(text, 1, bytes, f), bytes);
-    fclose(f);
+    whole_write(s->file, text, bytes);
 }
 
 /* Reads a command line of up to 15 words, ended by NULL. */
@@ -798,6 +781,6 @@ int main(void)
         TEST(test_read_again),     TEST(test_read_again_refused),
         TEST(test_nearest),        TEST(test_error_text_is_optional),
     };
-    unset_variables();
+    variables_unset();
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

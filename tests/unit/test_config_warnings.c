@@ -11,8 +11,7 @@
 #include <cmocka.h>
 
 #include "config/config.h"
-
-extern char **environ;
+#include "tests/unit/variables.h"
 
 static const struct config_command command = {.name = "probe", .usage = "", .help = "Probes.", .example = ""};
 
@@ -24,20 +23,11 @@ struct state {
     char logged[8192];
 };
 
-/* ENGRAM_ variables are unset before and after. */
-static int variables_unset(void **context)
+/* Before each test and after it. */
+static int environment_clear(void **context)
 {
     (void)context;
-    for (char **entry = environ; *entry;) {
-        if (strncmp(*entry, "ENGRAM_", 7) == 0) {
-            char name[256];
-            snprintf(name, sizeof name, "%.*s", (int)strcspn(*entry, "="), *entry);
-            unsetenv(name);
-            entry = environ;
-        } else {
-            entry++;
-        }
-    }
+    variables_unset();
     return 0;
 }
 
@@ -215,11 +205,11 @@ static void test_heartbeats(void **context)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test_setup_teardown(test_service, variables_unset, variables_unset),
-        cmocka_unit_test_setup_teardown(test_services, variables_unset, variables_unset),
-        cmocka_unit_test_setup_teardown(test_no_service, variables_unset, variables_unset),
-        cmocka_unit_test_setup_teardown(test_empty, variables_unset, variables_unset),
-        cmocka_unit_test_setup_teardown(test_heartbeats, variables_unset, variables_unset),
+        cmocka_unit_test_setup_teardown(test_service, environment_clear, environment_clear),
+        cmocka_unit_test_setup_teardown(test_services, environment_clear, environment_clear),
+        cmocka_unit_test_setup_teardown(test_no_service, environment_clear, environment_clear),
+        cmocka_unit_test_setup_teardown(test_empty, environment_clear, environment_clear),
+        cmocka_unit_test_setup_teardown(test_heartbeats, environment_clear, environment_clear),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -19,6 +19,7 @@
 #include <unistd.h>
 
 #include "config/config.h"
+#include "tests/unit/files.h"
 
 static const struct config_command command = {.name = "probe", .usage = "", .help = "", .example = ""};
 
@@ -47,14 +48,6 @@ static int teardown(void **context)
     int left = rmdir(s->folder);
     free(s);
     return left;
-}
-
-static void file_put(const char *path, const char *text, size_t bytes)
-{
-    FILE *f = fopen(path, "wb");
-    assert_non_null(f);
-    assert_int_equal(fwrite(text, 1, bytes, f), bytes);
-    assert_int_equal(fclose(f), 0);
 }
 
 static size_t file_get(const char *path, char *text)
@@ -153,7 +146,7 @@ static void test_bytes(void **context)
     };
     static char text[TEXT_MAX];
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
-        file_put(s->file, cases[i].before, strlen(cases[i].before));
+        whole_write(s->file, cases[i].before, strlen(cases[i].before));
         must(s, set_one(s, cases[i].section, cases[i].name, cases[i].value));
         file_get(s->file, text);
         assert_string_equal(text, cases[i].after);
@@ -169,7 +162,7 @@ static void test_several(void **context)
                                                    {"console", "listen", "::1"}, {"console", "port", "0"},
                                                    {"log", "log_level", "warn"}};
     static char text[TEXT_MAX];
-    file_put(s->file, before, sizeof before - 1);
+    whole_write(s->file, before, sizeof before - 1);
     must(s, config_file_set(s->file, changes, sizeof changes / sizeof changes[0], &s->error));
     file_get(s->file, text);
     assert_string_equal(text, "# Engram\n[predict]\ntau = 0.2 \nb = 100\npool = apart\nlambda = 0.3\n\n[log]\n"
@@ -196,7 +189,7 @@ static void refuses(struct state *s, const char *section, const char *name, cons
     assert_memory_equal(before, after, bytes);
 }
 
-#define FILE_TEXT(text) file_put(s->file, text, sizeof(text) - 1)
+#define FILE_TEXT(text) whole_write(s->file, text, sizeof(text) - 1)
 
 static void test_refused_values(void **context)
 {
@@ -354,7 +347,7 @@ static void test_leftovers(void **context)
     struct state *s = *context;
     char path[160];
     snprintf(path, sizeof path, "%s/.engram.conf.%ld-0", s->folder, (long)getpid());
-    file_put(path, "half", 4);
+    whole_write(path, "half", 4);
     FILE_TEXT("");
     must(s, set_one(s, "predict", "tau", "0.2"));
     static char text[TEXT_MAX];
@@ -547,7 +540,7 @@ static void test_generated(void **context)
         const char *asked[KNOWN] = {0};
         unsigned count = 0;
         put_file(&text);
-        file_put(s->file, text.data ? text.data : "", text.bytes);
+        whole_write(s->file, text.data ? text.data : "", text.bytes);
         size_t before_bytes = file_get(s->file, before);
         config_of(s, &old);
         for (unsigned i = 0; i < KNOWN; i++) {

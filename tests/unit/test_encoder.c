@@ -18,13 +18,13 @@
 #include "base/buffer.h"
 #include "base/json.h"
 #include "gpu/encoder/internal.h"
+#include "tests/unit/model_folder.h"
 
 #define GOOD "tests/golden/tiny-bert"
 #define GOLDEN "tests/golden/tiny-bert-golden.json"
 
 static struct backend *backend;
-static char root[64]; /* the temporary folder; each test's model folder is root/model */
-static char folder[96];
+static char root[64]; /* the temporary folder; each test's `folder` is root/model */
 
 static const char *const files[] = {"config.json",           "modules.json", "sentence_bert_config.json",
                                     "tokenizer_config.json", "vocab.txt",    "model.safetensors",
@@ -32,36 +32,6 @@ static const char *const files[] = {"config.json",           "modules.json", "se
 
 /* ---- files --------------------------------------------------------------------------------------------------------
  */
-
-static struct buffer file_bytes(const char *path)
-{
-    struct buffer b = {0};
-    char part[65536];
-    size_t got;
-    FILE *f = fopen(path, "rb");
-    assert_non_null(f);
-    buffer_reserve(&b, 0);
-    while ((got = fread(part, 1, sizeof part, f)) > 0) {
-        buffer_append(&b, part, got);
-    }
-    fclose(f);
-    return b;
-}
-
-static const char *inside(const char *file)
-{
-    static char path[256];
-    snprintf(path, sizeof path, "%s/%s", folder, file);
-    return path;
-}
-
-static void file_put(const char *file, const void *data, size_t bytes)
-{
-    FILE *f = fopen(inside(file), "wb");
-    assert_non_null(f);
-    assert_int_equal(fwrite(data, 1, bytes, f), bytes);
-    assert_int_equal(fclose(f), 0);
-}
 
 static void file_remove(const char *file)
 {
@@ -80,7 +50,7 @@ static int folder_make(void **state)
     for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
         char from[256];
         snprintf(from, sizeof from, "%s/%s", GOOD, files[i]);
-        struct buffer b = file_bytes(from);
+        struct buffer b = whole_read(from);
         file_put(files[i], b.data, b.bytes);
         buffer_free(&b);
     }
@@ -100,26 +70,6 @@ static int folder_remove(void **state)
     }
     rmdir(inside("1_Pooling"));
     return rmdir(folder) != 0 || rmdir(root) != 0;
-}
-
-/* The first `from` in the file becomes `to`; the safetensors header keeps its length where both are as long. */
-static void file_edit(const char *file, const char *from, const char *to)
-{
-    struct buffer b = file_bytes(inside(file)), changed = {0};
-    const size_t length = strlen(from);
-    char *at = b.data, *end = b.data + b.bytes;
-    while (at + length <= end && memcmp(at, from, length) != 0) {
-        at++;
-    }
-    if (at + length > end) {
-        fail_msg("%s holds no %s", file, from);
-    }
-    buffer_append(&changed, b.data, (size_t)(at - b.data));
-    buffer_string(&changed, to);
-    buffer_append(&changed, at + strlen(from), b.bytes - (size_t)(at - b.data) - strlen(from));
-    file_put(file, changed.data, changed.bytes);
-    buffer_free(&b);
-    buffer_free(&changed);
 }
 
 /* ---- what is right ------------------------------------------------------------------------------------------------
@@ -144,7 +94,7 @@ static const struct json *golden_read(struct arena *arena)
 {
     const struct json *golden;
     struct error e = {0};
-    struct buffer b = file_bytes(GOLDEN);
+    struct buffer b = whole_read(GOLDEN);
     assert_int_equal(json_parse((struct slice){b.data, b.bytes}, 8, arena, &golden, &e), 0);
     buffer_free(&b);
     return golden;
@@ -437,7 +387,7 @@ static size_t tensor_place(const struct buffer *b, const char *name, size_t *siz
 static void tensor_flip(const char *name)
 {
     size_t size;
-    struct buffer b = file_bytes(inside("model.safetensors"));
+    struct buffer b = whole_read(inside("model.safetensors"));
     size_t place = tensor_place(&b, name, &size);
     b.data[place + size / 2] ^= 1;
     file_put("model.safetensors", b.data, b.bytes);
@@ -448,7 +398,7 @@ static void tensor_flip(const char *name)
 static void tensor_put(const char *name, size_t at, float value)
 {
     size_t size;
-    struct buffer b = file_bytes(inside("model.safetensors"));
+    struct buffer b = whole_read(inside("model.safetensors"));
     size_t place = tensor_place(&b, name, &size);
     assert_true(at < size / sizeof value);
     memcpy(b.data + place + at * sizeof value, &value, sizeof value);
@@ -637,7 +587,7 @@ static void test_refused_tensors(void **state)
         folder_make(state);
     }
     for (unsigned i = 0; i < 3; i++) { /* a header that claims more than there is */
-        struct buffer b = file_bytes(inside("model.safetensors"));
+        struct buffer b = whole_read(inside("model.safetensors"));
         const uint64_t claims[] = {UINT64_MAX, b.bytes - 7, b.bytes};
         memcpy(b.data, &claims[i], sizeof claims[i]);
         file_put("model.safetensors", b.data, b.bytes);
@@ -719,7 +669,7 @@ static void test_overflow(void **state)
 static void test_broken_tensors(void **state)
 {
     (void)state;
-    struct buffer good = file_bytes(inside("model.safetensors"));
+    struct buffer good = whole_read(inside("model.safetensors"));
     uint64_t header;
     memcpy(&header, good.data, sizeof header);
     for (size_t keep = 0; keep < good.bytes; keep += keep < 24 ? 1 : good.bytes / 17) {

@@ -15,6 +15,7 @@
 #include <zlib.h>
 
 #include "base/lines.h"
+#include "tests/unit/files.h"
 
 static char folder[] = "/tmp/test_lines.XXXXXX";
 
@@ -28,12 +29,7 @@ static const char *path_of(const char *name)
 static const char *write_file(const char *name, const void *data, size_t bytes)
 {
     const char *path = path_of(name);
-    FILE *file = fopen(path, "wb");
-    assert_non_null(file);
-    if (bytes > 0) {
-        assert_int_equal(fwrite(data, 1, bytes, file), bytes);
-    }
-    assert_int_equal(fclose(file), 0);
+    whole_write(path, data, bytes);
     return path;
 }
 

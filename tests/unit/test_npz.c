@@ -15,6 +15,7 @@
 
 #include "base/buffer.h"
 #include "base/npz.h"
+#include "tests/unit/files.h"
 
 static char folder[] = "/tmp/test_npz.XXXXXX";
 static char path[128];
@@ -278,9 +279,7 @@ static void test_no_such_file(void **state)
     (void)state;
     unlink(path);
     expect("!No such file");
-    FILE *file = fopen(path, "wb");
-    fputs("no zip at all", file);
-    fclose(file);
+    whole_write(path, "no zip at all", 13);
     expect("!is not a sparse matrix");
     struct archive a;
     for (int missing = 0; missing < ENTRIES; missing++) {
@@ -292,46 +291,36 @@ static void test_no_such_file(void **state)
     }
 }
 
-static void file_write(const char *data, size_t bytes)
-{
-    FILE *file = fopen(path, "wb");
-    assert_non_null(file);
-    assert_int_equal(fwrite(data, 1, bytes, file), bytes);
-    assert_int_equal(fclose(file), 0);
-}
-
 static void test_cut_and_changed(void **state)
 {
     (void)state;
     for (int deflated = 0; deflated <= 1; deflated++) {
         struct archive a;
-        char whole[8192];
         small_write(&a, 8);
         archive_save(&a, deflated);
-        FILE *file = fopen(path, "rb");
-        size_t bytes = fread(whole, 1, sizeof whole, file);
-        fclose(file);
-        assert_in_range(bytes, 500, sizeof whole - 1);
-        for (size_t length = 0; length < bytes; length++) {
-            file_write(whole, length);
+        struct buffer whole = whole_read(path);
+        assert_in_range(whole.bytes, 500, 8191);
+        for (size_t length = 0; length < whole.bytes; length++) {
+            whole_write(path, whole.data, length);
             expect("!");
         }
         size_t refused = 0;
-        for (size_t at = 0; at < bytes; at++) {
+        for (size_t at = 0; at < whole.bytes; at++) {
             static const int masks[] = {0x01, 0x80, 0xff};
             for (size_t i = 0; i < 3; i++) {
-                whole[at] = (char)(whole[at] ^ masks[i]);
-                file_write(whole, bytes);
+                whole.data[at] = (char)(whole.data[at] ^ masks[i]);
+                whole_write(path, whole.data, whole.bytes);
                 char *got = matrix_read();
                 if (*got != '!') {
                     assert_string_equal(got, small);
                 }
                 refused += *got == '!';
                 free(got);
-                whole[at] = (char)(whole[at] ^ masks[i]);
+                whole.data[at] = (char)(whole.data[at] ^ masks[i]);
             }
         }
-        assert_true(refused > 3 * bytes / 2);
+        assert_true(refused > 3 * whole.bytes / 2);
+        buffer_free(&whole);
         archive_free(&a);
     }
 }

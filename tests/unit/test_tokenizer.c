@@ -21,6 +21,7 @@
 #include "base/lines.h"
 #include "gpu/encoder/codepoint.h"
 #include "gpu/encoder/tokenizer.h"
+#include "tests/unit/files.h"
 
 #define TINY "tests/golden/tiny-bert/vocab.txt"
 #define CODEPOINTS_VOCAB "tests/golden/codepoints-vocab.txt"
@@ -78,10 +79,7 @@ static const char *write_vocab(const char *text, size_t bytes)
 {
     static char path[128];
     snprintf(path, sizeof path, "%s/vocab.txt", folder);
-    FILE *file = fopen(path, "wb");
-    assert_non_null(file);
-    assert_int_equal(fwrite(text, 1, bytes, file), bytes);
-    assert_int_equal(fclose(file), 0);
+    whole_write(path, text, bytes);
     return path;
 }
 

@@ -16,30 +16,14 @@
 
 #include "base/lines.h"
 #include "gpu/encoder/internal.h"
+#include "tests/unit/model_folder.h"
 
 #define GOLDEN "tests/golden/added-tokens.jsonl.gz"
 #define LIMIT 48
 #define ROWS 400 /* of the embeddings that the folders are opened for */
 
-static char folder[64];
-
 static const char *const files[] = {"tokenizer.json", "tokenizer_config.json", "vocab.txt", "added_tokens.json",
                                     "special_tokens_map.json"};
-
-static const char *inside(const char *file)
-{
-    static char path[128];
-    snprintf(path, sizeof path, "%s/%s", folder, file);
-    return path;
-}
-
-static void file_put(const char *file, const void *data, size_t bytes)
-{
-    FILE *f = fopen(inside(file), "wb");
-    assert_non_null(f);
-    assert_int_equal(fwrite(data, 1, bytes, f), bytes);
-    assert_int_equal(fclose(f), 0);
-}
 
 static int folder_empty(void **state)
 {
@@ -250,24 +234,6 @@ static void all_put(void)
     PUT("tokenizer_config.json", ENT_CONFIG);
     PUT("added_tokens.json", "{\"<ent>\": 10}");
     PUT("special_tokens_map.json", "{\"additional_special_tokens\": [\"<ent>\"]}");
-}
-
-/* `from` becomes `to` in a file. */
-static void file_edit(const char *file, const char *from, const char *to)
-{
-    static char text[65536];
-    struct buffer out = {0};
-    FILE *f = fopen(inside(file), "rb");
-    assert_non_null(f);
-    text[fread(text, 1, sizeof text - 1, f)] = '\0';
-    fclose(f);
-    char *at = strstr(text, from);
-    if (!at) {
-        fail_msg("%s holds no %s", file, from);
-    }
-    buffer_format(&out, "%.*s%s%s", (int)(at - text), text, to, at + strlen(from));
-    file_put(file, out.data, out.bytes);
-    buffer_free(&out);
 }
 
 struct change {
