@@ -24,6 +24,7 @@ enum {
     SEEK_MS = 2000,
     LOOK_US = 3000000, /* how often a topic that librdkafka misses is looked for */
     LOOKS = 2,         /* so often seen in a row, it is there */
+    FATAL_BYTES = 512, /* of librdkafka's words about a fatal error, terminated */
 };
 
 struct text_partition {
@@ -449,7 +450,7 @@ struct rd_kafka_s *text_consumer_client(struct text_consumer *c)
 
 /* ---- polling ---- */
 
-static int fatal(struct text_consumer *c, rd_kafka_resp_err_t err, const char *text, struct error *e)
+static int fatal(const struct text_consumer *c, rd_kafka_resp_err_t err, const char *text, struct error *e)
 {
     if (err == RD_KAFKA_RESP_ERR_FENCED_INSTANCE_ID) {
         return error_set(e, ERROR_FATAL, E_FENCED,
@@ -480,10 +481,18 @@ static int client_renew(struct text_consumer *c, struct error *e)
     return text_consumer_subscribe(c, e);
 }
 
-static int fatal_check(struct text_consumer *c, struct error *e)
+/* Why librdkafka gave the client up; 0: it did not. Any thread. */
+static rd_kafka_resp_err_t fatal_ask(const struct kafka_client *client, char text[FATAL_BYTES])
 {
-    char text[512];
-    rd_kafka_resp_err_t err = rd_kafka_fatal_error(c->client->rk, text, sizeof text);
+    text[0] = '\0';
+    return rd_kafka_fatal_error(client->rk, text, FATAL_BYTES);
+}
+
+/* What follows from that: the poll thread's. */
+static int fatal_act(struct text_consumer *c, struct error *e)
+{
+    char text[FATAL_BYTES];
+    rd_kafka_resp_err_t err = fatal_ask(c->client, text);
     if (err == RD_KAFKA_RESP_ERR_FENCED_INSTANCE_ID && atomic_load(&c->client->expired)) {
         log_info("texts: the session in the group ran out while its coordinator was away: joining again");
         return client_renew(c, e);
@@ -551,7 +560,7 @@ int text_consumer_poll(struct text_consumer *c, int timeout_ms, struct consumed 
         kafka_client_recheck(c->client);
     }
     doubted_refetch(c);
-    return fatal_check(c, e) || topic_back_check(c, e) ? -1 : 0;
+    return fatal_act(c, e) || topic_back_check(c, e) ? -1 : 0;
 }
 
 static void pause_or_resume(struct text_consumer *c, bool pause)
@@ -667,6 +676,19 @@ static void uncommitted_words(const struct text_consumer *c, int err, struct buf
     }
 }
 
+/* The client is of no more use. Whether another one takes over is the poll thread's to see; here it only matters that
+ * what a session held that ran out is not ours any more. */
+static int commit_ended(const struct text_consumer *c, const struct kafka_client *client, rd_kafka_resp_err_t err,
+                        struct error *e)
+{
+    char text[FATAL_BYTES];
+    rd_kafka_resp_err_t cause = fatal_ask(client, text);
+    if (atomic_load(&client->expired)) {
+        return 0;
+    }
+    return cause ? fatal(c, cause, text, e) : fatal(c, err, rd_kafka_err2str(err), e);
+}
+
 static int commit_until_taken(struct text_consumer *c, const struct partition_offset *offsets, size_t n,
                               const struct kafka_wait *wait, struct error *e)
 {
@@ -676,15 +698,8 @@ static int commit_until_taken(struct text_consumer *c, const struct partition_of
         bool ours = list->cnt > 0;
         rd_kafka_resp_err_t err = ours ? commit_once(c, client, list, wait) : RD_KAFKA_RESP_ERR_NO_ERROR;
         rd_kafka_topic_partition_list_destroy(list);
-        if ((err == RD_KAFKA_RESP_ERR_FENCED_INSTANCE_ID || err == RD_KAFKA_RESP_ERR__FATAL) &&
-            atomic_load(&client->expired)) {
-            return 0; /* not ours any more; the poll thread has another client join */
-        }
-        if (err == RD_KAFKA_RESP_ERR_FENCED_INSTANCE_ID) {
-            return fatal(c, err, "", e);
-        }
-        if (err == RD_KAFKA_RESP_ERR__FATAL) { /* the client says why; no later commit of it could succeed */
-            return fatal_check(c, e) ? -1 : fatal(c, err, rd_kafka_err2str(err), e);
+        if (err == RD_KAFKA_RESP_ERR_FENCED_INSTANCE_ID || err == RD_KAFKA_RESP_ERR__FATAL) {
+            return commit_ended(c, client, err, e); /* no later commit of this client could succeed */
         }
         if (told && !err && ours) {
             log_info("texts: offsets are committed again");
