@@ -1,152 +1,20 @@
-/* Kafka in: the tag lane's group consumer over `texts`, the learn lane's consumer over every partition of `instances`
- * and `labels`, and what every Kafka client of ours shares (logs, health, topic descriptions). Records come out
- * decoded. Each consumer has one poll thread; what other threads may call says so. Nothing here ends the process or
- * gives up on a broker that does not answer: trouble is logged once, and once more when it is over. */
+/* Kafka in: the tag lane's group consumer over `texts`, and the learn lane's consumer over every partition of
+ * `instances` and `labels`. Records come out decoded. Each consumer has one poll thread; what other threads may call
+ * says so. */
 #ifndef ENGRAM_CONSUMER_CONSUMER_H
 #define ENGRAM_CONSUMER_CONSUMER_H
 
-#include <pthread.h>
-#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
 
-#include "base/buffer.h"
 #include "base/error.h"
-#include "base/log.h"
 #include "config/config.h"
+#include "kafka/client.h"
+#include "kafka/consumed.h"
+#include "kafka/position.h"
 #include "record/record.h"
-
-/* ---- what every Kafka client shares ---- */
-
-struct rd_kafka_s;
-struct rd_kafka_conf_s;
-struct rd_kafka_message_s;
-
-/* How long to wait for a broker: functions that wait ask go_on() about every 100 ms, from the calling thread, and give
- * up (RETRY, E_BROKER) when it returns false. NULL instead of a pointer to one of these: wait for ever. */
-struct kafka_wait {
-    bool (*go_on)(void *context);
-    void *context;
-};
-
-bool kafka_wait_go_on(const struct kafka_wait *wait);
-
-enum { TROUBLE_BYTES = 320 }; /* of a trouble in words, terminated */
-
-/* A librdkafka client with its log bridged to ours and its health remembered. It is librdkafka's opaque. */
-struct kafka_client {
-    struct rd_kafka_s *rk;
-    const char *what; /* "texts": which client, in messages */
-    const char *brokers;
-    void *owner;               /* for the callbacks of the room that opened it */
-    _Atomic int trouble;       /* the rd_kafka_resp_err_t met last and not over yet; 0: none */
-    _Atomic unsigned troubles; /* how often trouble came, also where it was told before */
-    _Atomic bool told;         /* it was logged */
-    _Atomic bool reached;      /* some broker answered since the start */
-    _Atomic bool expired;      /* a consumer's session in its group ran out here, and it has not joined again yet */
-    _Atomic bool opening;      /* rd_kafka_new works on it */
-    _Atomic int certificate;   /* what OpenSSL last found wrong with a broker's; 0: nothing */
-    _Atomic bool advised;      /* the words say what to do */
-    bool quiet;                /* trouble is not told: the command line says it itself */
-    uint64_t asked_us;         /* when kafka_client_recheck last asked; the thread that polls */
-    uint64_t fetched_us;       /* when refetch last fetched anew; the thread that polls */
-    char reason[160];          /* the last connection's error; for messages, always terminated */
-    struct log_limit troubles_limit, lines_limit; /* what the log gets of trouble, and of librdkafka's own lines */
-    bool locked;                                  /* lock is made */
-    pthread_mutex_t lock;                         /* covers words */
-    char words[TROUBLE_BYTES];                    /* the trouble's */
-};
-
-/* Takes conf over, also on failure. config (borrowed) must outlive the client; what is a literal. *c is zeroed, or was
- * closed before: a trouble that is not over yet then stays, and is not told again. */
-int kafka_client_open(struct kafka_client *c, const struct config *config, enum config_client kind,
-                      struct rd_kafka_conf_s *conf, const char *what, void *owner, struct error *e);
-void kafka_client_close(struct kafka_client *c); /* for a consumer: closed by its room before */
-
-/* Sets one property on a configuration; an error is E_INTERNAL (ours) or E_USAGE (a value passed through). */
-int kafka_set(struct rd_kafka_conf_s *conf, const char *name, const char *value, struct error *e);
-/* The same where the user left librdkafka's own default (given as librdkafka writes it) in place. */
-int kafka_set_default(struct rd_kafka_conf_s *conf, const char *name, const char *librdkafka_default, const char *value,
-                      struct error *e);
-
-/* Something did not work that will be tried again: logged once until kafka_client_works is called. Any thread. */
-void kafka_client_trouble(struct kafka_client *c, int err, const char *text);
-/* The same about one topic, or with READ_GROUP about the group of this name: where rights or the topic are missing, the
- * line says what to do; else it ends in text. */
-enum kafka_use { READ_TOPIC, WRITE_TOPIC, READ_GROUP };
-void kafka_client_trouble_with(struct kafka_client *c, int err, enum kafka_use use, const char *name, const char *text);
-void kafka_client_works(struct kafka_client *c);
-/* The trouble that is not over yet, in the words that were logged; "": none. False: none. Any thread. */
-bool kafka_client_troubled(struct kafka_client *c, char words[TROUBLE_BYTES]);
-/* How such a trouble is put, for who logs it himself. */
-void kafka_trouble_words(int err, enum kafka_use use, const char *name, const char *text, struct buffer *out);
-/* While the brokers are unreachable: asks one now and then (every 2 s, 200 ms at most), so that the log tells the
- * return of a broker also while nothing flows. Cheap when there is no trouble. */
-void kafka_client_recheck(struct kafka_client *c);
-
-/* Waits until a broker answers. *cluster (may be NULL) gets the cluster's id, owned by the caller.
- * Logs once when nobody answers; RETRY, E_BROKER when told to give up: the line names the address and what to check. */
-int kafka_client_connect(struct kafka_client *c, const struct kafka_wait *wait, char **cluster, struct error *e);
-
-/* How often trouble was told, by all clients of this process together. Any thread. */
-uint64_t kafka_troubles(void);
-
-/* How far reading is behind the end that read_committed shows: transaction markers are no records that wait. */
-struct partition_lag {
-    const char *topic; /* the consumer's */
-    int32_t partition;
-    int64_t lag;
-};
-
-/* A topic as the cluster has it. Settings are -1 (compact: true) where we may not or could not read them. */
-struct kafka_topic {
-    const char *name;   /* in: which topic */
-    int32_t partitions; /* out: 0: there is no such topic */
-    bool led;           /* every partition has a leader */
-    bool configured;    /* the settings below are known */
-    bool compact;       /* cleanup.policy names compact */
-    int64_t retention_ms, delete_retention_ms, max_message_bytes;
-};
-
-/* Fills all n from one look at the cluster. RETRY, E_BROKER: not answered within timeout_ms, or not allowed. Settings
- * that may not be read (no right to describe) are no error. */
-int kafka_topics_describe(struct kafka_client *c, struct kafka_topic *topics, size_t n, bool settings, int timeout_ms,
-                          struct error *e);
-
-/* ---- a record as it came ---- */
-
-enum consumed_kind {
-    CONSUMED_RECORD, /* decoded: one of the three below */
-    CONSUMED_NULL,   /* a null value: a text to pass through, an instance or label to forget (`key` names it) */
-    CONSUMED_POISON, /* `poison` says why; key_usable: it names an instance or label, which is then to be forgotten */
-};
-
-enum consumed_from { FROM_TEXTS, FROM_INSTANCES, FROM_LABELS };
-
-/* One record, owned by whoever polled it, freed with consumed_free by any thread. Key, value and headers live in the
- * message, what was decoded in the arena. A learn-lane null whose key names nothing is CONSUMED_POISON. */
-struct consumed {
-    struct rd_kafka_message_s *message; /* owned; headers are read from it */
-    enum consumed_from from;
-    enum consumed_kind kind;
-    const char *topic; /* the consumer's, valid until it is closed */
-    int32_t partition;
-    int64_t offset;
-    int64_t timestamp_ms; /* -1: none */
-    uint64_t epoch;       /* which assignment of the partition it came with; 0 in the learn lane */
-    struct slice key;     /* data NULL: none */
-    struct slice value;   /* data NULL: null; bytes 0 otherwise: zero bytes, poison */
-    bool key_usable;      /* 1 to 255 bytes of UTF-8 without NUL */
-    struct arena arena;
-    struct text_record text;
-    struct instance_record instance;
-    struct label_record label;
-    struct error *poison; /* NULL: none; freed with the record */
-};
-
-void consumed_free(struct consumed *c); /* NULL is fine */
 
 /* ---- texts: the tag lane ---- */
 
@@ -181,17 +49,9 @@ bool text_consumer_paused(const struct text_consumer *c);
 /* Any thread: is this partition still ours, by the assignment that the text came with? */
 bool text_consumer_owns(struct text_consumer *c, int32_t partition, uint64_t epoch);
 
-struct partition_offset {
-    int32_t partition;
-    uint64_t epoch;
-    int64_t next; /* the offset behind the last text whose output, and all before it, were acknowledged */
-};
-
-/* Commits, and waits until the broker took it. Partitions that are not ours any more are left out (their next owner
- * starts at the last commit). Publisher thread, or any single thread at a time, also while `revoked` waits for it. 0:
- * committed, or not ours any more. RETRY: told to give up. FATAL: E_FENCED. */
-int text_consumer_commit(struct text_consumer *c, const struct partition_offset *offsets, size_t n,
-                         const struct kafka_wait *wait, struct error *e);
+/* What a publisher commits its offsets by: valid until the consumer is closed. The publisher's thread, or any single
+ * thread at a time, may commit, also while `revoked` waits for it. */
+struct committer text_consumer_committer(struct text_consumer *c);
 
 /* Texts between our position and the end that read_committed shows, over what is assigned. Asks the brokers: waits up
  * to timeout_ms. -1: not answered (RETRY). Any thread. */
@@ -211,9 +71,6 @@ struct consumer_status text_consumer_status(struct text_consumer *c); /* any thr
 /* Leaves without leaving the group (a static member keeps its place for session.timeout.ms): `revoked` is called if
  * anything is assigned. Every struct consumed must be freed before. Poll thread, or after it has ended. */
 void text_consumer_close(struct text_consumer *c);
-
-/* For the publisher's transactions: the librdkafka client (rd_kafka_consumer_group_metadata). */
-struct rd_kafka_s *text_consumer_client(struct text_consumer *c);
 
 /* ---- instances and labels: the learn lane ---- */
 

@@ -215,8 +215,8 @@ static rd_kafka_topic_partition_list_t *kafka_list(const struct learn_consumer *
 static int offsets_look(struct learn_consumer *c, struct error *e)
 {
     rd_kafka_topic_partition_list_t *low = kafka_list(c), *high = kafka_list(c);
-    int result = offsets_query(&c->client, low, RD_KAFKA_OFFSET_BEGINNING, ASK_MS, e) ||
-                 offsets_query(&c->client, high, RD_KAFKA_OFFSET_END, ASK_MS, e);
+    int result = kafka_offsets_query(&c->client, low, RD_KAFKA_OFFSET_BEGINNING, ASK_MS, e) ||
+                 kafka_offsets_query(&c->client, high, RD_KAFKA_OFFSET_END, ASK_MS, e);
     for (size_t i = 0; i < c->count && !result; i++) {
         struct learn_partition *p = &c->partitions[i];
         p->end = high->elems[i].offset;
@@ -301,7 +301,7 @@ static int same_topics(struct learn_consumer *c, const struct kafka_wait *wait, 
             kafka_client_trouble(&c->client, RD_KAFKA_RESP_ERR_LEADER_NOT_AVAILABLE,
                                  "whether the topics are those that this memory has read is not answered");
         }
-        if (!client_pause(&c->client, wait)) {
+        if (!kafka_client_idle(&c->client, wait)) {
             return give_up(c, e);
         }
     }
@@ -316,7 +316,7 @@ static int learn_prepare(struct learn_consumer *c, const struct learn_offset *st
         return -1;
     }
     for (int seen = 0; (seen = topics_look(c, topics, e)) != 1;) {
-        if (seen < 0 || !client_pause(&c->client, wait)) {
+        if (seen < 0 || !kafka_client_idle(&c->client, wait)) {
             return seen < 0 ? -1 : give_up(c, e);
         }
     }
@@ -336,7 +336,7 @@ static int learn_prepare(struct learn_consumer *c, const struct learn_offset *st
         if (clock_us() > quiet_until) {
             kafka_client_trouble(&c->client, RD_KAFKA_RESP_ERR_LEADER_NOT_AVAILABLE, look.text);
         }
-        if (!client_pause(&c->client, wait)) {
+        if (!kafka_client_idle(&c->client, wait)) {
             return give_up(c, e);
         }
     }
@@ -344,20 +344,6 @@ static int learn_prepare(struct learn_consumer *c, const struct learn_offset *st
         return -1;
     }
     return check_away(c, &topics[0], caught_up_ms, e) || check_away(c, &topics[1], caught_up_ms, e) ? -1 : 0;
-}
-
-static rd_kafka_conf_t *learn_configure(const struct config *config, struct error *e)
-{
-    struct buffer group = {0};
-    buffer_format(&group, "%s-%s-learn", config->group, config->instance_id);
-    rd_kafka_conf_t *conf = config_kafka(config, CLIENT_CONSUMER, e);
-    if (conf && (consumer_configure(conf, e) || kafka_set(conf, "group.id", group.data, e) ||
-                 kafka_set(conf, "auto.offset.reset", "error", e))) {
-        rd_kafka_conf_destroy(conf);
-        conf = NULL;
-    }
-    buffer_free(&group);
-    return conf;
 }
 
 int learn_consumer_open(struct learn_consumer **out, const struct config *config, const struct learn_offset *stored,
@@ -372,7 +358,7 @@ int learn_consumer_open(struct learn_consumer **out, const struct config *config
     c->topics[1] = mem_string(config->labels_topic, strlen(config->labels_topic));
     pthread_mutex_init(&c->lock, NULL);
     c->prober = prober_open(config);
-    rd_kafka_conf_t *conf = learn_configure(config, e);
+    rd_kafka_conf_t *conf = kafka_consumer_configure(config, "learn", "error", e);
     if (!conf || kafka_client_open(&c->client, config, CLIENT_CONSUMER, conf, "learn", c, e) ||
         learn_prepare(c, stored, n, caught_up_ms, wait, e)) {
         goto done;
@@ -476,7 +462,7 @@ static void doubted_refetch(struct learn_consumer *c)
             rd_kafka_topic_partition_list_add(list, p->topic, p->partition)->offset = p->position;
         }
     }
-    refetch(&c->client, list);
+    kafka_client_refetch(&c->client, list);
     rd_kafka_topic_partition_list_destroy(list);
 }
 
@@ -603,7 +589,7 @@ ssize_t learn_consumer_lags(struct learn_consumer *c, struct partition_lag **out
     rd_kafka_topic_partition_list_t *ends = kafka_list(c);
     ssize_t count = -1;
     *out = NULL;
-    if (offsets_query(&c->client, ends, RD_KAFKA_OFFSET_END, timeout_ms, NULL) == 0) {
+    if (kafka_offsets_query(&c->client, ends, RD_KAFKA_OFFSET_END, timeout_ms, NULL) == 0) {
         count = (ssize_t)c->count;
         *out = mem_alloc((c->count + 1) * sizeof **out);
         pthread_mutex_lock(&c->lock);
@@ -656,7 +642,7 @@ int learn_consumer_look(struct learn_consumer *c, int timeout_ms, struct error *
         return -1;
     }
     rd_kafka_topic_partition_list_t *ends = kafka_list(c);
-    bool answered = offsets_query(&c->client, ends, RD_KAFKA_OFFSET_END, timeout_ms, NULL) == 0;
+    bool answered = kafka_offsets_query(&c->client, ends, RD_KAFKA_OFFSET_END, timeout_ms, NULL) == 0;
     for (size_t i = 0; i < c->count && answered; i++) {
         c->partitions[i].look_end = ends->elems[i].offset;
         c->look_ms = now_ms;

@@ -71,7 +71,7 @@ static void start_latest(struct kafka_client *c, const char *topic, rd_kafka_top
     rd_kafka_topic_partition_list_t *all = rd_kafka_topic_partition_list_new(16);
     if (group_is_new(c, topic, all)) {
         struct error e;
-        if (offsets_query(c, all, RD_KAFKA_OFFSET_END, COMMITTED_MS, &e)) {
+        if (kafka_offsets_query(c, all, RD_KAFKA_OFFSET_END, COMMITTED_MS, &e)) {
             log_warn("texts: start_from = latest: %s: starting from the beginning", e.text);
         } else {
             ends_commit(c, all);
@@ -104,7 +104,7 @@ void text_starts(struct kafka_client *c, const char *topic, bool latest, rd_kafk
         start_latest(c, topic, list);
     }
     rd_kafka_topic_partition_list_t *low = missing ? rd_kafka_topic_partition_list_copy(list) : NULL;
-    if (low && offsets_query(c, low, RD_KAFKA_OFFSET_BEGINNING, COMMITTED_MS, NULL) == 0) {
+    if (low && kafka_offsets_query(c, low, RD_KAFKA_OFFSET_BEGINNING, COMMITTED_MS, NULL) == 0) {
         for (int i = 0; i < list->cnt; i++) {
             if (list->elems[i].offset < 0) {
                 list->elems[i].offset = low->elems[i].offset;

@@ -175,7 +175,7 @@ static void doubted_refetch(struct text_consumer *c)
         }
     }
     pthread_mutex_unlock(&c->lock);
-    refetch(c->client, list);
+    kafka_client_refetch(c->client, list);
     rd_kafka_topic_partition_list_destroy(list);
 }
 
@@ -359,11 +359,9 @@ static rd_kafka_conf_t *text_configure(struct text_consumer *c, struct error *e)
 {
     struct buffer member = {0};
     buffer_format(&member, "%s-%s", c->config->group, c->config->instance_id);
-    rd_kafka_conf_t *conf = config_kafka(c->config, CLIENT_CONSUMER, e);
-    if (conf &&
-        (consumer_configure(conf, e) || kafka_set(conf, "group.id", c->config->group, e) ||
-         kafka_set(conf, "group.instance.id", member.data, e) || kafka_set(conf, "auto.offset.reset", "earliest", e) ||
-         kafka_set(conf, "partition.assignment.strategy", "range", e))) {
+    rd_kafka_conf_t *conf = kafka_consumer_configure(c->config, NULL, "earliest", e);
+    if (conf && (kafka_set(conf, "group.instance.id", member.data, e) ||
+                 kafka_set(conf, "partition.assignment.strategy", "range", e))) {
         rd_kafka_conf_destroy(conf);
         conf = NULL;
     }
@@ -441,11 +439,6 @@ void text_consumer_close(struct text_consumer *c)
     free(c->partitions);
     free(c->topic);
     free(c);
-}
-
-struct rd_kafka_s *text_consumer_client(struct text_consumer *c)
-{
-    return c->client->rk;
 }
 
 /* ---- polling ---- */
@@ -708,7 +701,7 @@ static int commit_until_taken(struct text_consumer *c, const struct partition_of
             return 0;
         }
         if (!atomic_exchange(&c->uncommitted, (int)err)) {
-            trouble_count();
+            kafka_trouble_count();
         }
         if (!told) { /* apart from the client's trouble, which each text that comes ends */
             struct buffer words = {0};
@@ -724,12 +717,18 @@ static int commit_until_taken(struct text_consumer *c, const struct partition_of
     }
 }
 
-int text_consumer_commit(struct text_consumer *c, const struct partition_offset *offsets, size_t n,
-                         const struct kafka_wait *wait, struct error *e)
+static int commit(void *consumer, const struct partition_offset *offsets, size_t n, const struct kafka_wait *wait,
+                  struct error *e)
 {
+    struct text_consumer *c = consumer;
     int result = commit_until_taken(c, offsets, n, wait, e);
     atomic_store(&c->uncommitted, 0);
     return result;
+}
+
+struct committer text_consumer_committer(struct text_consumer *c)
+{
+    return (struct committer){commit, c};
 }
 
 ssize_t text_consumer_lags(struct text_consumer *c, struct partition_lag **out, int timeout_ms)
@@ -746,7 +745,7 @@ ssize_t text_consumer_lags(struct text_consumer *c, struct partition_lag **out, 
         }
     }
     pthread_mutex_unlock(&c->lock);
-    if (offsets_query(c->client, list, RD_KAFKA_OFFSET_END, timeout_ms, NULL) == 0) {
+    if (kafka_offsets_query(c->client, list, RD_KAFKA_OFFSET_END, timeout_ms, NULL) == 0) {
         for (count = 0; count < list->cnt; count++) {
             int64_t behind = list->elems[count].offset + lags[count].lag;
             lags[count].lag = behind > 0 ? behind : 0;

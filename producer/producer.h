@@ -12,7 +12,8 @@
 #include "base/buffer.h"
 #include "base/error.h"
 #include "config/config.h"
-#include "consumer/consumer.h"
+#include "kafka/client.h"
+#include "kafka/consumed.h"
 
 /* ---- topics ---- */
 
@@ -46,10 +47,10 @@ struct outcome {
 
 struct publisher;
 
-/* consumer: whose offsets are committed; NULL for the learn lane's dead letters, whose offsets live in the memory.
- * wait is asked while a call waits for the broker (copied). A publisher and its calls belong to one thread; a second
- * publisher is a second producer. Does not wait for brokers. */
-int publisher_open(struct publisher **out, const struct config *config, struct text_consumer *consumer,
+/* committer: whose offsets are committed (copied); NULL for the learn lane's dead letters, whose offsets live in the
+ * memory. wait is asked while a call waits for the broker (copied). A publisher and its calls belong to one thread; a
+ * second publisher is a second producer. Does not wait for brokers. */
+int publisher_open(struct publisher **out, const struct config *config, const struct committer *committer,
                    const struct kafka_wait *wait, struct error *e);
 
 /* begin, then publish any number of batches, then commit or abort. A call that fails with

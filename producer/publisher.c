@@ -14,7 +14,7 @@ struct publisher_functions {
 
 struct publisher {
     const struct publisher_functions *functions;
-    struct text_consumer *consumer; /* NULL: no offsets of ours */
+    struct committer committer; /* commit NULL: no offsets of ours */
     struct kafka_wait wait;
     struct outbox *box;
     struct partition_offset *offsets; /* to be committed, one a partition */
@@ -43,8 +43,8 @@ static int plain_commit(struct publisher *p, struct error *e)
     if (outbox_flush(p->box, e)) {
         return -1;
     }
-    if (p->consumer && p->offsets_count) {
-        return text_consumer_commit(p->consumer, p->offsets, p->offsets_count, &p->wait, e);
+    if (p->committer.commit && p->offsets_count) {
+        return p->committer.commit(p->committer.consumer, p->offsets, p->offsets_count, &p->wait, e);
     }
     return 0;
 }
@@ -58,13 +58,13 @@ static const struct publisher_functions at_least_once = {plain_begin, plain_publ
 
 /* ---- what is common ---- */
 
-int publisher_open(struct publisher **out, const struct config *config, struct text_consumer *consumer,
+int publisher_open(struct publisher **out, const struct config *config, const struct committer *committer,
                    const struct kafka_wait *wait, struct error *e)
 {
     struct publisher *p = mem_zero(1, sizeof *p);
     *out = NULL;
     p->functions = &at_least_once;
-    p->consumer = consumer;
+    p->committer = committer ? *committer : (struct committer){0};
     p->wait = wait ? *wait : (struct kafka_wait){0};
     if (outbox_open(&p->box, config, wait, e)) {
         free(p);

@@ -420,8 +420,11 @@ int tag_lane_start(struct tag_lane **out, struct stage *s, struct error *e)
     t->texts = queue_open((size_t)s->config->queue_tokens);
     t->batches = queue_open(BATCHES_WAITING);
     *out = t; /* tag_lane_close frees it, also after an error */
-    if (text_consumer_open(&t->consumer, s->config, &events, e) ||
-        publisher_open(&t->publisher, s->config, t->consumer, &s->wait_finish, e)) {
+    if (text_consumer_open(&t->consumer, s->config, &events, e)) {
+        return -1;
+    }
+    struct committer committer = text_consumer_committer(t->consumer);
+    if (publisher_open(&t->publisher, s->config, &committer, &s->wait_finish, e)) {
         return -1;
     }
     if (stage_thread(s, &t->publish_thread, publish_main, t, e)) {

@@ -178,9 +178,11 @@ static int tag(const struct config *config)
     const struct text_consumer_events events = {revoked, &echo};
     int status = 0;
     char word[16] = "";
-    if (text_consumer_open(&echo.consumer, config, &events, &e) ||
-        publisher_open(&echo.publisher, config, echo.consumer, NULL, &e) ||
-        text_consumer_subscribe(echo.consumer, &e)) {
+    if (text_consumer_open(&echo.consumer, config, &events, &e)) {
+        return failed(&e);
+    }
+    struct committer committer = text_consumer_committer(echo.consumer);
+    if (publisher_open(&echo.publisher, config, &committer, NULL, &e) || text_consumer_subscribe(echo.consumer, &e)) {
         return failed(&e);
     }
     for (size_t assigned = 0; strcmp(word, "stop") != 0;) {

@@ -150,7 +150,8 @@ struct committed {
 static void *commit_main(void *context)
 {
     struct committed *c = context;
-    c->result = text_consumer_commit(c->member->consumer, &c->member->offset, 1, NULL, &c->error);
+    struct committer committer = text_consumer_committer(c->member->consumer);
+    c->result = committer.commit(committer.consumer, &c->member->offset, 1, NULL, &c->error);
     return NULL;
 }
 

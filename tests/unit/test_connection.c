@@ -8,7 +8,7 @@
 
 #include <cmocka.h>
 
-#include "consumer/internal.h"
+#include "kafka/internal.h"
 
 #define BROKEN_EARLY                                                                                                   \
     "127.0.0.1:9092/1: Disconnected: verify that security.protocol is correctly configured, broker might require "     \

@@ -7,7 +7,7 @@
 
 #include <cmocka.h>
 
-#include "consumer/internal.h"
+#include "kafka/position.h"
 
 static const struct read_position written = {
     .next = 8, /* not in the line: the committed offset says it */

@@ -10,12 +10,36 @@
 #include <string.h>
 
 #include "base/clock.h"
-#include "consumer/internal.h"
+#include "kafka/position.h"
 
 enum {
     POLL_MS = 50,
+    REFETCH_US = 5000000,
     MARK_BYTES_MAX = 256, /* of a written position */
 };
+
+int64_t lags_sum(struct partition_lag *lags, ssize_t count)
+{
+    int64_t sum = count < 0 ? -1 : 0;
+    for (ssize_t i = 0; i < count; i++) {
+        sum += lags[i].lag;
+    }
+    free(lags);
+    return sum;
+}
+
+void kafka_client_refetch(struct kafka_client *c, rd_kafka_topic_partition_list_t *list)
+{
+    uint64_t now = clock_us();
+    if (!list->cnt || now - c->fetched_us < REFETCH_US) {
+        return;
+    }
+    rd_kafka_error_t *error = rd_kafka_seek_partitions(c->rk, list, 0);
+    if (error) {
+        rd_kafka_error_destroy(error); /* tried again in a while */
+    }
+    c->fetched_us = now;
+}
 
 struct prober {
     const struct config *config;
@@ -46,21 +70,15 @@ void prober_close(struct prober *p)
     }
 }
 
-/* A client that assigns by hand needs a group.id, and neither joins it nor needs a right on it. */
 static rd_kafka_conf_t *prober_configure(const struct prober *p)
 {
     struct error e;
-    struct buffer group = {0};
-    buffer_format(&group, "%s-%s-check", p->config->group, p->config->instance_id);
-    rd_kafka_conf_t *conf = config_kafka(p->config, CLIENT_CONSUMER, &e);
-    if (conf &&
-        (consumer_configure(conf, &e) || kafka_set(conf, "group.id", group.data, &e) ||
-         kafka_set(conf, "auto.offset.reset", "error", &e) || kafka_set(conf, "log_level", "0", &e) ||
-         kafka_set(conf, "fetch.min.bytes", "1", &e) || kafka_set(conf, "fetch.message.max.bytes", "65536", &e))) {
+    rd_kafka_conf_t *conf = kafka_consumer_configure(p->config, "check", "error", &e);
+    if (conf && (kafka_set(conf, "log_level", "0", &e) || kafka_set(conf, "fetch.min.bytes", "1", &e) ||
+                 kafka_set(conf, "fetch.message.max.bytes", "65536", &e))) {
         rd_kafka_conf_destroy(conf);
         conf = NULL;
     }
-    buffer_free(&group);
     return conf;
 }
 
@@ -156,8 +174,8 @@ static bool bounds_ask(struct prober *p, struct position_check *checks, size_t n
         rd_kafka_topic_partition_list_add(low, checks[i].topic, checks[i].partition);
     }
     rd_kafka_topic_partition_list_t *high = rd_kafka_topic_partition_list_copy(low);
-    bool answered = offsets_query(&p->client, low, RD_KAFKA_OFFSET_BEGINNING, left_ms(until), NULL) == 0 &&
-                    offsets_query(&p->client, high, RD_KAFKA_OFFSET_END, left_ms(until), NULL) == 0;
+    bool answered = kafka_offsets_query(&p->client, low, RD_KAFKA_OFFSET_BEGINNING, left_ms(until), NULL) == 0 &&
+                    kafka_offsets_query(&p->client, high, RD_KAFKA_OFFSET_END, left_ms(until), NULL) == 0;
     for (size_t i = 0; i < n && answered; i++) {
         checks[i].low = low->elems[i].offset;
         checks[i].end = high->elems[i].offset;

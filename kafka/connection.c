@@ -6,7 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "consumer/internal.h"
+#include "kafka/internal.h"
 
 enum { SCRAM_FIXED = 0x02060100 }; /* librdkafka 2.6.1 */
 

@@ -3,7 +3,7 @@
 #include <librdkafka/rdkafka.h>
 #include <stdlib.h>
 
-#include "consumer/internal.h"
+#include "kafka/consumed.h"
 
 static int decode(struct consumed *c, struct error *e)
 {
