@@ -6,7 +6,7 @@ CC := gcc
 endif
 VERSION := 0.1.0
 
-ROOMS := base config record gpu gpu/cpu gpu/encoder store engine train kafka consumer producer stage stage/console
+ROOMS := base config record gpu gpu/cpu gpu/encoder store engine kafka consumer producer stage stage/console
 LIBRARIES := rdkafka lmdb libutf8proc libxxhash yajl zlib libmicrohttpd libzip
 # Debian 12 calls it msgpackc, Debian 13 msgpack-c
 MSGPACK := $(shell pkg-config --exists msgpack-c && echo -lmsgpack-c || echo -lmsgpackc)

@@ -83,7 +83,9 @@ def test_config_reference_is_generated():
 
 OPERATIONS = (ROOT / "docs" / "OPERATIONS.md").read_text(encoding="utf-8")
 ALERTS = ROOT / "deploy" / "prometheus" / "alerts.yml"
-ROOMS = ("base", "config", "record", "gpu", "store", "engine", "consumer", "producer", "stage", "cli")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+ROOMS = [room for room in re.findall(r"^\| `(\w+)/` \|", README, re.MULTILINE) if [*(ROOT / room).glob("**/*.h")]]
+ROOMS.remove("tests")
 
 
 def section(title):
@@ -100,6 +102,17 @@ def literals(source):
     strings = re.findall(r'"((?:[^"\\\n]|\\.)*"(?:\s*(?:PRI\w+\s*)?"(?:[^"\\\n]|\\.)*")*)', source)
     joined = (re.sub(r'"\s*(PRI\w+)?\s*"|"$', lambda m: "d" if m[1] else "", text) for text in strings)
     return [re.sub(r"%[-0-9.*+ ]*(?:ll|l|z)?[a-zA-Z]", "…", text) for text in joined]
+
+
+def test_rooms_include_what_the_readme_says():
+    wrong = []
+    for room in ROOMS:
+        for source in sorted((ROOT / room).rglob("*.[ch]")):
+            for header in re.findall(r'^#include "([^"]+)"', source.read_text(encoding="utf-8"), re.MULTILINE):
+                other, _, name = header.partition("/")
+                if other != room and (name.endswith("internal.h") or other not in ROOMS[: ROOMS.index(room)]):
+                    wrong.append(f"{source.relative_to(ROOT)} includes {header}")
+    assert not wrong, "\n".join(wrong)
 
 
 def said():
