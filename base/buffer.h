@@ -16,7 +16,7 @@ void mem_failure_to(void (*say)(const char *line));
 void *mem_alloc(size_t bytes);                     /* as malloc; free() releases */
 void *mem_zero(size_t count, size_t bytes);        /* as calloc */
 void *mem_resize(void *old, size_t bytes);         /* as realloc */
-char *mem_string(const char *data, size_t bytes);  /* a copy with a NUL behind it */
+char *mem_string(const char *data, size_t bytes);  /* a copy with a NUL after it */
 void *mem_aligned(size_t alignment, size_t bytes); /* as aligned_alloc, bytes rounded up; free() releases */
 
 /* Bytes that somebody else owns. data may be NULL only where bytes is 0. */
@@ -32,7 +32,7 @@ int slice_order(const void *a, const void *b);     /* the same for qsort and bse
 void slices_sort(struct slice *slices, size_t count);
 struct slice slice_of_last_name(const char *path); /* "b" of "/a/b" and of "/a/b//"; borrowed */
 
-/* A growing buffer; zero-initialise to start, buffer_free to end. data is kept NUL-terminated behind `bytes`
+/* A growing buffer; zero-initialise to start, buffer_free to end. data is kept NUL-terminated after `bytes`
  * (NULL only while nothing was ever appended). */
 struct buffer {
     char *data;
@@ -40,7 +40,7 @@ struct buffer {
     size_t capacity;
 };
 
-void buffer_reserve(struct buffer *b, size_t more); /* room for `more` bytes behind the end */
+void buffer_reserve(struct buffer *b, size_t more); /* room for `more` bytes after the end */
 void buffer_append(struct buffer *b, const void *data, size_t bytes);
 void buffer_byte(struct buffer *b, char c);
 void buffer_string(struct buffer *b, const char *string);
@@ -55,7 +55,7 @@ struct arena {
 };
 
 void *arena_alloc(struct arena *a, size_t bytes);
-char *arena_string(struct arena *a, const char *data, size_t bytes); /* a copy with a NUL behind it */
+char *arena_string(struct arena *a, const char *data, size_t bytes); /* a copy with a NUL after it */
 struct slice arena_slice(struct arena *a, struct slice s);
 void arena_free(struct arena *a);
 

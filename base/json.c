@@ -1,6 +1,6 @@
 /* JSON: see json.h. yajl reads (as events: its own tree converts numbers); the tree and the writer are ours.
  * yajl alone is too kind: it turns a lone surrogate's escape into '?', takes vertical tabs and form feeds for white
- * space and a string that does not end behind the value for nothing, so the text is looked over once before yajl sees
+ * space, and ignores a string after the value that does not end, so the text is looked over once before yajl sees
  * it. */
 #include "base/json.h"
 
@@ -203,7 +203,7 @@ static int check_text(struct slice text, struct error *e)
     return 0;
 }
 
-/* yajl's own sentence ("parse error: premature EOF\n") with the place put behind it. */
+/* yajl's own sentence ("parse error: premature EOF\n") with the place after it. */
 static int parse_error(yajl_handle handle, size_t at, struct error *e)
 {
     unsigned char *sentence = yajl_get_error(handle, 0, NULL, 0);

@@ -10,7 +10,7 @@ enum json_type { JSON_NULL, JSON_FALSE, JSON_TRUE, JSON_NUMBER, JSON_STRING, JSO
 
 struct json {
     enum json_type type;
-    struct slice text;        /* a string's bytes (unescaped, NUL behind them) or a number's characters */
+    struct slice text;        /* a string's bytes (unescaped, NUL after them) or a number's characters */
     struct slice name;        /* its name, inside an object */
     const struct json *child; /* first element or member, in the order of the text */
     const struct json *next;  /* next sibling */

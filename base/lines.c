@@ -15,7 +15,7 @@ enum { CHUNK_BYTES = 64 << 10 };
 enum gzip_state {
     GZIP_UNKNOWN, /* nothing read yet */
     GZIP_NONE,    /* a plain file */
-    GZIP_BETWEEN, /* behind a member: zeros, another one, or the end */
+    GZIP_BETWEEN, /* after a member: zeros, another one, or the end */
     GZIP_INSIDE,  /* in a member */
 };
 
@@ -38,7 +38,7 @@ struct lines {
     struct error error; /* kind not NONE: what every further call says */
 };
 
-/* Opens the file; a folder is told apart here, since open(2) takes it and only read(2) refuses. */
+/* Opens the file; a folder is noticed here, since open(2) takes it and only read(2) refuses. */
 static int open_file(struct lines *l, const char *path, struct error *e)
 {
     if (strcmp(path, "-") == 0) {
@@ -80,7 +80,7 @@ int lines_open(struct lines **out, const char *path, size_t line_max, struct err
     return 0;
 }
 
-/* Reads more of the file behind what is unread of it; 1, 0 at its end, -1. */
+/* Reads more of the file after what is unread of it; 1, 0 at its end, -1. */
 static int read_input(struct lines *l)
 {
     memmove(l->input, l->input + l->input_at, l->input_end - l->input_at);
@@ -135,7 +135,7 @@ static int recognise(struct lines *l)
     return 0;
 }
 
-/* Behind a member (or at the first): starts the next one. 1, 0 at the end, -1. */
+/* After a member (or at the first): starts the next one. 1, 0 at the end, -1. */
 static int start_member(struct lines *l)
 {
     do {

@@ -12,7 +12,7 @@ struct lines;
 int lines_open(struct lines **out, const char *path, size_t line_max, struct error *e);
 
 /* 1: *line holds the next line (valid until the next call); 0: the end; -1: an error (FATAL E_IO, or POISON E_LIMIT for
- * a line that is too long: the next call goes on behind it). Blank lines are returned: the caller knows what they mean.
+ * a line that is too long: the next call goes on after it). Blank lines are returned: the caller knows what they mean.
  */
 int lines_next(struct lines *l, struct slice *line, struct error *e);
 

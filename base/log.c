@@ -134,10 +134,10 @@ bool log_limited(struct log_limit *limit, enum log_level level, const char *form
     }
     uint64_t minute = clock_us() / MINUTE_US + 1;
     if (atomic_exchange(&limit->minute, minute) != minute) {
-        atomic_store(&limit->told, 0);
+        atomic_store(&limit->logged, 0);
     }
-    if (atomic_fetch_add(&limit->told, 1) >= LOG_LIMIT_LINES) {
-        atomic_fetch_add(&limit->untold, 1);
+    if (atomic_fetch_add(&limit->logged, 1) >= LOG_LIMIT_LINES) {
+        atomic_fetch_add(&limit->left_out, 1);
         return false;
     }
     char message[MESSAGE_BYTES];
@@ -145,9 +145,9 @@ bool log_limited(struct log_limit *limit, enum log_level level, const char *form
     va_start(arguments, format);
     int bytes = vsnprintf(message, sizeof message, format, arguments);
     va_end(arguments);
-    unsigned untold = atomic_exchange(&limit->untold, 0);
-    if (untold && bytes >= 0 && (size_t)bytes < sizeof message) {
-        snprintf(message + bytes, sizeof message - (size_t)bytes, " (and %u lines like this before it)", untold);
+    unsigned left_out = atomic_exchange(&limit->left_out, 0);
+    if (left_out && bytes >= 0 && (size_t)bytes < sizeof message) {
+        snprintf(message + bytes, sizeof message - (size_t)bytes, " (and %u lines like this before it)", left_out);
     }
     log_text(level, message);
     return true;

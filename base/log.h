@@ -17,11 +17,11 @@ bool log_enabled(enum log_level level);
  * (a key from outside may hold some) is written as '?'. What is longer than about 2,000 bytes is cut. */
 void log_write(enum log_level level, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
-/* How often something that may repeat without end is told. Zeroed: nothing yet. */
+/* How often something that may repeat without end is logged. Zeroed: nothing yet. */
 struct log_limit {
-    _Atomic uint64_t minute; /* the one that is counted */
-    _Atomic unsigned told;   /* in it */
-    _Atomic unsigned untold; /* since the last line */
+    _Atomic uint64_t minute;   /* the one that is counted */
+    _Atomic unsigned logged;   /* in it */
+    _Atomic unsigned left_out; /* since the last line */
 };
 
 /* Writes at most LOG_LIMIT_LINES lines a minute; the first one after some were left out says how many. False: it was

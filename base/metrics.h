@@ -32,7 +32,7 @@ void histogram_add(struct histogram *h, uint64_t sample); /* any thread */
 void metrics_head(struct buffer *out, const char *name, const char *type, const char *help);
 /* One sample. labels: as metrics_label wrote them, or NULL. */
 void metrics_sample(struct buffer *out, const char *name, const char *labels, double value);
-/* Adds name="value" to labels, behind a comma where it is not the first. */
+/* Adds name="value" to labels, after a comma where it is not the first. */
 void metrics_label(struct buffer *labels, const char *name, const char *value);
 /* Head and sample of a metric without labels. */
 void metrics_counter(struct buffer *out, const char *name, const char *help, uint64_t value);

@@ -42,7 +42,7 @@ int npy_bytes(struct npy *a, size_t bytes, const unsigned char **out, struct err
     return 0;
 }
 
-/* Behind the last item nothing may stand; libzip compares the checksum when it is asked for more. */
+/* Nothing may follow the last item; libzip compares the checksum when it is asked for more. */
 int npy_end(struct npy *a, struct error *e)
 {
     unsigned char more;
@@ -109,7 +109,7 @@ int npy_set(struct npy *a, bool *out, struct error *e)
 
 /* ---- an array's header ---- */
 
-/* What stands behind 'key': in the header, a Python dictionary as NumPy writes it; NULL: no such key. */
+/* What follows 'key': in the header, a Python dictionary as NumPy writes it; NULL: no such key. */
 static const char *header_value(const char *header, const char *key)
 {
     const char *at = strstr(header, key);

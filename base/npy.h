@@ -34,7 +34,7 @@ int npy_bytes(struct npy *a, size_t bytes, const unsigned char **out, struct err
 int npy_count(struct npy *a, uint64_t *out, struct error *e);
 /* Whether the next item, a number of at most 8 bytes that is 0 or more, is not 0. */
 int npy_set(struct npy *a, bool *out, struct error *e);
-/* Behind the last item nothing may stand. */
+/* Nothing may follow the last item. */
 int npy_end(struct npy *a, struct error *e);
 int npy_damaged(const struct npy *a, const char *what, struct error *e); /* "path: name what"; returns -1 */
 void npy_close(struct npy *a);

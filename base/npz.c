@@ -1,4 +1,4 @@
-/* See npz.h. The arrays (npy.h) indptr, indices and data are walked side by side: rows stand in all three in the same
+/* See npz.h. The arrays (npy.h) indptr, indices and data are walked side by side: all three have the rows in the same
  * order, so no more than a buffer of each is held. */
 #include "base/npz.h"
 

@@ -5,7 +5,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-/* Bytes of the character that begins here, 1 to 4; 0: what stands here is none. bytes > 0. */
+/* Bytes of the character that begins here, 1 to 4; 0: what is here is none. bytes > 0. */
 size_t utf8_character(const char *data, size_t bytes);
 
 /* Does this character of so many bytes end a line for some reader, steer a terminal, or turn the writing direction?

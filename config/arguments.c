@@ -1,4 +1,4 @@
-/* The command line behind the subcommand: a command's own flags, every option of the table, -c, -X, --help and
+/* The command line after the subcommand: a command's own flags, every option of the table, -c, -X, --help and
  * positional arguments. Flags are read first, since they name the file, and applied last, since they win. */
 #include <assert.h>
 #include <stdlib.h>
@@ -80,7 +80,7 @@ static int flag_unknown(const struct config_command *command, const char *name, 
     return -1;
 }
 
-/* The value behind a flag: inline (--flag=value), or the next argument whatever it looks like. */
+/* The value after a flag: inline (--flag=value), or the next argument whatever it looks like. */
 static int value_take(struct cursor *c, const char *flag, const char *inline_value, const char **value, struct error *e)
 {
     if (inline_value) {

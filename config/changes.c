@@ -25,7 +25,7 @@ static void option_compare(const struct option *o, const struct config *before, 
     buffer_free(&new);
 }
 
-/* An option whose line in the file is another one, while a variable or a flag stands above it. */
+/* An option whose line in the file is another one, while a variable or a flag wins over it. */
 static void overridden_compare(size_t option, const struct config *before, const struct config *now, struct buffer *out)
 {
     const char *old = before->private->file_values[option], *new = now->private->file_values[option];

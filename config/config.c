@@ -12,7 +12,7 @@
 #include "base/log.h"
 #include "config/internal.h"
 
-/* instance_id is the host's name unless told; what Kafka takes in no name becomes a dash. */
+/* instance_id is the host's name unless set; what Kafka takes in no name becomes a dash. */
 static void instance_id_default(struct config *config)
 {
     char host[CONFIG_TOPIC_BYTES_MAX + 1] = "";

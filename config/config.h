@@ -72,8 +72,8 @@ struct config_change {
     const char *section, *name, *value;
 };
 
-/* Puts values into the file, each name at most once: in place where the name stands (where it stands last, if it does
- * so twice), else at the end of its section, a new section at the end of the file; a missing file is made. All other
+/* Puts values into the file, each name at most once: in place where the name is (the last place, if it is there
+ * twice), else at the end of its section, a new section at the end of the file; a missing file is made. All other
  * bytes stay: comments, order, blanks, line ends. A value that already says the same is left as it is written, and
  * where all are, the file is not touched. A link's target is what changes; owner and mode stay.
  * Whole or not at all: the new file takes the old one's place only after it was read and gave these values. Errors, the
@@ -101,10 +101,10 @@ struct config_command {
 
 struct arguments;
 
-/* Reads argv (behind the subcommand), the environment and the file into *config and *arguments; the caller frees both,
+/* Reads argv (after the subcommand), the environment and the file into *config and *arguments; the caller frees both,
  * also after an error. An error is E_USAGE with a line that names the flag, variable or file:line and, for a misspelt
  * name, the nearest one. Sets up the log as its options say, and logs the warnings (an unknown ENGRAM_ variable, a key
- * that stands twice). Returns 1 when --help was asked for and printed to standard output: the command then ends with
+ * that is there twice). Returns 1 when --help was asked for and printed to standard output: the command then ends with
  * status 0. */
 int config_read(const struct config_command *command, int argc, char **argv, struct config *config,
                 struct arguments **arguments, struct error *e);

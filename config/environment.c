@@ -57,7 +57,7 @@ static bool ends_with(const char *text, const char *end)
     return bytes >= end_bytes && strcmp(text + bytes - end_bytes, end) == 0;
 }
 
-/* "8080_TCP" and "8080_TCP_ADDR", what stands after _PORT_? */
+/* "8080_TCP" and "8080_TCP_ADDR", what follows _PORT_? */
 static bool service_port(const char *rest)
 {
     static const char *const protocols[] = {"_TCP", "_UDP", "_SCTP"};

@@ -91,18 +91,18 @@ bool config_kafka_name(const char *name);
 struct file_line {
     enum { LINE_BLANK, LINE_COMMENT, LINE_SECTION, LINE_PAIR, LINE_WRONG } kind;
     struct slice name;  /* of the section; the pair's key */
-    struct slice value; /* of a pair; where it is empty, what stands behind the = is blank */
+    struct slice value; /* of a pair; where it is empty, what follows the = is blank */
 };
 
 struct file_line file_line_of(struct slice line);
 bool file_blank(char c);                        /* what the reader takes away around names and values */
 bool file_takes_quotes(const struct option *o); /* around a value, so that blanks at its ends stay */
-bool file_is_quoted(struct slice value);        /* then it is what stands between the quotes */
+bool file_is_quoted(struct slice value);        /* then it is what is between the quotes */
 /* Reads `path`, called `name` in messages. */
 int config_read_file(struct config *config, const char *path, const char *name, struct error *e);
 int config_read_environment(struct config *config, struct error *e);
 
-/* Flags are read before the file, since they name it, and applied behind everything else. */
+/* Flags are read before the file, since they name it, and applied after everything else. */
 int arguments_read(struct arguments **out, const struct config_command *command, int argc, char **argv,
                    struct error *e);
 int arguments_apply(const struct arguments *a, struct config *config, struct error *e);
@@ -136,7 +136,7 @@ void property_default_rows(void (*each)(const char *section, const char *name, c
 /* The entry that a client (SCOPE_CONSUMER, SCOPE_PRODUCER) takes for a property; NULL: librdkafka's default. */
 const struct property *property_winner(const struct config *config, const char *name, enum scope client);
 const char *property_canonical(const char *name); /* what an alias stands for, else the name itself */
-/* Does a client take this very entry, or does another one stand above it for every client? */
+/* Does a client take this very entry, or does another one win over it for every client? */
 bool property_in_force(const struct config *config, const struct property *p);
 
 /* ---- printing ---- */

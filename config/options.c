@@ -140,7 +140,7 @@ bool option_reads_as_bool(const char *text, bool *value)
     return false;
 }
 
-/* A whole decimal number and nothing else; *end is what stands behind it. */
+/* A whole decimal number and nothing else; *end is what follows it. */
 static bool int_parse(const char *text, int64_t *value, const char **end)
 {
     char *stop;

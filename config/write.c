@@ -1,7 +1,7 @@
 /* Putting values into the configuration file, and nothing else: see config_file_set. The bytes are cut where the reader
  * itself would cut them (file_line_of), and the reader judges the result before it takes the file's place. The
- * surprise: the value in force of a name that stands twice is the last one, over all parts of its section, and under
- * [kafka] a name may stand as an alias of itself. */
+ * surprise: the value in force of a name that is there twice is the last one, over all parts of its section, and under
+ * [kafka] a name may be there as an alias. */
 #define _XOPEN_SOURCE 700 /* realpath */
 #include <errno.h>
 #include <fcntl.h>
@@ -104,13 +104,13 @@ static bool names(struct slice key, const struct config_change *c)
 }
 
 struct place {
-    bool found;         /* the name stands already: [from, end) is its value, behind its = */
+    bool found;         /* the name is there already: [from, end) is its value, after its = */
     struct slice value; /* that one, without the blanks around it; points into the text */
     bool section;       /* else, the section does: `from` is its end */
     size_t from, end;
 };
 
-/* A section ends behind its last pair (or its own line) and the comments that stand right below it, up to a blank line:
+/* A section ends after its last pair (or its own line) and the comments right below it, up to a blank line:
  * comments right above the next section are that one's. */
 static struct place place_of(const struct buffer *text, const struct config_change *c)
 {
@@ -165,7 +165,7 @@ static bool option_reads(const struct option *o, const char *text, struct buffer
     return reads;
 }
 
-/* Do both texts stand for one value? */
+/* Do both texts say one value? */
 static bool same_value(const struct option *o, const char *a, const char *b)
 {
     struct buffer x = {0}, y = {0};
@@ -182,8 +182,8 @@ static const struct option *option_of(const struct config_change *c)
     return o && strcmp(o->section, c->section) == 0 ? o : NULL;
 }
 
-/* Does the value that stands there say this already? */
-static bool stands(const struct config_change *c, struct slice value)
+/* Does the value that is there say this already? */
+static bool says_already(const struct config_change *c, struct slice value)
 {
     const struct option *o = option_of(c);
     if (!o) {
@@ -206,7 +206,7 @@ static void value_write(const struct config_change *c, struct slice before, stru
     buffer_format(out, quotes ? "\"%s\"" : "%s", c->value);
 }
 
-/* Does nothing stand there, or a blank line last? */
+/* Is nothing there, or a blank line last? */
 static bool ends_blank(const struct buffer *text)
 {
     struct span s = {0};
@@ -223,14 +223,14 @@ static bool change_put(struct buffer *text, const struct config_change *c)
     struct place p = place_of(text, c);
     struct buffer with = {0};
     size_t from = p.from, end = p.end;
-    if (p.found && stands(c, p.value)) {
+    if (p.found && says_already(c, p.value)) {
         return false;
     }
     if (p.found && p.value.bytes) {
         from = (size_t)(p.value.data - text->data);
         end = from + p.value.bytes;
         value_write(c, p.value, &with);
-    } else if (p.found) { /* an empty value: behind the blanks, or one */
+    } else if (p.found) { /* an empty value: after the blanks, or one */
         while (end > from && byte_before(text, end) == '\r') {
             end--;
         }

@@ -90,7 +90,7 @@ int record_check_name(struct slice key, const char *what, struct error *e)
     return fault ? error_set(e, ERROR_POISON, E_KEY, "%s %s", what, fault) : 0;
 }
 
-/* The name that stands in the value, where one does. */
+/* The name in the value, where there is one. */
 static int check_own_name(const struct schema *schema, struct slice name, struct error *e)
 {
     enum error_code code;

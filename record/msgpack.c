@@ -20,7 +20,7 @@ struct cursor {
 /* A value's header, with what hangs on it. */
 struct token {
     enum token_type type;
-    struct slice body; /* behind the header: of a str its characters, of a number its bytes; empty for containers */
+    struct slice body; /* after the header: of a str its characters, of a number its bytes; empty for containers */
     uint64_t items;    /* of a container: values that follow (two for each of a map's pairs) */
 };
 
@@ -80,7 +80,7 @@ static int read_header(struct cursor *c, struct token *out, uint64_t *number, st
     return 0;
 }
 
-/* One header and its body; the cursor then stands at the next value (a container's first item). */
+/* One header and its body; the cursor is then at the next value (a container's first item). */
 static int next_token(struct cursor *c, struct token *out, struct error *e)
 {
     size_t start = c->at;

@@ -1,7 +1,7 @@
 /* Rows of keys and values inside a write transaction: slots, vectors, label lists, word pieces. Each block that changes
  * is decoded once, edited in memory, and flushed at the commit (or earlier, when the copies grow large), so that a
  * batch writes it once. What surprises: a block of either kind that is not full yet has no entry in `keys`; its rows
- * stand one by one in `tail` until the last one is handed out, and then move. */
+ * are one by one in `tail` until the last one is handed out, and then move. */
 #include <stdlib.h>
 
 #include "store/internal.h"

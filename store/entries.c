@@ -314,8 +314,8 @@ int block_header_check(const struct memory *m, enum db db, uint64_t block, struc
             whole = value.bytes == (bytes < m->values_bytes_min ? m->values_bytes_min : bytes);
         }
     }
-    /* Values of their own pages stand 16 bytes into one. A page that this very transaction wrote is LMDB's own
-     * allocation, aligned to 16 bytes, not to a page. */
+    /* Values that have pages of their own begin 16 bytes into one. A page that this very transaction wrote is LMDB's
+     * own allocation, aligned to 16 bytes, not to a page. */
     if (whole && (uintptr_t)value.data % 8) {
         return error_set(e, ERROR_FATAL, E_INTERNAL, "%s: LMDB placed block %llu of '%s' where it cannot be read",
                          m->path, (unsigned long long)block, db_name(db));

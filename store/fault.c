@@ -1,4 +1,4 @@
-/* A fault inside the map of an open memory, or inside LMDB: it follows what stands in the pages, so a damaged one ends
+/* A fault inside the map of an open memory, or inside LMDB: it follows what is in the pages, so a damaged one ends
  * in SIGSEGV, SIGBUS (also where the file was cut while it was open) or in an assertion of LMDB's. Whoever calls
  * memory_faults_catch gets one line about it, and the process ends with status 1. A fault anywhere else ends the
  * process as before: the handler puts back what was there, and the instruction faults again. Where the map lies

@@ -1,6 +1,6 @@
 /* data.mdb before it is mapped: are its first pages of one file, and does it reach the last page that they count as
  * used? LMDB does not ask, and a missing page is a SIGBUS later. What surprises: a sound file may lack pages at its
- * end, for LMDB never writes pages that one transaction both took and gave back; then all of them must stand in the
+ * end, for LMDB never writes pages that one transaction both took and gave back; then all of them must be in the
  * free list. Beside a running writer all this can change under our hands, so what does not fit is read again before it
  * is believed. And the file that lies beside it while a copy is made. */
 #include <errno.h>

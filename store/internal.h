@@ -1,7 +1,7 @@
-/* What the files of store/ share: the layout as it stands on disk (docs/MEMORY.md describes the same, byte by byte),
+/* What the files of store/ share: the layout as it is on disk (docs/MEMORY.md describes the same, byte by byte),
  * the open memory, and the edits that a write transaction collects before it flushes them into LMDB. Everything on disk
  * is little-endian; structs below are the stored bytes, without padding. Values that LMDB keeps inline are aligned to 2
- * bytes only: their heads are copied out, never cast. Values over half a page stand on pages of their own, 16 bytes in:
+ * bytes only: their heads are copied out, never cast. Values over half a page are on pages of their own, 16 bytes in:
  * `keys` and `values` are always that large, and may be read in place. */
 #ifndef ENGRAM_STORE_INTERNAL_H
 #define ENGRAM_STORE_INTERNAL_H
@@ -55,7 +55,7 @@ struct meta {
     uint64_t counter; /* raised by each write transaction; the version of the blocks that it changed */
     uint64_t instances, labels, label_keys;
     uint64_t next_block;
-    uint64_t open[2];     /* the block of each kind whose rows stand in `tail`, or NO_BLOCK */
+    uint64_t open[2];     /* the block of each kind whose rows are in `tail`, or NO_BLOCK */
     uint64_t free[3];     /* entries of `free`: instance slots, label slots, label ids */
     uint64_t label_bound; /* one more than the largest label id ever given */
     uint64_t version;
@@ -75,7 +75,7 @@ struct block_header {
     uint32_t count; /* rows ever handed out: the first `count` */
     uint32_t kind;
     uint32_t dtype, dim, rows;
-    uint32_t labels; /* `values`: label ids behind the fixed part; `keys`: 0 */
+    uint32_t labels; /* `values`: label ids after the fixed part; `keys`: 0 */
 };
 _Static_assert(sizeof(struct block_header) == 48, "with LMDB's 16 bytes: vectors start on a cache line");
 
@@ -134,7 +134,7 @@ struct number_value { /* label_names: the id; free, changes: what the key says *
     uint64_t number;
 };
 
-/* `values` behind its header: ties [rows] u64, starts [rows + 1] u32, piece_starts [rows + 1] u32, used [rows] u8,
+/* `values` after its header: ties [rows] u64, starts [rows + 1] u32, piece_starts [rows + 1] u32, used [rows] u8,
  * candidate [rows] u8, label ids u32, pieces u16 or u32. rows is a multiple of 64, so each is aligned to its size. */
 static inline size_t values_starts_at(size_t rows)
 {
@@ -223,7 +223,7 @@ void copy_leftover_drop(const char *folder);
 enum {
     PAGE_HEAD = 16,
     PAGE_OVERFLOW = 0x04, /* the kind of page that a large value begins in */
-    NODE_BIG = 0x01,      /* the value stands on pages of its own */
+    NODE_BIG = 0x01,      /* the value is on pages of its own */
     NODE_TREE = 0x02,     /* the value is a struct lmdb_tree */
 };
 
@@ -234,7 +234,7 @@ struct lmdb_tree {
     uint16_t flags, depth;
     uint64_t branch_pages, leaf_pages, overflow_pages, entries, root;
 };
-struct lmdb_meta { /* a meta page behind its page head */
+struct lmdb_meta { /* a meta page after its page head */
     uint32_t magic, version;
     uint64_t address, map_size;
     struct lmdb_tree free, main;
@@ -256,7 +256,7 @@ struct pages {
 struct tree_entry {
     struct slice key;
     uint64_t bytes;            /* of the value */
-    const unsigned char *data; /* the value; NULL: it stands on pages of its own, from `page` on */
+    const unsigned char *data; /* the value; NULL: it is on pages of its own, from `page` on */
     uint64_t page;
 };
 typedef int tree_entry_each(const struct tree_entry *entry, void *context, struct error *e);
@@ -274,7 +274,7 @@ int pages_free_walk(struct pages *p, struct error *e); /* marks what the free li
 
 /* ---- trees (trees.c): a memory's own among them ---- */
 
-/* That the newer meta page holds the later commit, as the counter in `meta` tells; 0 also where it cannot be told. */
+/* That the newer meta page has the later commit, by the counter in `meta`; 0 also where that is not known. */
 int trees_newer_check(const struct pages *p, struct error *e);
 /* All thirteen, each page used once; reports what does not hold, one line a tree, and returns how many. */
 uint64_t trees_check(struct pages *p, void (*report)(const char *line, void *context), void *context);
@@ -414,7 +414,7 @@ struct block_edit {
     uint64_t block;
     uint64_t version_before; /* 0: new */
     uint32_t kind, count;
-    bool sealed;                           /* stands in `keys`; else its rows stand in `tail` */
+    bool sealed;                           /* it is in `keys`; else its rows are in `tail` */
     unsigned char *image;                  /* [block_bytes] the value of `keys` to be; NULL: no row changed */
     uint64_t changed[BLOCK_ROWS_MAX / 64]; /* of a block not sealed: rows whose vector is in the image */
     uint64_t ties[BLOCK_ROWS_MAX];

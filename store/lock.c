@@ -21,7 +21,7 @@ enum { LOCK_TRIES = 30, LOCK_WAIT_MS = 10 };
 struct registered {
     struct registered *next;
     uint64_t device, inode;
-    pid_t pid; /* a child of fork inherits the list, but not the right to use what stands in it */
+    pid_t pid; /* a child of fork inherits the list, but not the right to use what is in it */
 };
 
 static pthread_mutex_t registry_lock = PTHREAD_MUTEX_INITIALIZER;

@@ -173,7 +173,7 @@ static int environment_open(struct memory *m, uint64_t map_size, uint64_t bytes_
     m->map_size = ((map_size ? map_size : MAP_SIZE_DEFAULT) + os_page - 1) / os_page * os_page;
     int rc = environment_try(m);
     /* Who leaves last destroys the mutexes (LMDB 0.9.27 and later), and who waits to enter meanwhile finds them so; the
-     * next one to enter alone makes them anew. */
+     * next one to enter alone makes them again. */
     for (int tries = 0; rc == EINVAL && tries < OPEN_TRIES; tries++) {
         mdb_env_close(m->env);
         m->env = NULL;

@@ -1,6 +1,6 @@
 /* verify_open: the trees first (trees.c), and if they hold together every entry of every database, read in one
  * transaction and held against the others. Reads only. What surprises: it trusts no count in `meta`; it counts for
- * itself and compares at the end. The digest's terms can be computed anew only where the text is stored; where it is
+ * itself and compares at the end. The digest's terms can be computed again only where the text is stored; where it is
  * not, the stored term counts. */
 #include <stdio.h>
 #include <stdlib.h>
@@ -18,7 +18,7 @@ struct verify {
     uint64_t instances, labels, label_keys, version;
     uint64_t unused[2];    /* rows handed out and not in use, by kind */
     uint64_t free[3];      /* entries of `free` */
-    uint64_t tails, slots; /* rows that should stand in them */
+    uint64_t tails, slots; /* rows that should be in them */
     struct arena arena;    /* of the row being looked at */
     struct buffer scratch;
 };
@@ -166,7 +166,7 @@ static int row_check(struct verify *v, const struct row *r, struct error *e)
     return found < 0 ? -1 : 0;
 }
 
-/* The block's vectors in `keys`, or NULL where they stand in `tail` or are broken. */
+/* The block's vectors in `keys`, or NULL where they are in `tail` or are broken. */
 static int sealed_check(struct verify *v, const struct block_header *values, const unsigned char **vectors,
                         struct error *e)
 {
@@ -383,8 +383,8 @@ static int instance_check(struct verify *v, struct slice id, struct slice value,
     if (whole < 0) {
         return -1;
     }
-    struct digest anew = whole ? instance_digest(&v->scratch, id, names, count, text) : stored;
-    if (!whole || anew.high != stored.high || anew.low != stored.low) {
+    struct digest again = whole ? instance_digest(&v->scratch, id, names, count, text) : stored;
+    if (!whole || again.high != stored.high || again.low != stored.low) {
         problem(v, "the digest of instance \"%.*s\" is not that of its labels and text", PRINT(id));
     }
     return 0;
@@ -422,10 +422,10 @@ static int label_check(struct verify *v, struct slice key, struct slice value, s
         return 0;
     }
     struct digest stored = {head.digest_high, head.digest_low};
-    struct digest anew = head.has_text ? label_digest(&v->scratch, name, text) : stored;
+    struct digest again = head.has_text ? label_digest(&v->scratch, name, text) : stored;
     v->label_keys++;
     v->sum = digest_add(v->sum, stored);
-    if (anew.high != stored.high || anew.low != stored.low) {
+    if (again.high != stored.high || again.low != stored.low) {
         problem(v, "the digest of label \"%.*s\" is not that of its text", PRINT(name));
     }
     return slot_holds(v, head.slot, KEY_LABEL, name, e);

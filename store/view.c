@@ -222,7 +222,7 @@ int view_take(struct memory *m, MDB_txn *txn, const struct meta *meta, struct vi
             m->view = copy;
         }
         if (view_update(m, txn, meta, m->view, e)) {
-            view_release(m->view); /* half changed: the next snapshot starts anew */
+            view_release(m->view); /* half changed: the next snapshot starts again */
             m->view = NULL;
             return -1;
         }

@@ -132,7 +132,7 @@ static void test_what_repeats_is_limited(void **state)
     assert_true(told >= LOG_LIMIT_LINES && told <= 2 * LOG_LIMIT_LINES); /* a minute may have begun meanwhile */
 
     unsigned before = 1000 - told;
-    atomic_store(&limit.untold, before);
+    atomic_store(&limit.left_out, before);
     atomic_store(&limit.minute, 0); /* as if it was long ago */
     capture();
     assert_true(log_limited(&limit, LOG_LEVEL_WARN, "once more"));
