@@ -104,7 +104,7 @@ static bool is_lfxmc(struct slice line)
     return is;
 }
 
-/* By the first line that is not empty. What cannot be read is told when it is read. */
+/* By the first line that is not empty. What cannot be read is reported when it is read. */
 static bool first_line_is_lfxmc(const char *path)
 {
     struct lines *lines = NULL;

@@ -108,7 +108,7 @@ void dexml_close(struct dexml *d);
 int pairs_open(struct pairs **out, struct data_file *f, size_t labels, struct error *e);
 /* The labels of a row's pairs, valid until the next call. p may be NULL. */
 const uint64_t *pairs_of(struct pairs *p, uint64_t row, size_t *count);
-/* Behind the last row: names a pair of a row that the file does not have. */
+/* After the last row: names a pair of a row that the file does not have. */
 void pairs_end(struct pairs *p, struct data_file *f, uint64_t rows);
 void pairs_close(struct pairs *p);
 

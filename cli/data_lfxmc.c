@@ -13,7 +13,7 @@ struct lfxmc {
     struct arena scratch; /* the line's tree */
     struct name_set seen; /* uids of this file */
     char *labels_path;    /* lbl.json; NULL for labels, and where nobody asks for them */
-    struct buffer names;  /* uids of lbl.json, one behind the other */
+    struct buffer names;  /* uids of lbl.json, one after the other */
     uint64_t *ends;       /* where each ends; one that ends where it begins is a bad line */
     size_t ends_count, ends_capacity;
 };

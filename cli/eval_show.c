@@ -1,6 +1,6 @@
 /* `engram eval --show N`: what one looks at first when a tag is wrong. For each text the labels as they would be
  * published, right or wrong against the file's gold ones, under each the keys that gave it most, and the gold labels
- * that were missed with where they stand. The surprise: a text is predicted once more here, for its evidence; the
+ * that were missed with where they are. The surprise: a text is predicted once more here, for its evidence; the
  * metrics ask for none. */
 #include <stdlib.h>
 #include <string.h>
@@ -85,7 +85,7 @@ static void key_append(struct eval_show *s, const struct evidence *v)
     buffer_byte(out, '\n');
 }
 
-/* The evidence stands by what it gave: the first that has the label gave it most. */
+/* The evidence is in the order of what it gave: the first that has the label gave it most. */
 static void keys_append(struct eval_show *s, const struct prediction *p, struct slice label)
 {
     size_t count = 0;

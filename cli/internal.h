@@ -1,5 +1,5 @@
 /* What the commands share: exit statuses, the error line, the progress bar, and opening what a command works with.
- * One file a command; each gives command_NAME(argc, argv) with argv behind the command's name (argv[0] is the first
+ * One file a command; each gives command_NAME(argc, argv) with argv after the command's name (argv[0] is the first
  * argument), and one line in the table of engram.c. Results go to standard output, everything else to standard error.
  */
 #ifndef ENGRAM_CLI_INTERNAL_H
@@ -184,7 +184,7 @@ int eval_show_add(struct eval_show *s, const struct instance_record *texts, cons
 struct input;
 
 struct input_line {
-    char *data; /* owned by who took it, NUL behind it */
+    char *data; /* owned by who took it, NUL after it */
     size_t bytes;
     bool bad; /* the line cannot be read: data says why */
 };

@@ -103,7 +103,7 @@ static int load_file(struct load *l, struct data_file *file, enum fold_kind kind
     }
     if (found < 0) {
         struct error flush;
-        load_flush(l, kind, &flush); /* what stands before the fault is folded; the fault is the news */
+        load_flush(l, kind, &flush); /* what is before the fault is folded; the fault is the news */
         return -1;
     }
     return load_flush(l, kind, e);

@@ -1,5 +1,5 @@
 /* engram memory stats | get ID | verify | export | backup DIR | compact: works on a memory without an encoder, and but
- * for compact beside a running stage. What copies a memory stands in memory_copy.c. */
+ * for compact beside a running stage. What copies a memory is in memory_copy.c. */
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
@@ -258,7 +258,7 @@ enum action_kind { STATS, GET, VERIFY, EXPORT, BACKUP, COMPACT, ACTIONS };
 
 static const struct {
     const char *name;
-    const char *takes; /* the argument that it needs behind its name */
+    const char *takes; /* the argument that it needs after its name */
 } actions[ACTIONS] = {[STATS] = {"stats", NULL},   [GET] = {"get", "ID"},        [VERIFY] = {"verify", NULL},
                       [EXPORT] = {"export", NULL}, [BACKUP] = {"backup", "DIR"}, [COMPACT] = {"compact", NULL}};
 

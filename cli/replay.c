@@ -145,7 +145,7 @@ static int replay_file(struct replay *r, int which, struct error *e)
         return -1;
     }
     struct error drain;
-    if (found < 0) { /* what stands before the fault is sent; the fault is the news */
+    if (found < 0) { /* what is before the fault is sent; the fault is the news */
         replay_drain(r, &drain);
         return -1;
     }

@@ -128,7 +128,7 @@ static void reload(struct running *r)
     }
     config_compare(r->started, before, &now, &changes);
     enum log_level level = (enum log_level)now.log_level;
-    if (log_enabled(level)) { /* a quieter log begins behind the line that says so */
+    if (log_enabled(level)) { /* a quieter log begins after the line that says so */
         reload_tell(&now, &changes);
         log_set_level(level);
     } else {

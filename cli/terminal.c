@@ -1,5 +1,5 @@
 /* Text from outside on a terminal: control characters would move its cursor, and a mark that turns the writing
- * direction would reorder what stands behind it. Widths are utf8proc's: two columns for a wide character, none for a
+ * direction would reorder what follows it. Widths are utf8proc's: two columns for a wide character, none for a
  * combining one. */
 #include "cli/terminal.h"
 
@@ -79,7 +79,7 @@ size_t plain_fit(struct buffer *out, struct slice text, size_t columns)
 {
     const size_t dots = strlen("...");
     size_t bytes = utf8_cut(text.data, text.bytes, columns * BYTES_PER_COLUMN);
-    size_t end = 0, width = 0, cut_end = 0, cut_width = 0; /* cut: what fits with the dots behind it */
+    size_t end = 0, width = 0, cut_end = 0, cut_width = 0; /* cut: what fits with the dots after it */
     while (end < bytes) {
         struct shown s = character_shown(text.data + end, bytes - end);
         if (width + s.columns > columns) {

@@ -15,7 +15,7 @@ void plain_append(struct buffer *out, struct slice text, size_t bytes_max);
 /* The same, but at most so many columns wide, "..." included. Returns how wide it came out. */
 size_t plain_fit(struct buffer *out, struct slice text, size_t columns);
 
-/* Writes what could steer the terminal as \uXXXX, which is the same value where it stands in a JSON string. Newlines
+/* Writes what could steer the terminal as \uXXXX, which is the same value where it is in a JSON string. Newlines
  * and tabs stay. */
 void escape_lines(struct buffer *lines);
 

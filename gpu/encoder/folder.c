@@ -119,7 +119,7 @@ static const char *module_path(const struct json *module)
     return path->text.data;
 }
 
-/* modules.json: where the transformer and the pooling stand (NULL: there is none). Without the file the folder is a
+/* modules.json: where the transformer and the pooling are (NULL: there is none). Without the file the folder is a
  * plain Hugging Face one: pooling by mean, as the authors' library does it. */
 static int modules_read(struct reading *r, const char **transformer, const char **pooling)
 {

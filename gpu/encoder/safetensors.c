@@ -18,7 +18,7 @@ struct safetensors {
     char *path;
     const uint8_t *file;
     size_t file_bytes;
-    const uint8_t *data; /* behind the header */
+    const uint8_t *data; /* after the header */
     size_t data_bytes;
     struct arena arena;
     const struct json *header;

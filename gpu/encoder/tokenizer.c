@@ -1,7 +1,7 @@
 /* WordPiece: the vocabulary as a trie, and one pass over a text that normalises, splits and matches as it goes.
  * A text is read code point by code point: cleaned, decomposed, stripped of marks, lower-cased; words end at spaces,
  * punctuation, CJK ideographs and added tokens, and each is matched longest piece first. Added tokens are looked for
- * twice: in the text as it stands, and, those that are normalised, in what normalising makes of what is left, for which
+ * twice: in the text as it is, and, those that are normalised, in what normalising makes of what is left, for which
  * a window as long as the longest of them is kept. Nothing else of a text is kept but the word at hand, so the cost is
  * linear and the pass ends as soon as the ids are full. The surprise: a word of more characters than the model takes is
  * [UNK] as a whole, so a run of marks or letters beyond that needs no room and no sorting. */
@@ -202,10 +202,10 @@ static int32_t char_last(struct slice text)
     return char_first((struct slice){text.data + text.bytes - bytes, bytes});
 }
 
-/* Whether a token found between those two stands: one that must be a single word may touch none. */
-static bool added_stands(const struct added *added, int32_t before, struct slice behind)
+/* Whether a token found between those two counts: one that must be a single word may touch none. */
+static bool added_counts(const struct added *added, int32_t before, struct slice after)
 {
-    return !added->single_word || !(codepoint_is_word(before) || codepoint_is_word(char_first(behind)));
+    return !added->single_word || !(codepoint_is_word(before) || codepoint_is_word(char_first(after)));
 }
 
 static void added_push(struct pass *p, const struct added *added)
@@ -222,7 +222,7 @@ static size_t window_take(struct pass *p)
     size_t bytes = p->window_skip > 0 ? 0 : trie_longest(&p->t->normalised, 0, rest, &which);
     if (bytes > 0) {
         const struct added *added = &p->t->added[which];
-        if (added_stands(added, p->window_before, (struct slice){rest.data + bytes, rest.bytes - bytes})) {
+        if (added_counts(added, p->window_before, (struct slice){rest.data + bytes, rest.bytes - bytes})) {
             added_push(p, added);
             p->window_before = char_last((struct slice){rest.data, bytes});
             return bytes;
@@ -287,7 +287,7 @@ static void marks_flush(struct pass *p)
 }
 
 /* Keeps the marks since the last starter sorted by combining class, equal ones as they came (Unicode's canonical
- * order). One more than a word may have makes the word [UNK], so what comes behind that is not kept. */
+ * order). One more than a word may have makes the word [UNK], so what comes after that is not kept. */
 static void mark_insert(struct pass *p, int32_t c, uint8_t class)
 {
     if (p->marks_count > p->t->word_chars_max) {
@@ -365,7 +365,7 @@ static void segment_end(struct pass *p)
     word_end(p);
 }
 
-/* An added token at that place of the text as it stands: its bytes, 0 where there is none. */
+/* An added token at that place of the text as it is: its bytes, 0 where there is none. */
 static size_t raw_take(struct pass *p, size_t at)
 {
     struct slice rest = {p->text.data + at, p->text.bytes - at};
@@ -375,7 +375,7 @@ static size_t raw_take(struct pass *p, size_t at)
         return 0;
     }
     const struct added *added = &p->t->added[which];
-    if (!added_stands(added, char_last((struct slice){p->text.data, at}),
+    if (!added_counts(added, char_last((struct slice){p->text.data, at}),
                       (struct slice){rest.data + bytes, rest.bytes - bytes})) {
         p->raw_skip = bytes;
         return 0;

@@ -24,7 +24,7 @@ struct added_token {
     struct slice text;
     int32_t id;
     bool special;     /* of two that are looked for alike, a special one is found, else the first */
-    bool normalized;  /* looked for in the normalised text, after those that are not; else in the text as it stands */
+    bool normalized;  /* looked for in the normalised text, after those that are not; else in the text as it is */
     bool single_word; /* only where no word character (a letter, mark, digit or underscore) touches it */
 };
 
