@@ -65,8 +65,8 @@ struct eval {
     struct evaluation *evaluation;
     struct eval_show show;
     bool sweep;
-    size_t b;
-    struct grid grid;   /* of the sweep */
+    struct setting *settings; /* [settings_count]: of the sweep */
+    size_t settings_count;
     struct arena arena; /* of the texts that wait */
     struct instance_record texts[BATCH_TEXTS];
     struct left_out left_out[BATCH_TEXTS]; /* by filter_labels_*.txt */
@@ -182,9 +182,9 @@ static int eval_measure(struct eval *v, const struct config *config, struct cli_
                                      .progress = &v->progress};
     memcpy(options.at, v->cutoffs.at, sizeof options.at);
     if (v->sweep) {
-        v->b = (size_t)config->b;
-        v->grid = sweep_grid(&v->b);
-        options.grid = &v->grid;
+        v->settings = sweep_settings((size_t)config->b, &v->settings_count);
+        options.settings = v->settings;
+        options.settings_count = v->settings_count;
         options.at_count = MEASURE_CUTOFFS;
         memcpy(options.at, measure_cutoffs, sizeof measure_cutoffs);
     }
@@ -219,7 +219,8 @@ static int eval_run(struct eval *v, const struct config *config)
     }
     evaluation_metrics(v->evaluation, 0, &metrics);
     if (v->sweep) {
-        (arguments_has(v->arguments, "json") ? sweep_json : sweep_table)(v->evaluation, &v->grid, &out);
+        (arguments_has(v->arguments, "json") ? sweep_json : sweep_table)(v->evaluation, v->settings, v->settings_count,
+                                                                         &out);
     } else if (arguments_has(v->arguments, "json")) {
         eval_json(&metrics, &v->cutoffs, deciles, &out);
     } else {
@@ -336,6 +337,7 @@ done:
     free(v->train_labels);
     free(v->names);
     free(v->name_counts);
+    free(v->settings);
     free(v);
     arguments_free(arguments);
     config_free(&config);

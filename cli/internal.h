@@ -138,10 +138,21 @@ void measures_read(const struct evaluation *v, size_t setting, double of[MEASURE
 void setting_head(struct buffer *out);
 void setting_row(struct buffer *out, const char *name, const struct setting *s, const double of[MEASURES]);
 void setting_json(struct json_writer *w, const struct setting *s, const double of[MEASURES]);
-/* The grid of `eval --sweep`, with that b (borrowed), and its results. */
-struct grid sweep_grid(const size_t *b);
-void sweep_table(const struct evaluation *v, const struct grid *grid, struct buffer *out);
-void sweep_json(const struct evaluation *v, const struct grid *grid, struct buffer *out);
+/* Values to choose from; borrowed. */
+struct grid {
+    bool joint, apart;
+    const double *lambdas, *taus, *lexicals;
+    const size_t *bs;
+    size_t lambdas_count, taus_count, lexicals_count, bs_count;
+};
+
+/* Every combination, by lexical, pool, b, tau, lambda, the last the fastest; the caller frees it. */
+struct setting *grid_settings(const struct grid *g, size_t *count);
+
+/* The settings of `eval --sweep`, with that b, and their results. */
+struct setting *sweep_settings(size_t b, size_t *count);
+void sweep_table(const struct evaluation *v, const struct setting *settings, size_t count, struct buffer *out);
+void sweep_json(const struct evaluation *v, const struct setting *settings, size_t count, struct buffer *out);
 
 /* eval_output.c: what `engram eval` shows; at[count]: the cutoffs. */
 struct eval_cutoffs {

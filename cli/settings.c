@@ -59,48 +59,69 @@ void setting_json(struct json_writer *w, const struct setting *s, const double o
     json_object_end(w);
 }
 
+/* ---- grids ---- */
+
+struct setting *grid_settings(const struct grid *g, size_t *count)
+{
+    size_t pools = (size_t)g->joint + (size_t)g->apart;
+    *count = pools * g->lambdas_count * g->taus_count * g->bs_count * g->lexicals_count;
+    struct setting *settings = mem_alloc(*count * sizeof *settings);
+    for (size_t at = 0; at < *count; at++) {
+        struct setting *s = &settings[at];
+        size_t i = at;
+        s->lambda = g->lambdas[i % g->lambdas_count];
+        i /= g->lambdas_count;
+        s->tau = g->taus[i % g->taus_count];
+        i /= g->taus_count;
+        s->b = g->bs[i % g->bs_count];
+        i /= g->bs_count;
+        s->apart = pools == 2 ? i % pools == 1 : g->apart;
+        s->lexical = g->lexicals[i / pools];
+    }
+    return settings;
+}
+
 /* ---- the sweep ---- */
 
 static const double sweep_lambdas[] = {0.1, 0.3, 0.5, 0.7, 0.9};
 static const double sweep_taus[] = {0.05, 0.1, 0.2, 0.4, 0.8};
 static const double sweep_lexicals[] = {0, 1, 2, 4};
 
-struct grid sweep_grid(const size_t *b)
+struct setting *sweep_settings(size_t b, size_t *count)
 {
-    return (struct grid){.joint = true,
-                         .apart = true,
-                         .lambdas = sweep_lambdas,
-                         .taus = sweep_taus,
-                         .lexicals = sweep_lexicals,
-                         .bs = b,
-                         .lambdas_count = sizeof sweep_lambdas / sizeof *sweep_lambdas,
-                         .taus_count = sizeof sweep_taus / sizeof *sweep_taus,
-                         .lexicals_count = sizeof sweep_lexicals / sizeof *sweep_lexicals,
-                         .bs_count = 1};
+    const struct grid grid = {.joint = true,
+                              .apart = true,
+                              .lambdas = sweep_lambdas,
+                              .taus = sweep_taus,
+                              .lexicals = sweep_lexicals,
+                              .bs = &b,
+                              .lambdas_count = sizeof sweep_lambdas / sizeof *sweep_lambdas,
+                              .taus_count = sizeof sweep_taus / sizeof *sweep_taus,
+                              .lexicals_count = sizeof sweep_lexicals / sizeof *sweep_lexicals,
+                              .bs_count = 1};
+    return grid_settings(&grid, count);
 }
 
-void sweep_table(const struct evaluation *v, const struct grid *grid, struct buffer *out)
+void sweep_table(const struct evaluation *v, const struct setting *settings, size_t count, struct buffer *out)
 {
     double of[MEASURES];
     setting_head(out);
-    for (size_t i = 0; i < grid_count(grid); i++) {
-        struct setting s = grid_setting(grid, i);
+    for (size_t i = 0; i < count; i++) {
         measures_read(v, i, of);
-        setting_row(out, "", &s, of);
+        setting_row(out, "", &settings[i], of);
     }
 }
 
-void sweep_json(const struct evaluation *v, const struct grid *grid, struct buffer *out)
+void sweep_json(const struct evaluation *v, const struct setting *settings, size_t count, struct buffer *out)
 {
     struct json_writer w = {.out = out};
     double of[MEASURES];
     json_object_begin(&w);
     json_name(&w, "sweep");
     json_array_begin(&w);
-    for (size_t i = 0; i < grid_count(grid); i++) {
-        struct setting s = grid_setting(grid, i);
+    for (size_t i = 0; i < count; i++) {
         measures_read(v, i, of);
-        setting_json(&w, &s, of);
+        setting_json(&w, &settings[i], of);
     }
     json_array_end(&w);
     json_object_end(&w);

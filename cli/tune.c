@@ -124,11 +124,12 @@ static void tune_progress(size_t done, size_t n, void *context)
 }
 
 /* share: of the whole work, by the clock. */
-static int evaluate(struct tune *t, struct engine *engine, const struct grid *grid, size_t skip, size_t sample,
-                    double share, bool keep, struct evaluation **out, struct error *e)
+static int evaluate(struct tune *t, struct engine *engine, const struct setting *settings, size_t count, size_t skip,
+                    size_t sample, double share, bool keep, struct evaluation **out, struct error *e)
 {
     struct evaluation_options options = {.propensity = PROPENSITY_DEFAULT,
-                                         .grid = grid,
+                                         .settings = settings,
+                                         .settings_count = count,
                                          .keep_texts = keep,
                                          .at_count = MEASURE_CUTOFFS,
                                          .exclude_self = t->exclude_self};
@@ -183,21 +184,6 @@ static void values_of(struct values *v, const struct setting *settings, size_t c
     v->grid.bs = v->bs;
 }
 
-static bool setting_same(const struct setting *a, const struct setting *b)
-{
-    return a->apart == b->apart && a->lambda == b->lambda && a->tau == b->tau && a->lexical == b->lexical &&
-           a->b == b->b;
-}
-
-static size_t setting_find(const struct grid *grid, const struct setting *s)
-{
-    size_t i = 0;
-    for (struct setting other = grid_setting(grid, 0); !setting_same(&other, s); other = grid_setting(grid, i)) {
-        i++;
-    }
-    return i;
-}
-
 /* ---- the two looks ---- */
 
 static int by_falling_p1(const void *a, const void *b)
@@ -238,16 +224,17 @@ static int settings_measure(struct tune *t, struct engine *engine, const struct 
                             double share, struct trade **all, size_t *count, struct error *e)
 {
     struct evaluation *v = NULL;
-    int result = evaluate(t, engine, grid, skip, sample, share, false, &v, e);
+    struct setting *settings = grid_settings(grid, count);
+    int result = evaluate(t, engine, settings, *count, skip, sample, share, false, &v, e);
     *all = NULL;
-    *count = grid_count(grid);
     if (result == 0) {
         *all = mem_alloc(*count * sizeof **all);
         for (size_t i = 0; i < *count; i++) {
-            (*all)[i] = (struct trade){grid_setting(grid, i), figures_of(t, v, i)};
+            (*all)[i] = (struct trade){settings[i], figures_of(t, v, i)};
         }
     }
     evaluation_close(v);
+    free(settings);
     return result;
 }
 
@@ -321,15 +308,12 @@ static void gain_set(struct tune *t, const struct evaluation *v, size_t today, s
 static int gain_measure(struct tune *t, struct engine *engine, struct error *e)
 {
     const struct setting both[2] = {t->today, t->best};
-    struct values values;
     struct evaluation *v = NULL;
-    values_of(&values, both, 2);
-    int result = evaluate(t, engine, &values.grid, t->skip, t->final_sample, 0.2, true, &v, e);
+    int result = evaluate(t, engine, both, 2, t->skip, t->final_sample, 0.2, true, &v, e);
     if (result == 0) {
-        size_t today = setting_find(&values.grid, &t->today), best = setting_find(&values.grid, &t->best);
-        t->today_figures = figures_of(t, v, today);
-        t->best_figures = figures_of(t, v, best);
-        gain_set(t, v, today, best);
+        t->today_figures = figures_of(t, v, 0);
+        t->best_figures = figures_of(t, v, 1);
+        gain_set(t, v, 0, 1);
     }
     evaluation_close(v);
     return result;

@@ -111,27 +111,19 @@ struct propensity_source {
     size_t names_count;
 };
 
-/* Settings of the prediction: every combination, all evaluated from one retrieval per text. Arrays are borrowed. */
-struct grid {
-    bool joint, apart;
-    const double *lambdas, *taus, *lexicals;
-    const size_t *bs;
-    size_t lambdas_count, taus_count, lexicals_count, bs_count;
-};
-
+/* What turns similarities into labels: the part of predict_options that evaluation compares. */
 struct setting {
     bool apart;
     double lambda, tau, lexical;
     size_t b;
 };
 
-size_t grid_count(const struct grid *g);
-struct setting grid_setting(const struct grid *g, size_t i);
-
 struct evaluation_options {
     struct propensity_source propensity; /* its names and counts are borrowed */
-    /* NULL: the engine's options, one setting, and only then deciles and label counts. */
-    const struct grid *grid;
+    /* Borrowed, all evaluated from one retrieval per text, cheapest where they have much in common. NULL: the engine's
+     * options, one setting, and only then deciles and label counts. */
+    const struct setting *settings;
+    size_t settings_count;
     bool keep_texts;                /* for evaluation_text */
     size_t at[METRICS_CUTOFFS_MAX]; /* the k's, each 1 to METRICS_RANK_MAX */
     size_t at_count;                /* at least 1 */
@@ -181,11 +173,11 @@ int evaluation_add(struct evaluation *v, const struct instance_record *texts, co
 int engine_labelled(struct engine *g, size_t *count, struct error *e);
 /* Leave-one-out: `sample` of the memory's labelled instances (an order by their ids' hashes, the same for every
  * replica; `skip` of them are passed over), each retrieved and scored as if its own key were not there, its labels the
- * gold; with exclude_self also without the label named as its id. Needs a grid and propensities from the memory.
+ * gold; with exclude_self also without the label named as its id. Needs settings and propensities from the memory.
  * progress (may be NULL) is called between batches. */
 int evaluation_leave_one_out(struct evaluation *v, size_t skip, size_t sample,
                              void (*progress)(size_t done, size_t n, void *context), void *context, struct error *e);
-void evaluation_metrics(const struct evaluation *v, size_t setting, struct metrics *out); /* setting 0 without a grid */
+void evaluation_metrics(const struct evaluation *v, size_t setting, struct metrics *out); /* setting 0 without a list */
 /* With keep_texts: a text's own values, in the order of adding, all 0 where it has no gold labels; NULL behind the
  * last.
  */

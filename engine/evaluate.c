@@ -1,9 +1,8 @@
-/* Evaluation: what a grid of settings predicts against gold labels, from one retrieval per text; without a grid, the
- * engine's own setting. What is measured, and the formulas, are metrics.c's, the settings are grid.c's; here texts are
- * retrieved and their gold labels looked up: numbers, 1/p and deciles. Also leave-one-out: the memory's own instances,
- * each without its own key.
- * The surprise: labels of equal score share their ranks, else the hash that orders ties would decide: on debtags, where
- * labels share a text, by 1.5 points of P@1. */
+/* Evaluation: what a list of settings predicts against gold labels, from one retrieval per text; without a list, the
+ * engine's own setting. What is measured, and the formulas, are metrics.c's, the predictions are scorer.c's; here texts
+ * are retrieved and their gold labels looked up: numbers, 1/p and deciles. Also leave-one-out: the memory's own
+ * instances, each without its own key. The surprise: labels of equal score share their ranks, else the hash that orders
+ * ties would decide: on debtags, where labels share a text, by 1.5 points of P@1. */
 #include <math.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -15,21 +14,21 @@ struct evaluation {
     struct engine *g;
     struct evaluation_options options;
     struct predict_options predict;
-    struct grid own; /* where no grid was given: predict's setting */
-    const struct grid *grid;
-    size_t settings;
+    struct setting own; /* where no settings were given: predict's */
+    const struct setting *settings;
+    size_t settings_count;
     struct cutoffs cutoffs;
     struct decile deciles[METRICS_DECILES];
     double c; /* C of the propensity model; NaN where N < 3 */
     struct metrics_deciles by_decile;
     struct label_counts by_label;
-    struct metrics_text *texts; /* [kept, settings], with keep_texts */
+    struct metrics_text *texts; /* [kept, settings_count], with keep_texts */
     size_t kept, kept_capacity;
     size_t workers;
     struct worker { /* one a stream of the backend */
         struct evaluation *v;
         struct scorer *scorer;
-        struct metrics_sums *sums; /* [settings] */
+        struct metrics_sums *sums; /* [settings_count] */
         const struct judged *text; /* in hand */
         size_t number;             /* where its values are kept */
     } * worker;
@@ -73,13 +72,17 @@ static int counts_from_memory(struct memory *memory, uint64_t *n, struct counts 
 
 static void workers_open(struct evaluation *v)
 {
+    const struct scorer_options scorer = {.settings = v->settings,
+                                          .settings_count = v->settings_count,
+                                          .lexical_candidates = v->predict.lexical_candidates,
+                                          .depth = v->cutoffs.deepest};
     v->workers = v->g->backend->ops->streams(v->g->backend);
     v->worker = mem_zero(v->workers, sizeof *v->worker);
     for (size_t i = 0; i < v->workers; i++) {
         v->worker[i] = (struct worker){
             .v = v,
-            .scorer = scorer_open(v->grid, v->predict.lexical_candidates, v->cutoffs.deepest),
-            .sums = mem_zero(v->settings, sizeof *v->worker[i].sums),
+            .scorer = scorer_open(&scorer),
+            .sums = mem_zero(v->settings_count, sizeof *v->worker[i].sums),
         };
     }
 }
@@ -92,7 +95,7 @@ int evaluation_open(struct evaluation **out, struct engine *g, const struct eval
     uint64_t n = source->n;
     *out = NULL;
     if (!source->from_train) {
-        if (counts_from_memory(g->memory, &n, options->grid ? NULL : &counts, e)) {
+        if (counts_from_memory(g->memory, &n, options->settings ? NULL : &counts, e)) {
             free(counts.values);
             return -1;
         }
@@ -104,18 +107,9 @@ int evaluation_open(struct evaluation **out, struct engine *g, const struct eval
     v->g = g;
     v->options = *options;
     v->predict = engine_options(g);
-    v->own = (struct grid){.joint = !v->predict.apart,
-                           .apart = v->predict.apart,
-                           .lambdas = &v->predict.lambda,
-                           .taus = &v->predict.tau,
-                           .lexicals = &v->predict.lexical,
-                           .bs = &v->predict.b,
-                           .lambdas_count = 1,
-                           .taus_count = 1,
-                           .lexicals_count = 1,
-                           .bs_count = 1};
-    v->grid = options->grid ? options->grid : &v->own;
-    v->settings = grid_count(v->grid);
+    v->own = setting_of(&v->predict);
+    v->settings = options->settings ? options->settings : &v->own;
+    v->settings_count = options->settings ? options->settings_count : 1;
     v->c = n < 3 ? (double)NAN : (log((double)n) - 1) * pow(source->b + 1, source->a);
     cutoffs_set(&v->cutoffs, options->at, options->at_count);
     deciles_cut(v->deciles, counts.values, counts.count);
@@ -208,17 +202,15 @@ static void judged_sort(struct judged *text)
 }
 
 /* The text's values for one setting. */
-static void setting_judge(void *context, size_t setting, const struct ranked_label *labels, const uint32_t *ids,
-                          size_t count)
+static void setting_judge(void *context, size_t setting, const struct scored_text *scored)
 {
     struct worker *w = context;
     struct evaluation *v = w->v;
     struct metrics_text values;
-    (void)ids;
-    metrics_text(&v->cutoffs, w->text->gold, w->text->gold_count, labels, count, &values, NULL);
+    metrics_text(&v->cutoffs, w->text->gold, w->text->gold_count, scored->labels, scored->count, &values, NULL);
     metrics_add(&w->sums[setting], &v->cutoffs, &values);
     if (v->options.keep_texts) {
-        v->texts[w->number * v->settings + setting] = values;
+        v->texts[w->number * v->settings_count + setting] = values;
     }
 }
 
@@ -252,8 +244,9 @@ static int texts_judge(struct evaluation *v, const struct snapshot *snapshot, co
     struct judging j = {.v = v, .snapshot = snapshot, .texts = texts, .n = n};
     if (v->options.keep_texts && v->kept + n > v->kept_capacity) {
         v->kept_capacity = 2 * (v->kept + n);
-        v->texts = mem_resize(v->texts, v->kept_capacity * v->settings * sizeof *v->texts);
-        memset(v->texts + v->kept * v->settings, 0, (v->kept_capacity - v->kept) * v->settings * sizeof *v->texts);
+        v->texts = mem_resize(v->texts, v->kept_capacity * v->settings_count * sizeof *v->texts);
+        memset(v->texts + v->kept * v->settings_count, 0,
+               (v->kept_capacity - v->kept) * v->settings_count * sizeof *v->texts);
     }
     int failed = v->g->backend->ops->parallel(v->g->backend, texts_judge_work, &j, e);
     v->kept += v->options.keep_texts ? n : 0;
@@ -309,14 +302,16 @@ struct detail {
 };
 
 /* What was predicted: each label's share of the ranks within each cutoff. */
-static void predictions_count(struct detail *d, const struct ranked_label *labels, const uint32_t *ids, size_t count)
+static void predictions_count(struct detail *d, const struct scored_text *scored)
 {
     struct evaluation *v = d->v;
+    const struct ranked_label *labels = scored->labels;
+    size_t count = scored->count;
     for (size_t start = 0, end; start < count && start < v->cutoffs.deepest; start = end) {
         end = ties_end(labels, count, start);
         for (size_t i = start; i < end && !d->failed; i++) {
             struct memory_label known;
-            int found = snapshot_label(d->snapshot, ids[i], &known, d->e);
+            int found = snapshot_label(d->snapshot, scored->ids[i], &known, d->e);
             if (found <= 0) {
                 d->failed = found < 0;
                 continue;
@@ -331,15 +326,15 @@ static void predictions_count(struct detail *d, const struct ranked_label *label
     }
 }
 
-static void detail_judge(void *context, size_t setting, const struct ranked_label *labels, const uint32_t *ids,
-                         size_t count)
+static void detail_judge(void *context, size_t setting, const struct scored_text *scored)
 {
     struct detail *d = context;
     struct metrics_text values;
-    metrics_text(&d->v->cutoffs, d->text->gold, d->text->gold_count, labels, count, &values, &d->v->by_decile);
+    metrics_text(&d->v->cutoffs, d->text->gold, d->text->gold_count, scored->labels, scored->count, &values,
+                 &d->v->by_decile);
     metrics_add(&d->v->worker[0].sums[setting], &d->v->cutoffs, &values);
     if (d->v->options.per_label) {
-        predictions_count(d, labels, ids, count);
+        predictions_count(d, scored);
     }
 }
 
@@ -370,11 +365,11 @@ static int slice_evaluate(struct evaluation *v, struct retrieval *r, const struc
         const struct left_out *out = left_out ? &left_out[i] : NULL;
         judged[i].matches = r->matches[i];
         result = text_judged(&judged[i], v, r->snapshot, &texts[i], out, e);
-        if (result == 0 && !v->options.grid) {
+        if (result == 0 && !v->options.settings) {
             result = text_detail(v, r->snapshot, &judged[i], &texts[i], out, e);
         }
     }
-    if (result == 0 && v->options.grid) {
+    if (result == 0 && v->options.settings) {
         result = texts_judge(v, r->snapshot, judged, n, e);
     }
     for (size_t i = 0; i < n; i++) {
@@ -387,7 +382,7 @@ static int slice_evaluate(struct evaluation *v, struct retrieval *r, const struc
 int evaluation_add(struct evaluation *v, const struct instance_record *texts, const struct left_out *left_out, size_t n,
                    struct error *e)
 {
-    struct search search = grid_search(v->grid, v->predict.lexical_candidates);
+    struct search search = search_for(v->settings, v->settings_count, v->predict.lexical_candidates);
     struct tokens *tokens = mem_zero(n, sizeof *tokens);
     const struct tokens **inputs = mem_alloc(n * sizeof *inputs);
     struct retrieval r;
@@ -556,7 +551,7 @@ int evaluation_leave_one_out(struct evaluation *v, size_t skip, size_t sample,
                              void (*progress)(size_t done, size_t n, void *context), void *context, struct error *e)
 {
     enum { ROWS_AT_ONCE = 64 };
-    struct search search = grid_search(v->grid, v->predict.lexical_candidates);
+    struct search search = search_for(v->settings, v->settings_count, v->predict.lexical_candidates);
     struct own_row *rows = NULL;
     struct retrieval r;
     size_t n = 0;
@@ -604,7 +599,7 @@ static struct metrics_sums sums_of(const struct evaluation *v, size_t setting)
 
 const struct metrics_text *evaluation_text(const struct evaluation *v, size_t text, size_t setting)
 {
-    return text < v->kept ? &v->texts[text * v->settings + setting] : NULL;
+    return text < v->kept ? &v->texts[text * v->settings_count + setting] : NULL;
 }
 
 void evaluation_metrics(const struct evaluation *v, size_t setting, struct metrics *out)
@@ -614,7 +609,7 @@ void evaluation_metrics(const struct evaluation *v, size_t setting, struct metri
     for (size_t k = 0; k < v->cutoffs.count; k++) {
         out->at[k] = metrics_values(&sums, &v->cutoffs, k);
     }
-    for (unsigned d = 0; d < METRICS_DECILES && !v->options.grid; d++) {
+    for (unsigned d = 0; d < METRICS_DECILES && !v->options.settings; d++) {
         struct metrics_decile *decile = &out->deciles[d];
         decile->labels = v->deciles[d];
         decile->gold = v->by_decile.gold[d];

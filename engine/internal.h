@@ -108,11 +108,12 @@ int retrieval_score_own(struct retrieval *r, uint64_t slot, struct matches *m, s
 /* The same for r->queries [n] as they stand, without a lexical score; the caller holds the turn. */
 int retrieval_search(struct retrieval *r, size_t n, struct error *e);
 
-/* ---- scores (score.c): from matches to labels ---- */
+/* ---- weights (score.c) ---- */
 
 /* Scores and ranks one kind's matches, `count` of them, and keeps the `keep` best; returns how many. */
 uint32_t matches_rank(struct match *matches, uint32_t count, double lexical, size_t keep);
-/* Leaves the b best: apart b / 2 of each kind, else b of both together. */
+size_t half_of(size_t b); /* at least 1 */
+/* Leaves the b best: apart half of b of each kind, else b of both together. */
 void matches_cut(struct matches *m, bool apart, size_t b);
 /* weights: softmax(score / tau), apart over each kind by itself, else over both. */
 void matches_weigh(const struct matches *m, bool apart, double tau, double *weights[KINDS]);
@@ -133,12 +134,13 @@ uint32_t tally_place(struct tally *t, uint32_t label);      /* its place, a new 
 uint32_t tally_find(const struct tally *t, uint32_t label); /* NO_LABEL: it has none */
 void tally_free(struct tally *t);
 
-/* ---- grids (grid.c): a text's matches by many settings ---- */
+/* ---- the scorer (scorer.c): from a text's matches to its labels, by one setting or many ---- */
 
+struct setting setting_of(const struct predict_options *o);
 /* What is searched so that every setting finds its keys. */
-struct search grid_search(const struct grid *g, size_t lexical_candidates);
+struct search search_for(const struct setting *settings, size_t count, size_t lexical_candidates);
 
-/* A text to be scored: its matches of each kind by falling q.k, and what its labels are judged by. */
+/* A text to be scored: its matches of each kind by falling q.k, and what its labels are judged by, if at all. */
 struct judged {
     struct matches matches;
     struct gold_label *gold; /* [gold_count], by falling 1/p */
@@ -148,14 +150,28 @@ struct judged {
     size_t unwanted_count;
 };
 
-/* A setting's labels by falling score, to the end of the run of ties at the scorer's depth; ids are the memory's. */
-typedef void scorer_each(void *context, size_t setting, const struct ranked_label *labels, const uint32_t *ids,
-                         size_t count);
+struct scorer_options {
+    const struct setting *settings; /* borrowed */
+    size_t settings_count;
+    size_t lexical_candidates;
+    size_t depth; /* how many labels are wanted */
+    double least; /* the lowest score that is */
+};
 
-struct scorer; /* one thread's; the grid is borrowed */
-struct scorer *scorer_open(const struct grid *grid, size_t lexical_candidates, size_t depth);
-void scorer_close(struct scorer *s);
-/* Calls each() once for every setting. */
+/* What one setting makes of a text; valid until the scorer goes on. */
+struct scored_text {
+    const struct ranked_label *labels; /* [count] by falling score, to the end of the run of ties at the depth */
+    const uint32_t *ids;               /* [count]: the memory's */
+    size_t count;
+    const struct matches *matches; /* the b best */
+    double *const *weights;        /* [KINDS][matches] */
+};
+typedef void scorer_each(void *context, size_t setting, const struct scored_text *scored);
+
+struct scorer; /* one thread's */
+struct scorer *scorer_open(const struct scorer_options *options);
+void scorer_close(struct scorer *s); /* NULL is fine */
+/* Calls each() once for every setting, in any order. */
 int scorer_text(struct scorer *s, const struct snapshot *snapshot, const struct judged *text, scorer_each *each,
                 void *context, struct error *e);
 
@@ -175,8 +191,5 @@ struct evaluated_label *label_counts_of(struct label_counts *t, struct slice nam
 /* The entries by name; the array is the caller's to free, what it points to is not. */
 const struct evaluated_label **label_counts_sorted(const struct label_counts *t);
 void label_counts_free(struct label_counts *t);
-
-/* What is searched for a prediction by these options. */
-struct search search_for(const struct predict_options *o);
 
 #endif

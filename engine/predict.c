@@ -1,8 +1,8 @@
-/* Predict: retrieve, aggregate, name the labels and the evidence (arXiv 2502.10615, section 3).
+/* Predict: retrieve, score, name the labels and the evidence (arXiv 2502.10615, section 3).
  *   p = lambda * sum over instances of weight * y  +  (1 - lambda) * sum over labels of weight * e
- * Aggregation reads only the snapshot and leaves the backend to others. The surprise: label names are read only for
- * labels that reach the output, and equal scores are common (labels of one instance share its weight), so the cut at
- * labels_max reads on to the end of its run of ties. */
+ * Only retrieval needs the backend. Label names are read only for labels that may reach the output. Equal scores are
+ * common (labels of one instance share its weight), and names decide between them, so those are read to the end of the
+ * run of ties at labels_max. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -16,71 +16,23 @@ struct candidate {
     uint64_t tie;
 };
 
-struct scored {
-    uint32_t label;
-    float score; /* what is published, rounded from the sum */
-};
-
 /* One call of engine_predict. */
 struct prediction_run {
     struct engine *g;
     const struct predict_options *options;
+    struct setting setting;
     struct retrieval retrieval;
-    double *weights[KINDS]; /* [matches_max] each, of one text */
-    double factors[KINDS];  /* lambda, 1 - lambda */
-    struct tally tally;
-    double *sums[KINDS]; /* by the tally's places */
-    struct scored *scored;
-    size_t scored_capacity;
+    struct scorer *scorer;
+    struct scored_text scored; /* of the text at hand */
     struct candidate *candidates;
     size_t candidates_capacity;
 };
 
 /* ---- labels ---- */
 
-static void scored_reserve(struct prediction_run *r)
+static size_t labels_wanted(const struct predict_options *o)
 {
-    if (r->tally.count > r->scored_capacity) {
-        r->scored_capacity = 2 * (size_t)r->tally.count;
-        for (int kind = 0; kind < KINDS; kind++) {
-            r->sums[kind] = mem_resize(r->sums[kind], r->scored_capacity * sizeof *r->sums[kind]);
-        }
-        r->scored = mem_resize(r->scored, r->scored_capacity * sizeof *r->scored);
-    }
-}
-
-/* Sums up what the matches give to each label. */
-static int matches_tally(struct prediction_run *r, const struct matches *m, struct error *e)
-{
-    tally_clear(&r->tally);
-    for (int kind = 0; kind < KINDS; kind++) {
-        for (uint32_t i = 0; i < m->counts[kind]; i++) {
-            const uint32_t *labels;
-            size_t labels_count;
-            if (snapshot_values(r->retrieval.snapshot, m->of[kind][i].slot, &labels, &labels_count, e)) {
-                return -1;
-            }
-            for (size_t l = 0; l < labels_count; l++) {
-                uint32_t before = r->tally.count, at = tally_place(&r->tally, labels[l]);
-                scored_reserve(r);
-                if (at == before) {
-                    r->sums[INSTANCES][at] = r->sums[LABELS][at] = 0;
-                }
-                r->sums[kind][at] += r->weights[kind][i];
-            }
-        }
-    }
-    for (uint32_t i = 0; i < r->tally.count; i++) {
-        double score = r->factors[INSTANCES] * r->sums[INSTANCES][i] + r->factors[LABELS] * r->sums[LABELS][i];
-        r->scored[i] = (struct scored){r->tally.labels[i], (float)score};
-    }
-    return 0;
-}
-
-static int by_falling_score(const void *a, const void *b)
-{
-    float x = ((const struct scored *)a)->score, y = ((const struct scored *)b)->score;
-    return (x < y) - (x > y);
+    return o->labels_max ? o->labels_max : SIZE_MAX;
 }
 
 static int by_falling_score_then_tie(const void *a, const void *b)
@@ -95,18 +47,11 @@ static int by_falling_score_then_tie(const void *a, const void *b)
     return slice_compare(x->name, y->name);
 }
 
-/* The tally's best labels, named, into out->labels. */
+/* The labels scored, named, into out->labels; of a run of ties at labels_max those of the smallest `tie`. */
 static int labels_select(struct prediction_run *r, struct prediction *out, struct error *e)
 {
-    const struct scored *scored = r->scored;
-    size_t count = 0, all = r->tally.count, max = r->options->labels_max ? r->options->labels_max : SIZE_MAX;
-    if (all) {
-        qsort(r->scored, all, sizeof *r->scored, by_falling_score);
-    }
-    while (count < all && (double)scored[count].score >= r->options->min_score &&
-           (count < max || scored[count].score == scored[count - 1].score)) {
-        count++;
-    }
+    const struct scored_text *scored = &r->scored;
+    size_t count = scored->count, max = labels_wanted(r->options);
     if (count == 0) {
         return 0;
     }
@@ -116,13 +61,13 @@ static int labels_select(struct prediction_run *r, struct prediction *out, struc
     }
     for (size_t i = 0; i < count; i++) {
         struct memory_label label;
-        int found = snapshot_label(r->retrieval.snapshot, scored[i].label, &label, e);
+        int found = snapshot_label(r->retrieval.snapshot, scored->ids[i], &label, e);
         if (found <= 0) {
             return found < 0 ? -1
                              : error_set(e, ERROR_FATAL, E_CORRUPT,
-                                         "a value names the label number %u, which does not exist", scored[i].label);
+                                         "a value names the label number %u, which does not exist", scored->ids[i]);
         }
-        r->candidates[i] = (struct candidate){label.name, scored[i].score, label.tie};
+        r->candidates[i] = (struct candidate){label.name, scored->labels[i].score, label.tie};
     }
     qsort(r->candidates, count, sizeof *r->candidates, by_falling_score_then_tie);
     count = count < max ? count : max;
@@ -190,13 +135,14 @@ static int evidence_label(struct prediction_run *r, const struct match *match, s
 
 /* The match that gave most among those not yet taken, where each kind's stand in falling order: a merge of two lists.
  */
-static int evidence_next(const struct prediction_run *r, const struct matches *m, const uint32_t next[KINDS])
+static int evidence_next(const struct prediction_run *r, const uint32_t next[KINDS])
 {
+    const struct matches *m = r->scored.matches;
     if (next[INSTANCES] == m->counts[INSTANCES] || next[LABELS] == m->counts[LABELS]) {
         return next[INSTANCES] == m->counts[INSTANCES] ? LABELS : INSTANCES;
     }
-    double instance = r->weights[INSTANCES][next[INSTANCES]] * r->factors[INSTANCES];
-    double label = r->weights[LABELS][next[LABELS]] * r->factors[LABELS];
+    double instance = r->scored.weights[INSTANCES][next[INSTANCES]] * r->setting.lambda;
+    double label = r->scored.weights[LABELS][next[LABELS]] * (1 - r->setting.lambda);
     bool label_first =
         instance != label ? label > instance : m->of[LABELS][next[LABELS]].tie < m->of[INSTANCES][next[INSTANCES]].tie;
     return label_first ? LABELS : INSTANCES;
@@ -209,21 +155,22 @@ static float cosine_shown(float cosine)
     return cosine > 1 ? 1 : cosine < -1 ? -1 : cosine;
 }
 
-static int evidence_select(struct prediction_run *r, const struct matches *m, struct prediction *out, struct error *e)
+static int evidence_select(struct prediction_run *r, struct prediction *out, struct error *e)
 {
+    const struct matches *m = r->scored.matches;
     size_t count = m->counts[INSTANCES] + m->counts[LABELS];
     size_t max = count < r->options->evidence_max ? count : r->options->evidence_max;
     uint32_t next[KINDS] = {0};
     out->evidence = arena_alloc(&out->arena, max * sizeof *out->evidence);
     for (size_t i = 0; i < max; i++) {
-        int kind = evidence_next(r, m, next);
+        int kind = evidence_next(r, next);
         uint32_t at = next[kind]++;
         const struct match *match = &m->of[kind][at];
         out->evidence[i] =
             (struct evidence){.similarity = cosine_shown(match->similarity),
                               .has_lexical = r->retrieval.search.lexical,
                               .lexical = (float)(r->options->lexical * (double)cosine_shown(match->lexical)),
-                              .weight = (float)r->weights[kind][at]};
+                              .weight = (float)r->scored.weights[kind][at]};
         out->evidence_count = i + 1;
         int failed = kind == INSTANCES ? evidence_instance(r, match, out, &out->evidence[i], e)
                                        : evidence_label(r, match, out, &out->evidence[i], e);
@@ -234,55 +181,57 @@ static int evidence_select(struct prediction_run *r, const struct matches *m, st
     return 0;
 }
 
-static int text_predict(struct prediction_run *r, const struct tokens *input, struct matches *m, struct prediction *out,
-                        struct error *e)
+static void scored_keep(void *context, size_t setting, const struct scored_text *scored)
 {
-    const struct predict_options *o = r->options;
+    struct prediction_run *r = context;
+    (void)setting;
+    r->scored = *scored;
+}
+
+static int text_predict(struct prediction_run *r, const struct tokens *input, const struct matches *m,
+                        struct prediction *out, struct error *e)
+{
+    const struct judged text = {.matches = *m};
     out->truncated = input->truncated;
     out->memory_version = snapshot_version(r->retrieval.snapshot);
     memcpy(out->model_version, r->g->model_version, sizeof out->model_version);
-    for (int kind = 0; kind < KINDS && r->retrieval.search.lexical; kind++) {
-        m->counts[kind] = matches_rank(m->of[kind], m->counts[kind], o->lexical, o->b);
-    }
-    matches_cut(m, o->apart, o->b);
-    matches_weigh(m, o->apart, o->tau, r->weights);
-    return matches_tally(r, m, e) || labels_select(r, out, e) || evidence_select(r, m, out, e) ? -1 : 0;
+    return scorer_text(r->scorer, r->retrieval.snapshot, &text, scored_keep, r, e) || labels_select(r, out, e) ||
+                   evidence_select(r, out, e)
+               ? -1
+               : 0;
 }
 
 /* ---- a batch ---- */
 
 static void run_open(struct prediction_run *r, const struct tokens *const *inputs, size_t n)
 {
-    struct search search = search_for(r->options);
+    const struct predict_options *o = r->options;
+    const struct scorer_options scorer = {.settings = &r->setting,
+                                          .settings_count = 1,
+                                          .lexical_candidates = o->lexical_candidates,
+                                          .depth = labels_wanted(o),
+                                          .least = o->min_score};
+    struct search search = search_for(&r->setting, 1, o->lexical_candidates);
     size_t most = 0;
     for (size_t first = 0, count; first < n; first += count) {
         count = engine_slice(r->g, inputs + first, n - first, n);
         most = count > most ? count : most;
     }
     retrieval_open(&r->retrieval, r->g, &search, most);
-    r->factors[INSTANCES] = r->options->lambda;
-    r->factors[LABELS] = 1 - r->options->lambda;
-    for (int kind = 0; kind < KINDS; kind++) {
-        r->weights[kind] = mem_alloc(search.count * sizeof *r->weights[kind]);
-    }
+    r->scorer = scorer_open(&scorer);
 }
 
 static void run_close(struct prediction_run *r)
 {
     retrieval_close(&r->retrieval);
-    for (int kind = 0; kind < KINDS; kind++) {
-        free(r->weights[kind]);
-        free(r->sums[kind]);
-    }
-    tally_free(&r->tally);
-    free(r->scored);
+    scorer_close(r->scorer);
     free(r->candidates);
 }
 
 int engine_predict_with(struct engine *g, const struct predict_options *options, const struct tokens *const *inputs,
                         size_t n, struct prediction *out, struct predict_times *times, struct error *e)
 {
-    struct prediction_run r = {.g = g, .options = options};
+    struct prediction_run r = {.g = g, .options = options, .setting = setting_of(options)};
     uint64_t aggregate_us = 0;
     int result = -1;
     memset(out, 0, n * sizeof *out);

@@ -13,20 +13,6 @@ enum { MATCHES_BYTES_MAX = 16 << 20 }; /* of one slice; bounds its texts where m
 
 static const enum key_kind key_kinds[KINDS] = {[INSTANCES] = KEY_INSTANCE, [LABELS] = KEY_LABEL};
 
-struct search search_for(const struct predict_options *o)
-{
-    struct search s = {
-        .together = !o->apart && o->lexical <= 0,
-        .kinds = {[INSTANCES] = o->lambda > 0, [LABELS] = o->lambda < 1}, /* a key whose value is zero is none */
-        .count = o->apart ? (o->b > 1 ? o->b / 2 : 1) : o->b,
-        .lexical = o->lexical > 0,
-    };
-    if (s.lexical) {
-        s.count = o->lexical_candidates;
-    }
-    return s;
-}
-
 void retrieval_open(struct retrieval *r, struct engine *g, const struct search *search, size_t texts)
 {
     *r = (struct retrieval){.g = g, .search = *search};

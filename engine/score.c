@@ -1,4 +1,4 @@
-/* From a text's matches to its labels, by the equations of arXiv 2502.10615 section 3 (one softmax over the b best of
+/* What a text's matches weigh, by the equations of arXiv 2502.10615 section 3 (one softmax over the b best of
  * both kinds) and 2511.13189 (one for each kind). Sums are in double, in the matches' order, so that equal matches give
  * equal scores. Reads nothing but what it is handed. */
 #include <math.h>
@@ -71,9 +71,14 @@ uint32_t matches_rank(struct match *matches, uint32_t count, double lexical, siz
     return count;
 }
 
+size_t half_of(size_t b)
+{
+    return b > 1 ? b / 2 : 1;
+}
+
 void matches_cut(struct matches *m, bool apart, size_t b)
 {
-    size_t half = b > 1 ? b / 2 : 1;
+    size_t half = half_of(b);
     if (apart) {
         for (int kind = 0; kind < KINDS; kind++) {
             m->counts[kind] = m->counts[kind] < half ? m->counts[kind] : (uint32_t)half;

@@ -389,6 +389,25 @@ def test_metrics_where_scores_are_equal(folder, labels):
                                                               memory_counts(world), 3))
 
 
+@pytest.mark.parametrize("sweep", [False, True])
+def test_metrics_of_fewer_labels_than_ks(folder, sweep):
+    """A label that is left out does not come back where fewer than k others are predicted."""
+    world = World(13, folder, instances=0, labels=0)
+    world.instances = {f"i{i}": (world.text(), [f"l{i % 5}"]) for i in range(10)}
+    world.load()
+    test = [{"id": f"l{i % 5}", "text": world.text(), "labels": [f"l{(i + i // 5) % 5}", "l0"]} for i in range(20)]
+    want = reference.metrics(scored_by_tag(world, test, True), [set(t["labels"]) - {t["id"]} for t in test],
+                             memory_counts(world), 10, at=(1, 5))
+    if sweep:
+        path = write_lines(folder / "test.jsonl", test)
+        got, = [s for s in json.loads(engram("eval", "--test", path, "--sweep", "--exclude-self", "--json", *world.flags)[0])["sweep"]
+                if (s["pool"], s["lambda"], s["tau"], s["lexical"]) == ("joint", 0.5, 0.1, 0)]
+        assert {m: got[m] for m in ("P@1", "P@5", "nDCG@5", "PSP@5")} == {
+            m: pytest.approx(want[m], abs=1e-4) for m in ("P@1", "P@5", "nDCG@5", "PSP@5")}
+    else:
+        compare_metrics(*evaluate(world, test, "--exclude-self", "--at", "1,5"), want)
+
+
 def test_metrics_with_counts_from_a_file(folder):
     world = World(7, folder)
     test, train = random_test(world, 40), random_test(world, 200, ["label seen in train alone"])

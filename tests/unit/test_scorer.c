@@ -1,0 +1,247 @@
+/* What is measured is what is published: every setting of a list, scored from one retrieval as evaluation and tune do
+ * it, against engine_predict by that setting alone. The memory is full of ties: few texts, each many times. */
+// clang-format off
+#include <stdarg.h>
+#include <stddef.h>
+#include <setjmp.h>
+#include <cmocka.h>
+// clang-format on
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "engine/internal.h"
+
+#define MODEL "tests/golden/tiny-bert"
+
+enum { INSTANCE_COUNT = 90, LABEL_COUNT = 24, DEPTH = 3 };
+
+static const char *const texts[] = {"spam",   "mail", "spam filter", "mail server", "a mail client",
+                                    "filter", "",     "server"};
+enum { TEXT_COUNT = sizeof texts / sizeof *texts };
+
+struct world {
+    char folder[64];
+    struct backend *backend;
+    struct encoder *encoder;
+    struct memory *memory;
+    struct engine *engine;
+    struct tokens tokens[TEXT_COUNT];
+    const struct tokens *inputs[TEXT_COUNT];
+};
+
+static void must(int result, const struct error *e)
+{
+    if (result) {
+        fail_msg("%s", e->text);
+    }
+}
+
+static uint32_t random_below(uint32_t *state, uint32_t below)
+{
+    *state = *state * 1664525U + 1013904223U;
+    return (*state >> 16) % below;
+}
+
+/* Instances with 0 to 3 labels; every second label is defined. */
+static void world_fill(struct world *w)
+{
+    static char names[LABEL_COUNT][8], ids[INSTANCE_COUNT][8];
+    static struct slice labels[INSTANCE_COUNT][3];
+    struct fold folds[INSTANCE_COUNT + LABEL_COUNT / 2] = {0};
+    uint32_t random = 7;
+    size_t n = 0, applied;
+    struct error e = {0};
+    for (int i = 0; i < LABEL_COUNT; i++) {
+        snprintf(names[i], sizeof names[i], "l%02d", i);
+        if (i % 2) {
+            folds[n++] = (struct fold){.kind = FOLD_LABEL,
+                                       .name = slice_of(names[i]),
+                                       .text = slice_of(texts[random_below(&random, TEXT_COUNT)])};
+        }
+    }
+    for (int i = 0; i < INSTANCE_COUNT; i++) {
+        size_t count = random_below(&random, 4);
+        uint32_t first = random_below(&random, LABEL_COUNT - 3);
+        snprintf(ids[i], sizeof ids[i], "i%03d", i);
+        for (size_t l = 0; l < count; l++) {
+            labels[i][l] = slice_of(names[first + l]);
+        }
+        folds[n++] = (struct fold){.kind = FOLD_INSTANCE,
+                                   .name = slice_of(ids[i]),
+                                   .text = slice_of(texts[random_below(&random, TEXT_COUNT)]),
+                                   .labels = labels[i],
+                                   .labels_count = count};
+    }
+    must(engine_fold(w->engine, folds, n, &applied, &e), &e);
+    assert_int_equal(applied, n);
+}
+
+static int world_open(void **state)
+{
+    static const struct predict_options options = {.lambda = 0.5, .tau = 0.1, .b = 200};
+    struct world *w = mem_zero(1, sizeof *w);
+    struct error e = {0};
+    struct encoder_options model = {.folder = MODEL};
+    snprintf(w->folder, sizeof w->folder, "/tmp/engram-scorer-XXXXXX");
+    assert_non_null(mkdtemp(w->folder));
+    must(backend_cpu_open(&w->backend, 2, &e), &e);
+    must(encoder_open(&w->encoder, w->backend, &model, &e), &e);
+    struct memory_options memory = {.path = w->folder,
+                                    .map_size = 64 << 20,
+                                    .dtype = KEY_BF16,
+                                    .dim = encoder_dim(w->encoder),
+                                    .fingerprint = encoder_fingerprint(w->encoder),
+                                    .model_name = encoder_name(w->encoder),
+                                    .vocabulary = encoder_vocabulary(w->encoder)};
+    must(memory_open(&w->memory, MEMORY_WRITE, &memory, &e), &e);
+    must(engine_open(&w->engine, w->backend, w->encoder, w->memory, &options, &e), &e);
+    world_fill(w);
+    for (size_t i = 0; i < TEXT_COUNT; i++) {
+        encoder_tokenize(w->encoder, ENCODER_TEXT, slice_of(texts[i]), &w->tokens[i]);
+        w->inputs[i] = &w->tokens[i];
+    }
+    *state = w;
+    return 0;
+}
+
+static int world_close(void **state)
+{
+    static const char *files[] = {"data.mdb", "lock.mdb", "writer.lock"};
+    struct world *w = *state;
+    for (size_t i = 0; i < TEXT_COUNT; i++) {
+        tokens_free(&w->tokens[i]);
+    }
+    engine_close(w->engine);
+    memory_close(w->memory);
+    encoder_close(w->encoder);
+    backend_close(w->backend);
+    for (size_t i = 0; i < 3; i++) {
+        char path[128];
+        snprintf(path, sizeof path, "%s/%s", w->folder, files[i]);
+        unlink(path);
+    }
+    assert_int_equal(rmdir(w->folder), 0);
+    free(w);
+    return 0;
+}
+
+static size_t settings_make(struct setting *out)
+{
+    static const double lambdas[] = {0.3, 0, 1, 0.7}, taus[] = {0.1, 0.8}, lexicals[] = {1, 0, 3};
+    static const size_t bs[] = {30, 1, 8};
+    size_t count = 0;
+    for (size_t i = 0; i < 2 * 4 * 2 * 3 * 3; i++) {
+        out[count++] = (struct setting){.apart = i % 2,
+                                        .lambda = lambdas[i / 2 % 4],
+                                        .tau = taus[i / 8 % 2],
+                                        .lexical = lexicals[i / 16 % 3],
+                                        .b = bs[i / 48]};
+    }
+    return count;
+}
+
+static bool is_published(const struct prediction *p, struct slice name, float score)
+{
+    for (size_t i = 0; i < p->labels_count; i++) {
+        if (slice_equal(p->labels[i].label, name)) {
+            return memcmp(&p->labels[i].score, &score, sizeof score) == 0;
+        }
+    }
+    return false;
+}
+
+/* What engine_predict says to each text by each setting, and what was compared with it. */
+struct seen {
+    const struct snapshot *snapshot;
+    const struct prediction (*all)[TEXT_COUNT], (*first)[TEXT_COUNT]; /* [settings]: every label; DEPTH of them */
+    size_t text, ties, settings_seen;
+};
+
+static void scored_check(void *context, size_t setting, const struct scored_text *scored)
+{
+    struct seen *s = context;
+    const struct prediction *all = &s->all[setting][s->text], *first = &s->first[setting][s->text];
+    struct error e = {0};
+    s->settings_seen++;
+    for (size_t i = 0; i < scored->count; i++) { /* the same numbers, in the same order */
+        struct memory_label label;
+        assert_memory_equal(&scored->labels[i].score, &all->labels[i].score, sizeof(float));
+        assert_int_equal(snapshot_label(s->snapshot, scored->ids[i], &label, &e), 1);
+        assert_true(is_published(all, label.name, scored->labels[i].score));
+    }
+    bool cut = all->labels_count > scored->count;
+    assert_true(cut || all->labels_count == scored->count);
+    if (cut) { /* to the end of the run of ties */
+        assert_true(scored->count >= DEPTH && all->labels[scored->count].score < scored->labels[DEPTH - 1].score);
+    }
+    s->ties += scored->count > DEPTH;
+    assert_int_equal(first->labels_count, scored->count < DEPTH ? scored->count : DEPTH);
+    for (size_t i = 0; i < first->labels_count; i++) {
+        assert_memory_equal(&first->labels[i].score, &scored->labels[i].score, sizeof(float));
+        assert_true(slice_equal(first->labels[i].label, all->labels[i].label));
+    }
+}
+
+static void predict_all(struct world *w, const struct setting *s, size_t candidates, size_t labels_max,
+                        struct prediction *out)
+{
+    const struct predict_options options = {.apart = s->apart,
+                                            .lambda = s->lambda,
+                                            .tau = s->tau,
+                                            .b = s->b,
+                                            .lexical = s->lexical,
+                                            .lexical_candidates = candidates,
+                                            .labels_max = labels_max};
+    struct error e = {0};
+    must(engine_predict_with(w->engine, &options, w->inputs, TEXT_COUNT, out, NULL, &e), &e);
+}
+
+static void test_what_is_measured_is_what_is_published(void **state)
+{
+    enum { SETTINGS = 144 };
+    struct world *w = *state;
+    static struct setting settings[SETTINGS];
+    static struct prediction all[SETTINGS][TEXT_COUNT], first[SETTINGS][TEXT_COUNT];
+    struct error e = {0};
+    assert_int_equal(settings_make(settings), SETTINGS);
+    for (size_t candidates = 5; candidates <= 1000; candidates += 995) {
+        struct search search = search_for(settings, SETTINGS, candidates);
+        struct retrieval r;
+        const struct scorer_options options = {
+            .settings = settings, .settings_count = SETTINGS, .lexical_candidates = candidates, .depth = DEPTH};
+        struct scorer *scorer = scorer_open(&options);
+        retrieval_open(&r, w->engine, &search, TEXT_COUNT);
+        must(retrieval_slice(&r, w->inputs, TEXT_COUNT, &e), &e);
+        for (size_t i = 0; i < SETTINGS; i++) {
+            predict_all(w, &settings[i], candidates, 0, all[i]);
+            predict_all(w, &settings[i], candidates, DEPTH, first[i]);
+        }
+        struct seen seen = {.snapshot = r.snapshot,
+                            .all = (const struct prediction(*)[TEXT_COUNT])all,
+                            .first = (const struct prediction(*)[TEXT_COUNT])first};
+        for (seen.text = 0; seen.text < TEXT_COUNT; seen.text++) {
+            struct judged text = {.matches = r.matches[seen.text]};
+            must(scorer_text(scorer, r.snapshot, &text, scored_check, &seen, &e), &e);
+        }
+        assert_int_equal(seen.settings_seen, SETTINGS * TEXT_COUNT);
+        assert_true(seen.ties > SETTINGS); /* else the test compares little */
+        for (size_t i = 0; i < SETTINGS; i++) {
+            for (size_t t = 0; t < TEXT_COUNT; t++) {
+                prediction_free(&all[i][t]);
+                prediction_free(&first[i][t]);
+            }
+        }
+        retrieval_close(&r);
+        scorer_close(scorer);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_what_is_measured_is_what_is_published),
+    };
+    return cmocka_run_group_tests(tests, world_open, world_close);
+}
