@@ -123,25 +123,15 @@ int learn_consumer_look(struct learn_consumer *c, int timeout_ms, struct error *
  * the memory's time last caught up, once that is folded. A load that never pauses is no hindrance. Poll thread. */
 int64_t learn_consumer_seen_ms(struct learn_consumer *c);
 
-/* Records between position and the end that read_committed shows; asks the brokers, up to timeout_ms. -1: not answered.
- * Any thread. */
-int64_t learn_consumer_lag(struct learn_consumer *c, int timeout_ms);
-
-/* The same by partition: as text_consumer_lags. Any thread. */
+/* Records between position and the end that read_committed shows, by partition: as text_consumer_lags. Any thread. */
 ssize_t learn_consumer_lags(struct learn_consumer *c, struct partition_lag **out, int timeout_ms);
 bool learn_consumer_troubled(struct learn_consumer *c, char words[TROUBLE_BYTES]); /* any thread */
 
-/* Partition i: where reading stands (what poll handed out, and ends), and where it began. False: no such i. Any thread.
- */
+/* Partition i: what poll has handed out of it, and by what the topic is known again. False: no such i. Poll thread. */
 struct learn_position {
     const char *topic;
     int32_t partition;
-    int64_t start;    /* where reading began */
-    int64_t end;      /* the end seen at open */
-    int64_t position; /* next offset to read */
-    bool stored;      /* an offset for it was given to open */
-    bool caught_up;
-    struct read_position read; /* what poll has handed out, and by what the topic is known again; poll thread alone */
+    struct read_position read;
 };
 bool learn_consumer_position(struct learn_consumer *c, size_t i, struct learn_position *out);
 

@@ -15,40 +15,31 @@
 
 enum {
     ASK_MS = 5000,
-    CHECK_MS = 2000,
-    CHECK_US = 5000000,      /* how often it is asked whether the topics are still the same */
     LOOK_QUIET_US = 2000000, /* leaders of a topic that was just made say for a moment that they are none */
     TOPICS = 2,
+    ASSIGNED = 1, /* every partition's epoch: by hand, once */
 };
 
 struct learn_partition {
+    struct reading *reading;
     enum consumed_from from;
-    const char *topic;
-    int32_t partition;
     int64_t start, end;
     bool stored;
-    int64_t look_end;          /* at the last look; the poll thread's */
-    bool doubted;              /* trouble came, and nothing from here since; the poll thread's */
-    struct read_position read; /* what was handed out, and the mark that held last; the poll thread's */
-    struct record_mark last;   /* of the record handed out last; unknown: none yet; the poll thread's */
-    int64_t position;          /* under the lock */
-    bool caught_up;            /* under the lock */
+    int64_t look_end; /* at the last look; the poll thread's */
+    bool caught_up;   /* under the readings' lock */
 };
 
 struct learn_consumer {
     struct kafka_client client;
     const struct config *config;
     char *cluster;
-    char *topics[TOPICS];       /* instances, labels */
-    bool paused;                /* poll thread */
-    unsigned troubles;          /* the client's, as far as they led to doubt; the poll thread's */
-    int64_t look_ms;            /* wall time of the last look; the poll thread's */
-    struct prober *prober;      /* the poll thread's */
-    uint64_t checked_us, marks; /* the poll thread's */
-    struct learn_partition *partitions;
+    char *topics[TOPICS]; /* instances, labels */
+    int64_t look_ms;      /* wall time of the last look; the poll thread's */
+    uint64_t marks;       /* the poll thread's */
     size_t count;
-    size_t behind; /* partitions not caught up yet; under the lock */
-    pthread_mutex_t lock;
+    struct learn_partition *partitions; /* partition i is that of readings.list[i] */
+    struct readings readings;
+    size_t behind; /* partitions not caught up yet; under the readings' lock */
 };
 
 /* What to do with a memory that cannot follow these topics any more. */
@@ -111,13 +102,14 @@ static int ended(const char *topic, int32_t partition, int64_t end, int64_t next
 
 static int check_offset(const struct learn_partition *p, int64_t low, struct error *e)
 {
+    const struct reading *at = p->reading;
     if (p->stored && p->start < low) {
         return error_set(e, ERROR_FATAL, E_TOPIC,
                          "topic '%s', partition %d begins at offset %" PRId64
                          ", and this memory has read only to %" PRId64 ": it may have missed records: " REPLACE_MEMORY,
-                         p->topic, p->partition, low, p->start);
+                         at->topic, at->partition, low, p->start);
     }
-    return p->stored && p->start > p->end ? ended(p->topic, p->partition, p->end, p->start, e) : 0;
+    return p->stored && p->start > p->end ? ended(at->topic, at->partition, p->end, p->start, e) : 0;
 }
 
 /* Compaction drops a tombstone once it is older than delete.retention.ms: who was away for longer can have missed one,
@@ -129,7 +121,7 @@ static int check_away(const struct learn_consumer *c, const struct kafka_topic *
     bool behind = false;
     for (size_t i = 0; i < c->count; i++) {
         const struct learn_partition *p = &c->partitions[i];
-        behind = behind || (p->topic == topic->name && p->stored && p->start < p->end);
+        behind = behind || (p->reading->topic == topic->name && p->stored && p->start < p->end);
     }
     if (behind && caught_up_ms > 0 && topic->delete_retention_ms >= 0 && away_ms > topic->delete_retention_ms) {
         return error_set(e, ERROR_FATAL, E_TOPIC,
@@ -179,25 +171,38 @@ static int topics_look(struct learn_consumer *c, struct kafka_topic *topics, str
     return 1;
 }
 
+/* stored NULL: the memory has nothing of it. */
+static void partition_begin(struct learn_partition *p, struct reading *reading, const struct learn_offset *stored)
+{
+    p->reading = reading;
+    p->stored = stored != NULL;
+    if (stored) {
+        p->start = stored->read.next;
+        reading->read = stored->read;
+    }
+}
+
 static void partitions_list(struct learn_consumer *c, const struct kafka_topic *topics,
                             const struct learn_offset *stored, size_t n)
 {
     c->count = (size_t)topics[0].partitions + (size_t)topics[1].partitions;
     c->partitions = mem_zero(c->count, sizeof *c->partitions);
+    readings_grow(&c->readings, c->count);
     for (size_t i = 0; i < c->count; i++) {
-        struct learn_partition *p = &c->partitions[i];
+        struct reading *p = &c->readings.list[i];
+        const struct learn_offset *found = NULL;
         bool labels = i >= (size_t)topics[0].partitions;
-        p->from = labels ? FROM_LABELS : FROM_INSTANCES;
         p->topic = topics[labels].name;
         p->partition = (int32_t)(labels ? i - (size_t)topics[0].partitions : i);
+        p->epoch = ASSIGNED;
         for (size_t s = 0; s < n; s++) {
             if (stored[s].read.next > 0 && stored[s].partition == p->partition &&
                 strcmp(stored[s].topic, p->topic) == 0 && strcmp(stored[s].cluster, c->cluster) == 0) {
-                p->start = stored[s].read.next;
-                p->read = stored[s].read;
-                p->stored = true;
+                found = &stored[s];
             }
         }
+        c->partitions[i].from = labels ? FROM_LABELS : FROM_INSTANCES;
+        partition_begin(&c->partitions[i], p, found);
     }
 }
 
@@ -205,8 +210,8 @@ static rd_kafka_topic_partition_list_t *kafka_list(const struct learn_consumer *
 {
     rd_kafka_topic_partition_list_t *list = rd_kafka_topic_partition_list_new((int)c->count);
     for (size_t i = 0; i < c->count; i++) {
-        rd_kafka_topic_partition_list_add(list, c->partitions[i].topic, c->partitions[i].partition)->offset =
-            c->partitions[i].start;
+        const struct learn_partition *p = &c->partitions[i];
+        rd_kafka_topic_partition_list_add(list, p->reading->topic, p->reading->partition)->offset = p->start;
     }
     return list;
 }
@@ -221,7 +226,7 @@ static int offsets_look(struct learn_consumer *c, struct error *e)
         struct learn_partition *p = &c->partitions[i];
         p->end = high->elems[i].offset;
         p->start = p->stored ? p->start : low->elems[i].offset;
-        p->position = p->start;
+        p->reading->position = p->start;
         result = check_offset(p, low->elems[i].offset, e);
     }
     rd_kafka_topic_partition_list_destroy(low);
@@ -238,55 +243,45 @@ static int give_up(const struct learn_consumer *c, struct error *e)
 
 static int broken(const struct position_check *check, struct error *e)
 {
+    const struct reading *at = check->reading;
     if (check->other_id) {
         return error_set(e, ERROR_FATAL, E_TOPIC,
                          "topic '%s' was deleted and created again (its id is another one), and this memory has read "
                          "%" PRId64 " records of the old one: " REPLACE_MEMORY,
-                         check->topic, check->read.next);
+                         at->topic, at->read.next);
     }
-    if (check->read.next > check->end) {
-        return ended(check->topic, check->partition, check->end, check->read.next, e);
+    if (at->read.next > check->end) {
+        return ended(at->topic, at->partition, check->end, at->read.next, e);
     }
     return error_set(e, ERROR_FATAL, E_TOPIC,
                      "topic '%s', partition %d has another record at offset %" PRId64 " than this memory has read "
                      "there: the topic was deleted and created again, or cut: " REPLACE_MEMORY,
-                     check->topic, check->partition, check->read.mark.offset);
+                     at->topic, at->partition, at->read.mark.offset);
 }
 
 /* Checks partitions that are in no doubt, or one alone. 1: all were; 0: not answered; -1: FATAL, E_TOPIC. */
-static int positions_hold(struct learn_consumer *c, const struct learn_partition *one, struct error *e)
+static int positions_hold(struct learn_consumer *c, struct reading *one, struct error *e)
 {
-    struct position_check *checks = mem_zero(c->count, sizeof *checks);
-    struct learn_partition **partitions = mem_zero(c->count, sizeof *partitions);
-    size_t n = 0;
+    struct position_check *checks = NULL;
+    size_t n = readings_check(&c->readings, one, &checks);
     int result = 1;
-    for (size_t i = 0; i < c->count; i++) {
-        struct learn_partition *p = &c->partitions[i];
-        if (one ? p == one : !p->doubted) {
-            partitions[n] = p;
-            checks[n++] = (struct position_check){.topic = p->topic, .partition = p->partition, .read = p->read};
-        }
-    }
-    positions_check(c->prober, checks, n, CHECK_MS);
     for (size_t i = 0; i < n && result >= 0; i++) {
         if (checks[i].verdict == POSITION_BROKEN) {
             result = broken(&checks[i], e);
         } else if (checks[i].verdict == POSITION_UNASKED) {
             result = 0;
         } else {
-            c->marks += position_renew(&partitions[i]->read, &partitions[i]->last, &checks[i]);
+            c->marks += reading_renew(&c->readings, &checks[i]);
         }
     }
-    free(partitions);
     free(checks);
-    c->checked_us = clock_us();
     return result;
 }
 
 /* Now and then, and before anything is handed out of a partition that was in doubt. */
 static int positions_check_due(struct learn_consumer *c, struct error *e)
 {
-    return clock_us() - c->checked_us >= CHECK_US && positions_hold(c, NULL, e) < 0 ? -1 : 0;
+    return readings_check_due(&c->readings) && positions_hold(c, NULL, e) < 0 ? -1 : 0;
 }
 
 /* Waits until the topics are known to be those that the memory has read. */
@@ -356,8 +351,7 @@ int learn_consumer_open(struct learn_consumer **out, const struct config *config
     c->config = config;
     c->topics[0] = mem_string(config->instances_topic, strlen(config->instances_topic));
     c->topics[1] = mem_string(config->labels_topic, strlen(config->labels_topic));
-    pthread_mutex_init(&c->lock, NULL);
-    c->prober = prober_open(config);
+    readings_open(&c->readings, config);
     rd_kafka_conf_t *conf = kafka_consumer_configure(config, "learn", "error", e);
     if (!conf || kafka_client_open(&c->client, config, CLIENT_CONSUMER, conf, "learn", c, e) ||
         learn_prepare(c, stored, n, caught_up_ms, wait, e)) {
@@ -391,8 +385,7 @@ void learn_consumer_close(struct learn_consumer *c)
         rd_kafka_consumer_close(c->client.rk);
     }
     kafka_client_close(&c->client);
-    prober_close(c->prober);
-    pthread_mutex_destroy(&c->lock);
+    readings_close(&c->readings);
     free(c->partitions);
     free(c->topics[0]);
     free(c->topics[1]);
@@ -411,68 +404,31 @@ static struct learn_partition *partition_find(struct learn_consumer *c, const rd
 {
     const char *topic = m->rkt ? rd_kafka_topic_name(m->rkt) : "";
     for (size_t i = 0; i < c->count; i++) {
-        if (c->partitions[i].partition == m->partition && strcmp(c->partitions[i].topic, topic) == 0) {
+        const struct reading *at = c->partitions[i].reading;
+        if (at->partition == m->partition && strcmp(at->topic, topic) == 0) {
             return &c->partitions[i];
         }
     }
     return NULL;
 }
 
-static void position_move(struct learn_consumer *c, struct learn_partition *p, int64_t position)
+static void partition_moved(struct learn_consumer *c, struct learn_partition *p)
 {
-    pthread_mutex_lock(&c->lock);
-    p->position = position > p->position ? position : p->position;
-    if (!p->caught_up && p->position >= p->end) {
+    pthread_mutex_lock(&c->readings.lock);
+    if (!p->caught_up && p->reading->position >= p->end) {
         p->caught_up = true;
         c->behind--;
     }
-    pthread_mutex_unlock(&c->lock);
-}
-
-/* Trouble may be any partition's, for not every error names one: it is over when something came from each. */
-static void partitions_doubt(struct learn_consumer *c)
-{
-    unsigned troubles = atomic_load(&c->client.troubles);
-    for (size_t i = 0; i < c->count && troubles != c->troubles; i++) {
-        c->partitions[i].doubted = true;
-    }
-    c->troubles = troubles;
-}
-
-static void partition_works(struct learn_consumer *c, struct learn_partition *p)
-{
-    p->doubted = false;
-    for (size_t i = 0; i < c->count; i++) {
-        if (c->partitions[i].doubted) {
-            return;
-        }
-    }
-    kafka_client_works(&c->client);
-}
-
-static void doubted_refetch(struct learn_consumer *c)
-{
-    if (!atomic_load(&c->client.trouble) || c->paused) {
-        return;
-    }
-    rd_kafka_topic_partition_list_t *list = rd_kafka_topic_partition_list_new(1);
-    for (size_t i = 0; i < c->count; i++) {
-        const struct learn_partition *p = &c->partitions[i];
-        if (p->doubted) {
-            rd_kafka_topic_partition_list_add(list, p->topic, p->partition)->offset = p->position;
-        }
-    }
-    kafka_client_refetch(&c->client, list);
-    rd_kafka_topic_partition_list_destroy(list);
+    pthread_mutex_unlock(&c->readings.lock);
 }
 
 /* Something came from p: a record, or its end. -1: FATAL, the topic is another one. */
 static int partition_answers(struct learn_consumer *c, struct learn_partition *p, struct error *e)
 {
-    if (p->doubted && positions_hold(c, p, e) < 0) {
+    if (p->reading->doubted && positions_hold(c, p->reading, e) < 0) {
         return -1;
     }
-    partition_works(c, p);
+    readings_answer(&c->readings, &c->client, p->reading);
     return 0;
 }
 
@@ -483,30 +439,28 @@ static int poll_event(struct learn_consumer *c, const rd_kafka_message_t *m, str
         if (partition_answers(c, p, e)) {
             return -1;
         }
-        position_move(c, p, m->offset);
+        reading_end(&c->readings, p->reading, m->offset);
+        partition_moved(c, p);
         return 0;
     }
+    const char *topic = p ? p->reading->topic : "?";
     if (m->err == RD_KAFKA_RESP_ERR__AUTO_OFFSET_RESET) {
         return error_set(e, ERROR_FATAL, E_TOPIC,
                          "topic '%s', partition %d has no offset %" PRId64
                          " any more: it was deleted and created again, cut, or outlived its retention: " REPLACE_MEMORY,
-                         p ? p->topic : "?", m->partition, p ? p->position : m->offset);
+                         topic, m->partition, p ? p->reading->position : m->offset);
     }
     if (m->err != RD_KAFKA_RESP_ERR_GROUP_AUTHORIZATION_FAILED) { /* it joins no group, and needs no right on one */
-        kafka_client_trouble_with(&c->client, m->err, READ_TOPIC, p ? p->topic : "?", rd_kafka_message_errstr(m));
+        kafka_client_trouble_with(&c->client, m->err, READ_TOPIC, topic, rd_kafka_message_errstr(m));
     }
     return 0;
 }
 
 static struct consumed *record_take(struct learn_consumer *c, struct learn_partition *p, rd_kafka_message_t *m)
 {
-    struct consumed *record = consumed_new(m, p->from, p->topic, 0);
-    p->last = record_mark_of(record->offset, record->timestamp_ms, record->key, record->value);
-    if (!record_mark_known(&p->read.mark)) {
-        p->read.mark = p->last;
-    }
-    p->read.next = record->offset + 1;
-    position_move(c, p, record->offset + 1);
+    struct consumed *record = consumed_new(m, p->from, p->reading->topic, 0);
+    reading_take(&c->readings, p->reading, record);
+    partition_moved(c, p);
     return record;
 }
 
@@ -516,9 +470,8 @@ int learn_consumer_poll(struct learn_consumer *c, int timeout_ms, struct consume
     if (positions_check_due(c, e)) {
         return -1;
     }
-    rd_kafka_message_t *m = rd_kafka_consumer_poll(c->client.rk, timeout_ms);
+    rd_kafka_message_t *m = readings_poll(&c->readings, &c->client, timeout_ms);
     struct learn_partition *p = m && !m->err ? partition_find(c, m) : NULL;
-    partitions_doubt(c);
     if (p && partition_answers(c, p, e) == 0) {
         *out = record_take(c, p, m);
         return 1;
@@ -527,46 +480,30 @@ int learn_consumer_poll(struct learn_consumer *c, int timeout_ms, struct consume
     if (m) {
         result = p ? -1 : poll_event(c, m, e);
         rd_kafka_message_destroy(m);
-    } else {
-        kafka_client_recheck(&c->client);
     }
-    doubted_refetch(c);
+    readings_refetch(&c->readings, &c->client);
     return result;
 }
 
 const struct record_mark *learn_consumer_mark(const struct learn_consumer *c, const struct consumed *record)
 {
     for (size_t i = 0; i < c->count; i++) {
-        if (c->partitions[i].topic == record->topic && c->partitions[i].partition == record->partition) {
-            return &c->partitions[i].read.mark;
+        const struct reading *at = c->partitions[i].reading;
+        if (at->topic == record->topic && at->partition == record->partition) {
+            return &at->read.mark;
         }
     }
     return NULL;
 }
 
-static void pause_or_resume(struct learn_consumer *c, bool pause)
-{
-    if (c->paused == pause) {
-        return;
-    }
-    c->paused = pause;
-    rd_kafka_topic_partition_list_t *list = kafka_list(c);
-    if (pause) {
-        rd_kafka_pause_partitions(c->client.rk, list);
-    } else {
-        rd_kafka_resume_partitions(c->client.rk, list);
-    }
-    rd_kafka_topic_partition_list_destroy(list);
-}
-
 void learn_consumer_pause(struct learn_consumer *c)
 {
-    pause_or_resume(c, true);
+    readings_pause(&c->readings, &c->client, true);
 }
 
 void learn_consumer_resume(struct learn_consumer *c)
 {
-    pause_or_resume(c, false);
+    readings_pause(&c->readings, &c->client, false);
 }
 
 uint64_t learn_consumer_marks(const struct learn_consumer *c)
@@ -578,37 +515,15 @@ uint64_t learn_consumer_marks(const struct learn_consumer *c)
 
 bool learn_consumer_caught_up(struct learn_consumer *c)
 {
-    pthread_mutex_lock(&c->lock);
+    pthread_mutex_lock(&c->readings.lock);
     bool caught_up = c->behind == 0;
-    pthread_mutex_unlock(&c->lock);
+    pthread_mutex_unlock(&c->readings.lock);
     return caught_up;
 }
 
 ssize_t learn_consumer_lags(struct learn_consumer *c, struct partition_lag **out, int timeout_ms)
 {
-    rd_kafka_topic_partition_list_t *ends = kafka_list(c);
-    ssize_t count = -1;
-    *out = NULL;
-    if (kafka_offsets_query(&c->client, ends, RD_KAFKA_OFFSET_END, timeout_ms, NULL) == 0) {
-        count = (ssize_t)c->count;
-        *out = mem_alloc((c->count + 1) * sizeof **out);
-        pthread_mutex_lock(&c->lock);
-        for (size_t i = 0; i < c->count; i++) {
-            const struct learn_partition *p = &c->partitions[i];
-            int64_t behind = ends->elems[i].offset - p->position;
-            (*out)[i] = (struct partition_lag){p->topic, p->partition, behind > 0 ? behind : 0};
-        }
-        pthread_mutex_unlock(&c->lock);
-    }
-    rd_kafka_topic_partition_list_destroy(ends);
-    return count;
-}
-
-int64_t learn_consumer_lag(struct learn_consumer *c, int timeout_ms)
-{
-    struct partition_lag *lags = NULL;
-    ssize_t count = learn_consumer_lags(c, &lags, timeout_ms);
-    return lags_sum(lags, count);
+    return readings_lags(&c->readings, &c->client, out, timeout_ms);
 }
 
 bool learn_consumer_troubled(struct learn_consumer *c, char words[TROUBLE_BYTES])
@@ -622,7 +537,7 @@ static int check_growth(const struct learn_consumer *c, const struct kafka_topic
     for (size_t t = 0; t < TOPICS; t++) {
         int32_t known = 0;
         for (size_t i = 0; i < c->count; i++) {
-            known += c->partitions[i].topic == topics[t].name;
+            known += c->partitions[i].reading->topic == topics[t].name;
         }
         if (topics[t].partitions && topics[t].partitions != known) {
             return partitions_changed(topics[t].name, topics[t].partitions, known, e);
@@ -654,13 +569,13 @@ int learn_consumer_look(struct learn_consumer *c, int timeout_ms, struct error *
 int64_t learn_consumer_seen_ms(struct learn_consumer *c)
 {
     int64_t seen_ms = c->look_ms;
-    pthread_mutex_lock(&c->lock);
+    pthread_mutex_lock(&c->readings.lock);
     for (size_t i = 0; i < c->count; i++) {
-        if (c->partitions[i].position < c->partitions[i].look_end) {
+        if (c->partitions[i].reading->position < c->partitions[i].look_end) {
             seen_ms = 0;
         }
     }
-    pthread_mutex_unlock(&c->lock);
+    pthread_mutex_unlock(&c->readings.lock);
     return seen_ms;
 }
 
@@ -669,10 +584,7 @@ bool learn_consumer_position(struct learn_consumer *c, size_t i, struct learn_po
     if (i >= c->count) {
         return false;
     }
-    const struct learn_partition *p = &c->partitions[i];
-    pthread_mutex_lock(&c->lock);
-    *out = (struct learn_position){p->topic,    p->partition, p->start,     p->end,
-                                   p->position, p->stored,    p->caught_up, p->read};
-    pthread_mutex_unlock(&c->lock);
+    const struct reading *at = c->partitions[i].reading;
+    *out = (struct learn_position){at->topic, at->partition, at->read};
     return true;
 }

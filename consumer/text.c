@@ -19,224 +19,159 @@
 
 enum {
     COMMIT_STEP_MS = 100,
-    CHECK_MS = 2000,
-    CHECK_US = 5000000, /* how often it is asked whether the topic is still the same */
     SEEK_MS = 2000,
     LOOK_US = 3000000, /* how often a topic that librdkafka misses is looked for */
     LOOKS = 2,         /* so often seen in a row, it is there */
     FATAL_BYTES = 512, /* of librdkafka's words about a fatal error, terminated */
 };
 
-struct text_partition {
-    uint64_t epoch;            /* of the present assignment; 0: not ours */
-    int64_t position;          /* next offset to read; -1: not known yet */
-    bool doubted;              /* trouble came, and nothing from here since */
-    bool restarting;           /* to be read from its beginning: what still comes is dropped until then */
-    struct read_position read; /* by what the topic is known again: it held, or is the first text; next is position's */
-    struct record_mark last;   /* of the text read last */
-};
-
 struct text_consumer {
-    struct kafka_client *_Atomic client;
+    struct kafka_client *_Atomic client; /* the poll thread writes */
     struct kafka_client **retired; /* closed; destroyed at the end, for messages and other threads may still use them */
     size_t retired_count;          /* poll thread */
     const struct config *config;
     struct text_consumer_events events;
     char *topic;
-    _Atomic bool paused; /* the poll thread writes */
     _Atomic bool joined;
     _Atomic uint64_t rebalances;
     _Atomic int uncommitted; /* why a commit waits, an rd_kafka_resp_err_t; 0: none. The committing thread writes */
     struct log_limit commit_limit;
     /* the poll thread's: */
-    uint64_t epoch;    /* the last one given */
-    unsigned troubles; /* the client's, as far as they led to doubt */
-    struct prober *prober;
-    uint64_t checked_us; /* when the topic was last checked */
-    bool check_now;
+    uint64_t epoch;     /* the last one given */
+    bool check_now;     /* whether the topic is still the same */
     bool restart;       /* some partition is restarting */
     bool missing;       /* librdkafka said that the topic is not there, and neither assigned nor read anything since */
     unsigned looks;     /* in a row that saw it nevertheless */
     uint64_t looked_us; /* when it was last looked for */
 
-    pthread_mutex_t lock; /* covers what is below */
-    struct text_partition *partitions;
-    size_t partitions_count;
+    struct readings readings; /* partition i of the topic is list[i] */
 };
+
+static struct kafka_client *client_of(const struct text_consumer *c)
+{
+    return atomic_load(&c->client);
+}
 
 /* ---- what is ours ---- */
 
 static bool owned(const struct text_consumer *c, int32_t partition, uint64_t epoch) /* under the lock */
 {
-    return partition >= 0 && (size_t)partition < c->partitions_count && epoch != 0 &&
-           c->partitions[partition].epoch == epoch;
+    return partition >= 0 && (size_t)partition < c->readings.count && epoch != 0 &&
+           c->readings.list[partition].epoch == epoch;
 }
 
 bool text_consumer_owns(struct text_consumer *c, int32_t partition, uint64_t epoch)
 {
-    pthread_mutex_lock(&c->lock);
+    pthread_mutex_lock(&c->readings.lock);
     bool owns = owned(c, partition, epoch);
-    pthread_mutex_unlock(&c->lock);
+    pthread_mutex_unlock(&c->readings.lock);
     return owns;
 }
 
 size_t text_consumer_assigned(struct text_consumer *c)
 {
     size_t n = 0;
-    pthread_mutex_lock(&c->lock);
-    for (size_t i = 0; i < c->partitions_count; i++) {
-        n += c->partitions[i].epoch != 0;
+    pthread_mutex_lock(&c->readings.lock);
+    for (size_t i = 0; i < c->readings.count; i++) {
+        n += c->readings.list[i].epoch != 0;
     }
-    pthread_mutex_unlock(&c->lock);
+    pthread_mutex_unlock(&c->readings.lock);
     return n;
 }
 
 /* A partition as it is assigned: where it starts, and what its committed offset tells of the topic. */
-static struct text_partition partition_begun(uint64_t epoch, const rd_kafka_topic_partition_t *at, bool doubted)
+static struct reading reading_begun(const struct text_consumer *c, const rd_kafka_topic_partition_t *at, bool doubted)
 {
-    struct text_partition p = {.epoch = epoch, .position = at->offset < 0 ? -1 : at->offset, .doubted = doubted};
+    struct reading p = {.topic = c->topic,
+                        .partition = at->partition,
+                        .epoch = c->epoch,
+                        .position = at->offset < 0 ? -1 : at->offset,
+                        .doubted = doubted};
     if (!position_read((struct slice){at->metadata, at->metadata_size}, &p.read)) {
         p.read = (struct read_position){0};
     }
+    p.read.next = p.position > 0 ? p.position : 0;
     return p;
 }
 
 static void partitions_take(struct text_consumer *c, const rd_kafka_topic_partition_list_t *list)
 {
-    bool doubted = atomic_load(&c->client->trouble) != 0;
-    pthread_mutex_lock(&c->lock);
+    bool doubted = atomic_load(&client_of(c)->trouble) != 0;
+    pthread_mutex_lock(&c->readings.lock);
     c->epoch++;
     for (int i = 0; i < list->cnt; i++) {
         size_t partition = (size_t)list->elems[i].partition;
-        if (partition >= c->partitions_count) {
-            c->partitions = mem_resize(c->partitions, (partition + 1) * sizeof *c->partitions);
-            memset(c->partitions + c->partitions_count, 0,
-                   (partition + 1 - c->partitions_count) * sizeof *c->partitions);
-            c->partitions_count = partition + 1;
-        }
-        c->partitions[partition] = partition_begun(c->epoch, &list->elems[i], doubted);
+        readings_grow(&c->readings, partition + 1);
+        c->readings.list[partition] = reading_begun(c, &list->elems[i], doubted);
     }
-    pthread_mutex_unlock(&c->lock);
+    pthread_mutex_unlock(&c->readings.lock);
     c->check_now = true;
 }
 
 static void partitions_drop(struct text_consumer *c)
 {
-    pthread_mutex_lock(&c->lock);
-    for (size_t i = 0; i < c->partitions_count; i++) {
-        c->partitions[i].epoch = 0;
-        c->partitions[i].doubted = false;
+    pthread_mutex_lock(&c->readings.lock);
+    for (size_t i = 0; i < c->readings.count; i++) {
+        c->readings.list[i].epoch = 0;
+        c->readings.list[i].doubted = false;
     }
-    pthread_mutex_unlock(&c->lock);
+    pthread_mutex_unlock(&c->readings.lock);
 }
 
-/* Trouble may be any partition's, for not every error names one: it is over when something came from each. */
-static void partitions_doubt(struct text_consumer *c)
+static struct reading *reading_of(struct text_consumer *c, int32_t partition) /* NULL: never ours */
 {
-    unsigned troubles = atomic_load(&c->client->troubles);
-    if (troubles == c->troubles) {
-        return;
-    }
-    c->troubles = troubles;
-    pthread_mutex_lock(&c->lock);
-    for (size_t i = 0; i < c->partitions_count; i++) {
-        c->partitions[i].doubted = c->partitions[i].epoch != 0;
-    }
-    pthread_mutex_unlock(&c->lock);
+    return partition >= 0 && (size_t)partition < c->readings.count ? &c->readings.list[partition] : NULL;
 }
 
-static void partition_works(struct text_consumer *c, int32_t partition)
+static void partition_answers(struct text_consumer *c, int32_t partition)
 {
-    bool doubts = false;
     c->missing = false;
-    pthread_mutex_lock(&c->lock);
-    for (size_t i = 0; i < c->partitions_count; i++) {
-        struct text_partition *p = &c->partitions[i];
-        c->check_now = c->check_now || (p->doubted && partition == (int32_t)i);
-        p->doubted = p->doubted && partition != (int32_t)i;
-        doubts = doubts || p->doubted;
-    }
-    pthread_mutex_unlock(&c->lock);
-    if (!doubts) {
-        kafka_client_works(c->client);
-    }
-}
-
-static void doubted_refetch(struct text_consumer *c)
-{
-    if (!atomic_load(&c->client->trouble) || c->paused) {
-        return;
-    }
-    rd_kafka_topic_partition_list_t *list = rd_kafka_topic_partition_list_new(16);
-    pthread_mutex_lock(&c->lock);
-    for (size_t i = 0; i < c->partitions_count; i++) {
-        if (c->partitions[i].doubted && c->partitions[i].position >= 0) {
-            rd_kafka_topic_partition_list_add(list, c->topic, (int32_t)i)->offset = c->partitions[i].position;
-        }
-    }
-    pthread_mutex_unlock(&c->lock);
-    kafka_client_refetch(c->client, list);
-    rd_kafka_topic_partition_list_destroy(list);
+    c->check_now = readings_answer(&c->readings, client_of(c), reading_of(c, partition)) || c->check_now;
 }
 
 /* The end of a partition was met. */
-static void position_move(struct text_consumer *c, int32_t partition, int64_t position)
+static void end_taken(struct text_consumer *c, int32_t partition, int64_t offset)
 {
-    pthread_mutex_lock(&c->lock);
-    if (partition >= 0 && (size_t)partition < c->partitions_count && !c->partitions[partition].restarting) {
-        struct text_partition *p = &c->partitions[partition];
-        c->check_now = c->check_now || position < p->position; /* an end before what was read */
-        p->position = position > p->position ? position : p->position;
+    struct reading *p = reading_of(c, partition);
+    if (p && !p->restarting) {
+        c->check_now = !reading_end(&c->readings, p, offset) || c->check_now; /* an end before what was read */
+        pthread_mutex_lock(&c->readings.lock);
+        p->read.next = p->position > 0 ? p->position : 0;
+        pthread_mutex_unlock(&c->readings.lock);
     }
-    pthread_mutex_unlock(&c->lock);
 }
 
 /* A text was read. False: it is to be dropped, for its partition is about to be read from its beginning. */
 static bool text_taken(struct text_consumer *c, struct consumed *text)
 {
-    bool taken = true;
-    struct record_mark mark = record_mark_of(text->offset, text->timestamp_ms, text->key, text->value);
-    pthread_mutex_lock(&c->lock);
-    if (text->partition >= 0 && (size_t)text->partition < c->partitions_count) {
-        struct text_partition *p = &c->partitions[text->partition];
-        taken = !p->restarting;
-        text->epoch = p->epoch;
-        if (taken) {
-            c->check_now = c->check_now || text->offset < p->position; /* librdkafka was sent back to the log's start */
-            p->position = text->offset + 1;
-            p->last = mark;
-            p->read.mark = record_mark_known(&p->read.mark) ? p->read.mark : mark;
-        }
+    struct reading *p = reading_of(c, text->partition);
+    if (!p || p->restarting) {
+        return !p;
     }
-    pthread_mutex_unlock(&c->lock);
-    return taken;
+    text->epoch = p->epoch;
+    c->check_now =
+        !reading_take(&c->readings, p, text) || c->check_now; /* librdkafka was sent back to the log's start */
+    return true;
 }
 
 /* ---- is it still the same topic? ---- */
 
-/* Every partition that is ours and in no doubt. */
-static size_t checks_fill(struct text_consumer *c, struct position_check *checks)
-{
-    size_t n = 0;
-    for (size_t i = 0; i < c->partitions_count; i++) {
-        const struct text_partition *p = &c->partitions[i];
-        if (p->epoch && !p->doubted && !p->restarting) {
-            checks[n] = (struct position_check){.topic = c->topic, .partition = (int32_t)i, .read = p->read};
-            checks[n++].read.next = p->position > 0 ? p->position : 0;
-        }
-    }
-    return n;
-}
-
 /* Where one partition is another topic's, so are those that cannot tell. True: it is to be read from its beginning. */
 static bool check_take(struct text_consumer *c, const struct position_check *check, bool any_broken)
 {
-    struct text_partition *p = &c->partitions[check->partition];
+    struct reading *p = check->reading;
     bool restart = check->verdict == POSITION_BROKEN || (check->verdict == POSITION_UNPROVED && any_broken);
     if (restart) {
-        *p = (struct text_partition){.epoch = ++c->epoch, .position = check->low, .restarting = true};
+        pthread_mutex_lock(&c->readings.lock);
+        *p = (struct reading){.topic = p->topic,
+                              .partition = p->partition,
+                              .epoch = ++c->epoch,
+                              .position = check->low,
+                              .restarting = true,
+                              .read.next = check->low};
+        pthread_mutex_unlock(&c->readings.lock);
     } else if (check->verdict != POSITION_UNASKED) {
-        position_renew(&p->read, &p->last, check);
+        reading_renew(&c->readings, check);
     }
     return restart;
 }
@@ -244,24 +179,26 @@ static bool check_take(struct text_consumer *c, const struct position_check *che
 /* What came before is nobody's any more: text_consumer_owns says so by its epoch, and no commit speaks of it. */
 static void partitions_restart(struct text_consumer *c)
 {
-    if (!c->restart || c->paused) { /* seeking what is paused does not survive its end in every librdkafka */
+    /* seeking what is paused does not survive its end in every librdkafka */
+    if (!c->restart || text_consumer_paused(c)) {
         return;
     }
     rd_kafka_topic_partition_list_t *list = rd_kafka_topic_partition_list_new(1);
-    for (size_t i = 0; i < c->partitions_count; i++) {
-        if (c->partitions[i].epoch && c->partitions[i].restarting) {
-            rd_kafka_topic_partition_list_add(list, c->topic, (int32_t)i)->offset = c->partitions[i].position;
+    for (size_t i = 0; i < c->readings.count; i++) {
+        const struct reading *p = &c->readings.list[i];
+        if (p->epoch && p->restarting) {
+            rd_kafka_topic_partition_list_add(list, p->topic, p->partition)->offset = p->position;
         }
     }
-    rd_kafka_error_t *error = list->cnt ? rd_kafka_seek_partitions(c->client->rk, list, SEEK_MS) : NULL;
+    rd_kafka_error_t *error = list->cnt ? rd_kafka_seek_partitions(client_of(c)->rk, list, SEEK_MS) : NULL;
     c->restart = error != NULL; /* the next poll tries again */
-    pthread_mutex_lock(&c->lock);
+    pthread_mutex_lock(&c->readings.lock);
     for (int i = 0; i < list->cnt && !error; i++) {
         bool failed = list->elems[i].err != 0;
-        c->partitions[list->elems[i].partition].restarting = failed;
+        c->readings.list[list->elems[i].partition].restarting = failed;
         c->restart = c->restart || failed;
     }
-    pthread_mutex_unlock(&c->lock);
+    pthread_mutex_unlock(&c->readings.lock);
     if (error) {
         rd_kafka_error_destroy(error);
     }
@@ -270,60 +207,58 @@ static void partitions_restart(struct text_consumer *c)
 
 static void positions_check_due(struct text_consumer *c)
 {
-    if ((!c->check_now && clock_us() - c->checked_us < CHECK_US) || !c->partitions_count) {
-        return;
-    }
-    struct position_check *checks = mem_zero(c->partitions_count, sizeof *checks);
-    size_t n = checks_fill(c, checks);
+    struct position_check *checks = NULL;
     bool broken = false;
     int restarts = 0;
+    if ((!c->check_now && !readings_check_due(&c->readings)) || !c->readings.count) {
+        return;
+    }
     c->check_now = false;
-    positions_check(c->prober, checks, n, CHECK_MS);
-    pthread_mutex_lock(&c->lock);
+    size_t n = readings_check(&c->readings, NULL, &checks);
     for (size_t i = 0; i < n; i++) {
         broken = broken || checks[i].verdict == POSITION_BROKEN;
     }
     for (size_t i = 0; i < n; i++) {
         restarts += check_take(c, &checks[i], broken);
     }
-    pthread_mutex_unlock(&c->lock);
     free(checks);
     if (restarts) {
         log_warn("texts: topic '%s' was deleted and created again, or cut: reading %d partition%s from the beginning",
                  c->topic, restarts, restarts == 1 ? "" : "s");
         c->restart = true;
     }
-    c->checked_us = clock_us();
 }
 
 /* ---- rebalances: on the poll thread, inside poll or close ---- */
 
 static void assign(struct text_consumer *c, rd_kafka_topic_partition_list_t *list)
 {
+    struct kafka_client *client = client_of(c);
     bool first = !atomic_load(&c->rebalances);
-    text_starts(c->client, c->topic, first && c->config->start_from == START_LATEST, list);
-    rd_kafka_resp_err_t err = rd_kafka_assign(c->client->rk, list);
+    text_starts(client, c->topic, first && c->config->start_from == START_LATEST, list);
+    rd_kafka_resp_err_t err = rd_kafka_assign(client->rk, list);
     if (err) {
         log_warn("texts: assignment: %s", rd_kafka_err2str(err));
         return;
     }
     partitions_take(c, list);
     c->missing = false;
-    atomic_store(&c->client->expired, false);
+    atomic_store(&client->expired, false);
     atomic_store(&c->joined, true);
     atomic_fetch_add(&c->rebalances, 1);
     if (!list->cnt) {
-        kafka_client_works(c->client); /* what was wrong with partitions is another replica's to tell */
+        kafka_client_works(client); /* what was wrong with partitions is another replica's to tell */
     }
-    if (c->paused && list->cnt) {
-        rd_kafka_pause_partitions(c->client->rk, list);
+    if (text_consumer_paused(c) && list->cnt) {
+        rd_kafka_pause_partitions(client->rk, list);
     }
     log_info("texts: %d partition%s of %s assigned", list->cnt, list->cnt == 1 ? "" : "s", c->topic);
 }
 
 static void revoke(struct text_consumer *c, rd_kafka_topic_partition_list_t *list)
 {
-    bool lost = rd_kafka_assignment_lost(c->client->rk) != 0;
+    rd_kafka_t *rk = client_of(c)->rk;
+    bool lost = rd_kafka_assignment_lost(rk) != 0;
     bool any = text_consumer_assigned(c) > 0;
     if (lost) {
         atomic_store(&c->joined, false);
@@ -333,10 +268,10 @@ static void revoke(struct text_consumer *c, rd_kafka_topic_partition_list_t *lis
         c->events.revoked(c->events.context, lost);
     }
     partitions_drop(c);
-    if (c->paused && list->cnt) {
-        rd_kafka_resume_partitions(c->client->rk, list);
+    if (text_consumer_paused(c) && list->cnt) {
+        rd_kafka_resume_partitions(rk, list);
     }
-    rd_kafka_assign(c->client->rk, NULL);
+    rd_kafka_assign(rk, NULL);
     if (any) {
         log_info("texts: partitions %s", lost ? "lost" : "given back");
     }
@@ -380,7 +315,7 @@ static int client_open(struct text_consumer *c, struct error *e)
         free(client);
         return -1;
     }
-    c->client = client;
+    atomic_store(&c->client, client);
     return 0;
 }
 
@@ -392,8 +327,7 @@ int text_consumer_open(struct text_consumer **out, const struct config *config,
     c->config = config;
     c->events = events ? *events : (struct text_consumer_events){0};
     c->topic = mem_string(config->texts_topic, strlen(config->texts_topic));
-    c->prober = prober_open(config);
-    pthread_mutex_init(&c->lock, NULL);
+    readings_open(&c->readings, config);
     if (client_open(c, e)) {
         text_consumer_close(c);
         return -1;
@@ -406,7 +340,7 @@ int text_consumer_subscribe(struct text_consumer *c, struct error *e)
 {
     rd_kafka_topic_partition_list_t *topics = rd_kafka_topic_partition_list_new(1);
     rd_kafka_topic_partition_list_add(topics, c->topic, RD_KAFKA_PARTITION_UA);
-    rd_kafka_resp_err_t err = rd_kafka_subscribe(c->client->rk, topics);
+    rd_kafka_resp_err_t err = rd_kafka_subscribe(client_of(c)->rk, topics);
     rd_kafka_topic_partition_list_destroy(topics);
     if (err) {
         return error_set(e, ERROR_FATAL, E_INTERNAL, "subscribing to %s: %s", c->topic, rd_kafka_err2str(err));
@@ -425,18 +359,17 @@ void text_consumer_close(struct text_consumer *c)
     if (!c) {
         return;
     }
-    if (c->client) {
-        rd_kafka_consumer_close(c->client->rk);
-        client_retire(c, c->client);
+    struct kafka_client *client = client_of(c);
+    if (client) {
+        rd_kafka_consumer_close(client->rk);
+        client_retire(c, client);
     }
     for (size_t i = 0; i < c->retired_count; i++) {
         kafka_client_close(c->retired[i]);
         free(c->retired[i]);
     }
     free(c->retired);
-    prober_close(c->prober);
-    pthread_mutex_destroy(&c->lock);
-    free(c->partitions);
+    readings_close(&c->readings);
     free(c->topic);
     free(c);
 }
@@ -457,7 +390,7 @@ static int fatal(const struct text_consumer *c, rd_kafka_resp_err_t err, const c
 /* The client is replaced by another one, which joins the group. */
 static int client_renew(struct text_consumer *c, struct error *e)
 {
-    struct kafka_client *old = c->client;
+    struct kafka_client *old = client_of(c);
     c->missing = false;
     atomic_store(&c->joined, false);
     rd_kafka_consumer_close(old->rk);
@@ -485,8 +418,9 @@ static rd_kafka_resp_err_t fatal_ask(const struct kafka_client *client, char tex
 static int fatal_act(struct text_consumer *c, struct error *e)
 {
     char text[FATAL_BYTES];
-    rd_kafka_resp_err_t err = fatal_ask(c->client, text);
-    if (err == RD_KAFKA_RESP_ERR_FENCED_INSTANCE_ID && atomic_load(&c->client->expired)) {
+    struct kafka_client *client = client_of(c);
+    rd_kafka_resp_err_t err = fatal_ask(client, text);
+    if (err == RD_KAFKA_RESP_ERR_FENCED_INSTANCE_ID && atomic_load(&client->expired)) {
         log_info("texts: the session in the group ran out while its coordinator was away: joining again");
         return client_renew(c, e);
     }
@@ -503,7 +437,7 @@ static int topic_back_check(struct text_consumer *c, struct error *e)
     if (!c->missing || clock_us() - c->looked_us < LOOK_US || text_consumer_assigned(c) > 0) {
         return 0;
     }
-    c->looks = prober_sees(c->prober, c->topic, CHECK_MS) ? c->looks + 1 : 0;
+    c->looks = readings_topic_seen(&c->readings, c->topic) ? c->looks + 1 : 0;
     c->looked_us = clock_us();
     if (c->looks < LOOKS) {
         return 0;
@@ -515,17 +449,18 @@ static int topic_back_check(struct text_consumer *c, struct error *e)
 /* What poll hands out beside messages: ends, and trouble that librdkafka goes on trying to overcome. */
 static void poll_event(struct text_consumer *c, const rd_kafka_message_t *m)
 {
+    struct kafka_client *client = client_of(c);
     if (m->err == RD_KAFKA_RESP_ERR__PARTITION_EOF) {
-        partition_works(c, m->partition);
-        position_move(c, m->partition, m->offset);
+        partition_answers(c, m->partition);
+        end_taken(c, m->partition, m->offset);
     } else if (m->err == RD_KAFKA_RESP_ERR_GROUP_AUTHORIZATION_FAILED) {
-        kafka_client_trouble_with(c->client, m->err, READ_GROUP, c->config->group, "");
+        kafka_client_trouble_with(client, m->err, READ_GROUP, c->config->group, "");
     } else if (m->err != RD_KAFKA_RESP_ERR__FATAL) {
         if (m->err == RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART && !c->missing) {
             c->missing = true;
             c->looks = 0;
         }
-        kafka_client_trouble_with(c->client, m->err, READ_TOPIC, c->topic, rd_kafka_message_errstr(m));
+        kafka_client_trouble_with(client, m->err, READ_TOPIC, c->topic, rd_kafka_message_errstr(m));
     }
 }
 
@@ -534,10 +469,9 @@ int text_consumer_poll(struct text_consumer *c, int timeout_ms, struct consumed 
     *out = NULL;
     positions_check_due(c);
     partitions_restart(c);
-    rd_kafka_message_t *m = rd_kafka_consumer_poll(c->client->rk, timeout_ms);
-    partitions_doubt(c);
+    rd_kafka_message_t *m = readings_poll(&c->readings, client_of(c), timeout_ms);
     if (m && !m->err) {
-        partition_works(c, m->partition);
+        partition_answers(c, m->partition);
         struct consumed *text = consumed_new(m, FROM_TEXTS, c->topic, 0);
         if (text_taken(c, text)) {
             *out = text;
@@ -549,43 +483,24 @@ int text_consumer_poll(struct text_consumer *c, int timeout_ms, struct consumed 
     if (m) {
         poll_event(c, m);
         rd_kafka_message_destroy(m);
-    } else {
-        kafka_client_recheck(c->client);
     }
-    doubted_refetch(c);
+    readings_refetch(&c->readings, client_of(c));
     return fatal_act(c, e) || topic_back_check(c, e) ? -1 : 0;
-}
-
-static void pause_or_resume(struct text_consumer *c, bool pause)
-{
-    if (c->paused == pause) {
-        return;
-    }
-    c->paused = pause;
-    rd_kafka_topic_partition_list_t *list = NULL;
-    if (rd_kafka_assignment(c->client->rk, &list) == RD_KAFKA_RESP_ERR_NO_ERROR) {
-        if (list->cnt && pause) {
-            rd_kafka_pause_partitions(c->client->rk, list);
-        } else if (list->cnt) {
-            rd_kafka_resume_partitions(c->client->rk, list);
-        }
-        rd_kafka_topic_partition_list_destroy(list);
-    }
 }
 
 void text_consumer_pause(struct text_consumer *c)
 {
-    pause_or_resume(c, true);
+    readings_pause(&c->readings, client_of(c), true);
 }
 
 void text_consumer_resume(struct text_consumer *c)
 {
-    pause_or_resume(c, false);
+    readings_pause(&c->readings, client_of(c), false);
 }
 
 bool text_consumer_paused(const struct text_consumer *c)
 {
-    return c->paused;
+    return atomic_load(&c->readings.paused);
 }
 
 /* ---- committing: the publisher's thread ---- */
@@ -595,12 +510,12 @@ bool text_consumer_paused(const struct text_consumer *c)
 static bool commit_mark(struct text_consumer *c, const struct partition_offset *offset, struct buffer *line)
 {
     struct read_position read = {0};
-    pthread_mutex_lock(&c->lock);
+    pthread_mutex_lock(&c->readings.lock);
     bool owns = owned(c, offset->partition, offset->epoch);
     if (owns) {
-        read = c->partitions[offset->partition].read;
+        read = c->readings.list[offset->partition].read;
     }
-    pthread_mutex_unlock(&c->lock);
+    pthread_mutex_unlock(&c->readings.lock);
     if (record_mark_known(&read.mark)) {
         position_write(&read, line);
     }
@@ -632,7 +547,7 @@ static rd_kafka_resp_err_t commit_once(const struct text_consumer *c, struct kaf
     rd_kafka_event_t *event = NULL;
     while (!err && !event) {
         event = rd_kafka_queue_poll(answers, COMMIT_STEP_MS);
-        if (!event && client != c->client) {
+        if (!event && client != client_of(c)) {
             err = RD_KAFKA_RESP_ERR__ASSIGNMENT_LOST; /* it was replaced: no answer may come */
         } else if (!event && !kafka_wait_go_on(wait)) {
             err = RD_KAFKA_RESP_ERR__TIMED_OUT;
@@ -686,7 +601,7 @@ static int commit_until_taken(struct text_consumer *c, const struct partition_of
                               const struct kafka_wait *wait, struct error *e)
 {
     for (bool told = false;;) {
-        struct kafka_client *client = c->client;
+        struct kafka_client *client = client_of(c);
         rd_kafka_topic_partition_list_t *list = commit_list(c, offsets, n);
         bool ours = list->cnt > 0;
         rd_kafka_resp_err_t err = ours ? commit_once(c, client, list, wait) : RD_KAFKA_RESP_ERR_NO_ERROR;
@@ -731,51 +646,34 @@ struct committer text_consumer_committer(struct text_consumer *c)
     return (struct committer){commit, c};
 }
 
+/* ---- where it stands: any thread ---- */
+
 ssize_t text_consumer_lags(struct text_consumer *c, struct partition_lag **out, int timeout_ms)
 {
-    rd_kafka_topic_partition_list_t *list = rd_kafka_topic_partition_list_new(16);
-    ssize_t count = -1;
-    pthread_mutex_lock(&c->lock);
-    struct partition_lag *lags = mem_alloc((c->partitions_count + 1) * sizeof *lags);
-    for (size_t i = 0; i < c->partitions_count; i++) {
-        if (c->partitions[i].epoch) {
-            int64_t position = c->partitions[i].position > 0 ? c->partitions[i].position : 0;
-            lags[list->cnt] = (struct partition_lag){c->topic, (int32_t)i, -position};
-            rd_kafka_topic_partition_list_add(list, c->topic, (int32_t)i);
-        }
-    }
-    pthread_mutex_unlock(&c->lock);
-    if (kafka_offsets_query(c->client, list, RD_KAFKA_OFFSET_END, timeout_ms, NULL) == 0) {
-        for (count = 0; count < list->cnt; count++) {
-            int64_t behind = list->elems[count].offset + lags[count].lag;
-            lags[count].lag = behind > 0 ? behind : 0;
-        }
-    }
-    rd_kafka_topic_partition_list_destroy(list);
-    *out = lags;
-    if (count < 0) {
-        free(lags);
-        *out = NULL;
-    }
-    return count;
+    return readings_lags(&c->readings, client_of(c), out, timeout_ms);
 }
 
 int64_t text_consumer_lag(struct text_consumer *c, int timeout_ms)
 {
     struct partition_lag *lags = NULL;
     ssize_t count = text_consumer_lags(c, &lags, timeout_ms);
-    return lags_sum(lags, count);
+    int64_t sum = count < 0 ? -1 : 0;
+    for (ssize_t i = 0; i < count; i++) {
+        sum += lags[i].lag;
+    }
+    free(lags);
+    return sum;
 }
 
 struct consumer_status text_consumer_status(struct text_consumer *c)
 {
     struct consumer_status status = {
         .joined = atomic_load(&c->joined),
-        .paused = atomic_load(&c->paused) ? text_consumer_assigned(c) : 0,
+        .paused = text_consumer_paused(c) ? text_consumer_assigned(c) : 0,
         .rebalances = atomic_load(&c->rebalances),
     };
     int uncommitted = atomic_load(&c->uncommitted);
-    if (!kafka_client_troubled(c->client, status.trouble) && uncommitted) {
+    if (!kafka_client_troubled(client_of(c), status.trouble) && uncommitted) {
         struct buffer words = {0};
         uncommitted_words(c, uncommitted, &words);
         snprintf(status.trouble, sizeof status.trouble, "%s", words.data);

@@ -45,7 +45,6 @@ struct kafka_client {
     _Atomic bool advised;      /* the words say what to do */
     bool quiet;                /* trouble is not told: the command line says it itself */
     uint64_t asked_us;         /* when kafka_client_recheck last asked; the thread that polls */
-    uint64_t fetched_us;       /* when kafka_client_refetch last fetched; the thread that polls */
     char reason[160];          /* the last connection's error; for messages, always terminated */
     struct log_limit troubles_limit, lines_limit; /* what the log gets of trouble, and of librdkafka's own lines */
     bool locked;                                  /* lock is made */

@@ -10,36 +10,12 @@
 #include <string.h>
 
 #include "base/clock.h"
-#include "kafka/position.h"
+#include "kafka/internal.h"
 
 enum {
     POLL_MS = 50,
-    REFETCH_US = 5000000,
     MARK_BYTES_MAX = 256, /* of a written position */
 };
-
-int64_t lags_sum(struct partition_lag *lags, ssize_t count)
-{
-    int64_t sum = count < 0 ? -1 : 0;
-    for (ssize_t i = 0; i < count; i++) {
-        sum += lags[i].lag;
-    }
-    free(lags);
-    return sum;
-}
-
-void kafka_client_refetch(struct kafka_client *c, rd_kafka_topic_partition_list_t *list)
-{
-    uint64_t now = clock_us();
-    if (!list->cnt || now - c->fetched_us < REFETCH_US) {
-        return;
-    }
-    rd_kafka_error_t *error = rd_kafka_seek_partitions(c->rk, list, 0);
-    if (error) {
-        rd_kafka_error_destroy(error); /* tried again in a while */
-    }
-    c->fetched_us = now;
-}
 
 struct prober {
     const struct config *config;
@@ -120,7 +96,7 @@ static void id_found(const rd_kafka_TopicDescription_t *topic, struct position_c
         bytes[i] = (unsigned char)(halves[i / 8] >> (56 - 8 * (i % 8)));
     }
     for (size_t i = 0; i < n; i++) {
-        if (strcmp(checks[i].topic, rd_kafka_TopicDescription_name(topic)) == 0) {
+        if (strcmp(checks[i].reading->topic, rd_kafka_TopicDescription_name(topic)) == 0) {
             memcpy(checks[i].topic_id, bytes, sizeof bytes);
         }
     }
@@ -133,10 +109,10 @@ static void ids_ask(struct prober *p, struct position_check *checks, size_t n, u
     for (size_t i = 0; i < n; i++) {
         bool there = false;
         for (size_t j = 0; j < count; j++) {
-            there = there || strcmp(names[j], checks[i].topic) == 0;
+            there = there || strcmp(names[j], checks[i].reading->topic) == 0;
         }
         if (!there) {
-            names[count++] = checks[i].topic;
+            names[count++] = checks[i].reading->topic;
         }
     }
     rd_kafka_TopicCollection_t *topics = rd_kafka_TopicCollection_of_topic_names(names, count);
@@ -171,7 +147,7 @@ static bool bounds_ask(struct prober *p, struct position_check *checks, size_t n
 {
     rd_kafka_topic_partition_list_t *low = rd_kafka_topic_partition_list_new((int)n);
     for (size_t i = 0; i < n; i++) {
-        rd_kafka_topic_partition_list_add(low, checks[i].topic, checks[i].partition);
+        rd_kafka_topic_partition_list_add(low, checks[i].reading->topic, checks[i].reading->partition);
     }
     rd_kafka_topic_partition_list_t *high = rd_kafka_topic_partition_list_copy(low);
     bool answered = kafka_offsets_query(&p->client, low, RD_KAFKA_OFFSET_BEGINNING, left_ms(until), NULL) == 0 &&
@@ -188,7 +164,7 @@ static bool bounds_ask(struct prober *p, struct position_check *checks, size_t n
 /* What ids and bounds alone decide; UNASKED: the mark's record is to be fetched. */
 static enum position_verdict bounds_decide(struct position_check *c)
 {
-    const struct read_position *read = &c->read;
+    const struct read_position *read = &c->reading->read;
     bool marked = record_mark_known(&read->mark);
     if (read->next == 0 && !marked) {
         return POSITION_HOLDS;
@@ -207,7 +183,7 @@ static enum position_verdict bounds_decide(struct position_check *c)
  * its neighbours. */
 static enum position_verdict missing_decide(struct prober *p, const struct position_check *c, uint64_t until)
 {
-    struct kafka_topic topic = {.name = c->topic};
+    struct kafka_topic topic = {.name = c->reading->topic};
     if (kafka_topics_describe(&p->client, &topic, 1, true, left_ms(until), NULL)) {
         return POSITION_UNASKED;
     }
@@ -218,7 +194,7 @@ static struct position_check *check_of(const rd_kafka_message_t *m, struct posit
 {
     const char *topic = m->rkt ? rd_kafka_topic_name(m->rkt) : "";
     for (size_t i = 0; i < n; i++) {
-        if (checks[i].partition == m->partition && strcmp(checks[i].topic, topic) == 0) {
+        if (checks[i].reading->partition == m->partition && strcmp(checks[i].reading->topic, topic) == 0) {
             return &checks[i];
         }
     }
@@ -228,7 +204,7 @@ static struct position_check *check_of(const rd_kafka_message_t *m, struct posit
 static enum position_verdict record_decide(struct prober *p, const rd_kafka_message_t *m,
                                            const struct position_check *c, uint64_t until)
 {
-    const struct record_mark *mark = &c->read.mark;
+    const struct record_mark *mark = &c->reading->read.mark;
     rd_kafka_timestamp_type_t type;
     bool answer = !m->err || m->err == RD_KAFKA_RESP_ERR__PARTITION_EOF;
     if (answer && m->offset > mark->offset) {
@@ -247,8 +223,8 @@ static void marks_ask(struct prober *p, struct position_check *checks, size_t n,
     rd_kafka_topic_partition_list_t *list = rd_kafka_topic_partition_list_new((int)n);
     for (size_t i = 0; i < n; i++) {
         if (checks[i].verdict == POSITION_UNASKED) {
-            rd_kafka_topic_partition_list_add(list, checks[i].topic, checks[i].partition)->offset =
-                checks[i].read.mark.offset;
+            rd_kafka_topic_partition_list_add(list, checks[i].reading->topic, checks[i].reading->partition)->offset =
+                checks[i].reading->read.mark.offset;
         }
     }
     int open = list->cnt && !rd_kafka_assign(p->client.rk, list) ? list->cnt : 0;
@@ -310,18 +286,6 @@ void positions_check(struct prober *p, struct position_check *checks, size_t n, 
     if (any(checks, n, POSITION_UNASKED)) { /* the next call's client remembers nothing of a topic that is gone */
         client_close(p);
     }
-}
-
-bool position_renew(struct read_position *read, const struct record_mark *last, const struct position_check *check)
-{
-    bool renewed = record_mark_known(last) && !record_mark_equal(&read->mark, last);
-    if (renewed) {
-        read->mark = *last;
-    }
-    if (topic_id_known(check->topic_id) && record_mark_known(&read->mark)) { /* unread, it may be a later topic's id */
-        memcpy(read->topic_id, check->topic_id, sizeof read->topic_id);
-    }
-    return renewed;
 }
 
 /* ---- written with a committed offset ---- */

@@ -222,6 +222,18 @@ static struct learn_offset stored_read(char *text, const char *cluster)
     return (struct learn_offset){cluster, text, atoi(partition), {.next = atoll(next)}};
 }
 
+static int64_t learn_lag(struct learn_consumer *c)
+{
+    struct partition_lag *lags = NULL;
+    ssize_t count = learn_consumer_lags(c, &lags, 5000);
+    int64_t sum = count < 0 ? -1 : 0;
+    for (ssize_t i = 0; i < count; i++) {
+        sum += lags[i].lag;
+    }
+    free(lags);
+    return sum;
+}
+
 static int learn_loop(struct learn_consumer *c, struct error *e)
 {
     char word[16] = "";
@@ -247,7 +259,7 @@ static int learn_loop(struct learn_consumer *c, struct error *e)
             } else if (strcmp(word, "resume") == 0) {
                 learn_consumer_resume(c);
             }
-            say("%s %" PRId64, word, learn_consumer_lag(c, 5000));
+            say("%s %" PRId64, word, learn_lag(c));
         }
     }
     return 0;
