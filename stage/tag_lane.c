@@ -1,8 +1,8 @@
-/* The tag lane, three threads in a row: poll (decode, tokenize) -> compute (encode, retrieve, aggregate, write the
- * record) -> publish (outputs acknowledged, then offsets). Two bounded queues stand between them. One thread each, so
- * texts of a partition leave in the order in which they came, and the last text of an acknowledged batch is the offset
- * to commit. The surprise: on a rebalance or a stop what waits in the first queue is dropped, what was taken from it is
- * finished. */
+/* The tag lane, three threads in a row: poll (decode, tokenize) -> compute (encode, retrieve, aggregate) -> publish
+ * (the output records written, sent and acknowledged, then offsets). Two bounded queues stand between them. One thread
+ * each, so texts of a partition leave in the order in which they came, and the last text of an acknowledged batch is
+ * the offset to commit. The surprise: on a rebalance or a stop what waits in the first queue is dropped, what was taken
+ * from it is finished. */
 #include "stage/internal.h"
 
 #include <stdlib.h>
