@@ -30,7 +30,6 @@ int outbox_add(struct outbox *box, struct outcome *outcome, struct error *e);
 int outbox_flush(struct outbox *box, struct error *e);
 /* Forgets all outputs. Those not acknowledged are not sent any more, as far as that can be had. */
 void outbox_clear(struct outbox *box);
-struct publisher_counts outbox_counts(const struct outbox *box);
 bool outbox_troubled(struct outbox *box, char words[TROUBLE_BYTES]);
 
 /* ---- the forms of an output (letter.c) ---- */

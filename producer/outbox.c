@@ -18,9 +18,10 @@ enum {
 };
 
 enum output_state {
-    OUTPUT_SENT,   /* with the producer */
-    OUTPUT_FAILED, /* to be sent (again); err says why */
-    OUTPUT_DONE,   /* acknowledged */
+    OUTPUT_WAITING, /* not sent yet */
+    OUTPUT_SENT,    /* with the producer */
+    OUTPUT_FAILED,  /* to be sent again; err says why */
+    OUTPUT_DONE,    /* acknowledged */
 };
 
 struct output {
@@ -42,8 +43,7 @@ struct outbox {
     struct output **outputs; /* in order */
     size_t count, capacity;
     size_t sent;   /* outputs in state OUTPUT_SENT */
-    size_t failed; /* outputs in state OUTPUT_FAILED */
-    struct publisher_counts counts;
+    size_t unsent; /* outputs in state OUTPUT_WAITING or OUTPUT_FAILED */
     struct log_limit renewals_limit;
 };
 
@@ -67,13 +67,24 @@ bool record_refused(rd_kafka_resp_err_t err)
            err == RD_KAFKA_RESP_ERR_INVALID_TIMESTAMP || err == RD_KAFKA_RESP_ERR_INVALID_RECORD;
 }
 
-static void output_settle(struct outbox *box, struct output *o, rd_kafka_resp_err_t err)
+static bool output_unsent(const struct output *o)
+{
+    return o->state == OUTPUT_WAITING || o->state == OUTPUT_FAILED;
+}
+
+static void output_moves(struct outbox *box, struct output *o, enum output_state to, rd_kafka_resp_err_t err)
 {
     box->sent -= o->state == OUTPUT_SENT;
-    box->failed -= o->state == OUTPUT_FAILED;
+    box->unsent -= output_unsent(o);
+    o->state = to;
     o->err = err;
-    o->state = err ? OUTPUT_FAILED : OUTPUT_DONE;
-    box->failed += err != 0;
+    box->sent += to == OUTPUT_SENT;
+    box->unsent += output_unsent(o);
+}
+
+static void output_settle(struct outbox *box, struct output *o, rd_kafka_resp_err_t err)
+{
+    output_moves(box, o, err ? OUTPUT_FAILED : OUTPUT_DONE, err);
 }
 
 static void delivered(rd_kafka_t *rk, const rd_kafka_message_t *m, void *opaque)
@@ -82,7 +93,7 @@ static void delivered(rd_kafka_t *rk, const rd_kafka_message_t *m, void *opaque)
     struct kafka_client *client = opaque;
     struct outbox *box = client->owner;
     output_settle(box, m->_private, m->err);
-    if (!m->err && !box->failed) { /* one topic may take its records while the other is missing */
+    if (!m->err && !box->unsent) { /* one topic may take its records while the other is missing */
         kafka_client_works(client);
     }
 }
@@ -181,7 +192,6 @@ static int output_refused(struct outbox *box, struct output *o, struct error *e)
 {
     struct letter *l = &o->letter;
     bool size = o->err == RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE || o->err == RD_KAFKA_RESP_ERR_RECORD_LIST_TOO_LARGE;
-    box->counts.resent++;
     if (l->form == LETTER_DEAD) {
         size_t bytes = l->cut ? l->cut : letter_bytes(l);
         if (!size || bytes <= CUT_BYTES_MIN) {
@@ -217,7 +227,7 @@ static int output_refused(struct outbox *box, struct output *o, struct error *e)
 static int told_to_stop(const struct outbox *box, struct error *e)
 {
     return error_set(e, ERROR_RETRY, E_BROKER, "stopped while %zu outputs are not acknowledged: their inputs stay",
-                     box->sent + box->failed);
+                     box->sent + box->unsent);
 }
 
 static rd_kafka_topic_t *output_topic(const struct outbox *box, const struct output *o)
@@ -239,17 +249,15 @@ static int output_send(struct outbox *box, struct output *o, struct error *e)
         struct letter *l = &o->letter;
         rd_kafka_resp_err_t err = letter_produce(l, box->client.rk, output_topic(box, o), o);
         if (!err) {
-            box->failed -= o->state == OUTPUT_FAILED;
-            o->state = OUTPUT_SENT;
-            box->sent++;
+            output_moves(box, o, OUTPUT_SENT, RD_KAFKA_RESP_ERR_NO_ERROR);
             rd_kafka_poll(box->client.rk, 0);
             return 0;
         }
-        o->err = err;
         if (producer_failed(box)) { /* which librdkafka may tell as the error that it failed with */
-            o->err = RD_KAFKA_RESP_ERR__FATAL;
+            output_settle(box, o, RD_KAFKA_RESP_ERR__FATAL);
             return 0;
         }
+        o->err = err;
         if (record_refused(err)) { /* librdkafka's own limit: nothing was sent, and it is about this record */
             if (output_refused(box, o, e)) {
                 return -1;
@@ -327,8 +335,8 @@ static struct output *output_new(struct outbox *box, struct outcome *outcome)
         .input = outcome->input,
         .form = dead ? LETTER_DEAD : LETTER_WHOLE,
         .value = outcome->kind == OUTCOME_PREDICTION ? outcome->value : (struct slice){0},
-        .error = outcome->error ? outcome->error : outcome->input->poison,
-        .stage = outcome->error ? "predict" : "decode",
+        .error = outcome->input->poison,
+        .stage = "decode",
         .time = box->config->timestamp == TIMESTAMP_NOW ? TIME_NOW : TIME_INPUT,
     };
     return o;
@@ -354,23 +362,22 @@ int outbox_add(struct outbox *box, struct outcome *outcome, struct error *e)
     }
     struct output *o = output_new(box, outcome);
     box->outputs[box->count++] = o;
-    o->state = OUTPUT_FAILED;
-    o->err = RD_KAFKA_RESP_ERR__RETRY;
-    box->failed++;
-    if (box->failed > 1) {
-        return 0; /* what failed goes first, in outbox_flush */
+    box->unsent++;
+    if (box->unsent > 1) {
+        return 0; /* what failed or waits goes first, in outbox_flush */
     }
     return output_send(box, o, e);
 }
 
-static int resend_failed(struct outbox *box, struct error *e)
+static int send_unsent(struct outbox *box, struct error *e)
 {
     for (size_t i = 0; i < box->count; i++) {
         struct output *o = box->outputs[i];
-        if (o->state != OUTPUT_FAILED) {
+        if (!output_unsent(o)) {
             continue;
         }
-        if (record_refused(o->err) ? output_send_alone(box, o, e) : output_send(box, o, e)) {
+        if (o->state == OUTPUT_FAILED && record_refused(o->err) ? output_send_alone(box, o, e)
+                                                                : output_send(box, o, e)) {
             return -1;
         }
         if (producer_failed(box)) {
@@ -386,8 +393,8 @@ static bool passing_trouble(struct outbox *box)
     for (size_t i = 0; i < box->count; i++) {
         const struct output *o = box->outputs[i];
         if (o->state == OUTPUT_FAILED && !record_refused(o->err)) {
-            bool ours = o->err == RD_KAFKA_RESP_ERR__FATAL || o->err == RD_KAFKA_RESP_ERR__RETRY ||
-                        o->err == RD_KAFKA_RESP_ERR__PURGE_QUEUE || o->err == RD_KAFKA_RESP_ERR__PURGE_INFLIGHT;
+            bool ours = o->err == RD_KAFKA_RESP_ERR__FATAL || o->err == RD_KAFKA_RESP_ERR__PURGE_QUEUE ||
+                        o->err == RD_KAFKA_RESP_ERR__PURGE_INFLIGHT;
             if (!ours) {
                 trouble(box, o, o->err);
             }
@@ -403,7 +410,7 @@ int outbox_flush(struct outbox *box, struct error *e)
         if (sent_wait(box, e)) {
             return -1;
         }
-        if (!box->failed) {
+        if (!box->unsent) {
             break;
         }
         if (passing_trouble(box)) {
@@ -412,7 +419,7 @@ int outbox_flush(struct outbox *box, struct error *e)
         if (!kafka_wait_go_on(&box->wait)) {
             return told_to_stop(box, e);
         }
-        if (producer_failed(box) ? producer_renew(box, e) : resend_failed(box, e)) {
+        if (producer_failed(box) ? producer_renew(box, e) : send_unsent(box, e)) {
             return -1;
         }
     }
@@ -420,9 +427,6 @@ int outbox_flush(struct outbox *box, struct error *e)
         struct output *o = box->outputs[i];
         o->outcome->dead_lettered = o->letter.form == LETTER_DEAD;
         o->outcome->refusal = o->refusal.code;
-        box->counts.dead_letters += o->letter.form == LETTER_DEAD;
-        box->counts.nulls += o->letter.form != LETTER_DEAD && o->outcome->kind == OUTCOME_NULL;
-        box->counts.predictions += o->letter.form != LETTER_DEAD && o->outcome->kind == OUTCOME_PREDICTION;
     }
     return 0;
 }
@@ -436,7 +440,7 @@ void outbox_clear(struct outbox *box)
         buffer_free(&box->outputs[i]->smaller);
         free(box->outputs[i]);
     }
-    box->count = box->sent = box->failed = 0;
+    box->count = box->sent = box->unsent = 0;
 }
 
 void outbox_close(struct outbox *box)
@@ -449,11 +453,6 @@ void outbox_close(struct outbox *box)
     outbox_clear(box);
     free(box->outputs);
     free(box);
-}
-
-struct publisher_counts outbox_counts(const struct outbox *box)
-{
-    return box->counts;
 }
 
 bool outbox_troubled(struct outbox *box, char words[TROUBLE_BYTES])

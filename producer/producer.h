@@ -28,15 +28,14 @@ int topics_ensure(const struct config *config, const struct kafka_wait *wait, st
 enum outcome_kind {
     OUTCOME_PREDICTION,  /* `value` goes to predictions */
     OUTCOME_NULL,        /* a null text: a null prediction */
-    OUTCOME_DEAD_LETTER, /* the input goes to dead letters, with `error` */
+    OUTCOME_DEAD_LETTER, /* the input, which is CONSUMED_POISON, goes to dead letters */
 };
 
 /* One input's one output. All of it is borrowed until publisher_commit or publisher_abort returned, the inputs too. */
 struct outcome {
     const struct consumed *input;
     enum outcome_kind kind;
-    struct slice value;        /* OUTCOME_PREDICTION */
-    const struct error *error; /* OUTCOME_DEAD_LETTER; NULL: input->poison */
+    struct slice value; /* OUTCOME_PREDICTION */
     /* OUTCOME_PREDICTION refused for its size: encodes it without evidence texts into *out and returns true, or returns
      * false where that would not be smaller. Called once at the most, inside the publisher's functions. May be NULL. */
     bool (*smaller)(void *context, struct buffer *out);
@@ -72,11 +71,6 @@ void publisher_abort(struct publisher *p);
 
 void publisher_close(struct publisher *p);
 
-struct publisher_counts {
-    uint64_t predictions, dead_letters, nulls; /* acknowledged since open */
-    uint64_t resent;                           /* refused for size or timestamp and sent again */
-};
-struct publisher_counts publisher_counts(const struct publisher *p);     /* publisher's thread */
 bool publisher_troubled(struct publisher *p, char words[TROUBLE_BYTES]); /* kafka_client_troubled; any thread */
 
 /* ---- single records, for the command line ---- */

@@ -125,11 +125,6 @@ void publisher_abort(struct publisher *p)
     p->offsets_count = 0;
 }
 
-struct publisher_counts publisher_counts(const struct publisher *p)
-{
-    return outbox_counts(p->box);
-}
-
 bool publisher_troubled(struct publisher *p, char words[TROUBLE_BYTES])
 {
     return outbox_troubled(p->box, words);

@@ -7,7 +7,7 @@
  *   rooms deny TOPIC                    nobody may write to it any more; rooms allow TOPIC takes that back
  *   rooms learn [--stored TOPIC:PARTITION:NEXT]... [--cluster ID] [--caught-up MS]    prints what it reads
  * Lines on standard input steer it: pause, resume, hold (no commits), lag, stop. Events go to standard output as words.
- * A text "big A B" has a prediction of A bytes, or B without its evidence texts; "dead" becomes a dead letter. */
+ * A text "big A B" has a prediction of A bytes, or B without its evidence texts. */
 #include <inttypes.h>
 #include <librdkafka/rdkafka.h>
 #include <poll.h>
@@ -109,13 +109,11 @@ static bool smaller(void *context, struct buffer *out)
 
 static void outcome_make(struct consumed *text, struct made *made)
 {
-    static const struct error dead = {ERROR_POISON, E_INTERNAL, "asked for"};
     made->outcome = (struct outcome){.input = text, .smaller = smaller, .context = &made->big};
     if (text->kind == CONSUMED_NULL) {
         made->outcome.kind = OUTCOME_NULL;
-    } else if (text->kind == CONSUMED_POISON || strcmp(text->text.text.data, "dead") == 0) {
+    } else if (text->kind == CONSUMED_POISON) {
         made->outcome.kind = OUTCOME_DEAD_LETTER;
-        made->outcome.error = text->poison ? NULL : &dead;
     } else if (sscanf(text->text.text.data, "big %zu %zu", &made->big.whole, &made->big.smaller) >= 1) {
         for (size_t i = 0; i < made->big.whole; i++) {
             buffer_byte(&made->value, 'w');

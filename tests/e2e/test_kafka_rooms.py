@@ -198,11 +198,11 @@ def test_a_dead_letter_keeps_the_input_and_says_why(broker, made, rooms):
     headers = [("a", b"1"), ("a", None)]
     now = int(time.time() * 1000)
     broker.produce(made.texts, [Record(b"k", b"{", headers=headers, partition=3, timestamp=now - 1000),
-                                Record(None, b"", partition=3), text("dead", b"d", partition=3)])
-    rooms("tag").wait_for("published 3 2 record dead")
+                                Record(None, b"", partition=3), Record(b"d", b'{"text": 1}', partition=3)])
+    rooms("tag").wait_for("published 3 2 poison dead")
     found = sorted(broker.read_all(made.dead_letters), key=lambda r: r.offset)
     assert [(r.key, r.value, r.partition) for r in found] == [
-        (b"k", b"{", 3), (None, b"", 3), (b"d", b'{"text": "dead"}', 3)]
+        (b"k", b"{", 3), (None, b"", 3), (b"d", b'{"text": 1}', 3)]
     assert found[0].headers[:2] == headers
     assert now <= found[0].timestamp <= now + 600 * 1000
     ours = dict(found[0].headers[2:])
@@ -212,7 +212,7 @@ def test_a_dead_letter_keeps_the_input_and_says_why(broker, made, rooms):
                     "__connect.errors.offset": b"0", "__connect.errors.stage": b"decode",
                     "__connect.errors.exception.class.name": b"FORMAT", "engram.attempts": b"1",
                     "engram.timestamp": b"%d" % (now - 1000)}
-    assert dict(found[2].headers)["__connect.errors.exception.message"] == b"asked for"
+    assert b"text" in dict(found[2].headers)["__connect.errors.exception.message"]
 
 
 def test_outputs_too_large(broker, made, rooms):
