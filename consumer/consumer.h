@@ -58,11 +58,11 @@ struct committer text_consumer_committer(struct text_consumer *c);
 int64_t text_consumer_lag(struct text_consumer *c, int timeout_ms);
 /* The same by partition: *out [the number returned], freed by the caller. -1: not answered. Any thread. */
 ssize_t text_consumer_lags(struct text_consumer *c, struct partition_lag **out, int timeout_ms);
-size_t text_consumer_assigned(struct text_consumer *c); /* partitions now ours; any thread */
 
 struct consumer_status {
     bool joined;         /* the group has given an assignment, maybe an empty one, and the session still holds */
-    size_t paused;       /* partitions */
+    bool paused;         /* all that is assigned */
+    size_t assigned;     /* partitions now ours */
     uint64_t rebalances; /* assignments that came, since open */
     char trouble[TROUBLE_BYTES]; /* what is told and not over yet; "": none */
 };

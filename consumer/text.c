@@ -68,7 +68,7 @@ bool text_consumer_owns(struct text_consumer *c, int32_t partition, uint64_t epo
     return owns;
 }
 
-size_t text_consumer_assigned(struct text_consumer *c)
+static size_t assigned(struct text_consumer *c)
 {
     size_t n = 0;
     pthread_mutex_lock(&c->readings.lock);
@@ -259,7 +259,7 @@ static void revoke(struct text_consumer *c, rd_kafka_topic_partition_list_t *lis
 {
     rd_kafka_t *rk = client_of(c)->rk;
     bool lost = rd_kafka_assignment_lost(rk) != 0;
-    bool any = text_consumer_assigned(c) > 0;
+    bool any = assigned(c) > 0;
     if (lost) {
         atomic_store(&c->joined, false);
         partitions_drop(c);
@@ -394,7 +394,7 @@ static int client_renew(struct text_consumer *c, struct error *e)
     c->missing = false;
     atomic_store(&c->joined, false);
     rd_kafka_consumer_close(old->rk);
-    if (text_consumer_assigned(c) > 0) {
+    if (assigned(c) > 0) {
         partitions_drop(c);
         if (c->events.revoked) {
             c->events.revoked(c->events.context, true);
@@ -434,7 +434,7 @@ static int fatal_act(struct text_consumer *c, struct error *e)
  * it. One that only waits, for its next look or for others to join, loses nothing by joining again. */
 static int topic_back_check(struct text_consumer *c, struct error *e)
 {
-    if (!c->missing || clock_us() - c->looked_us < LOOK_US || text_consumer_assigned(c) > 0) {
+    if (!c->missing || clock_us() - c->looked_us < LOOK_US || assigned(c) > 0) {
         return 0;
     }
     c->looks = readings_topic_seen(&c->readings, c->topic) ? c->looks + 1 : 0;
@@ -669,7 +669,8 @@ struct consumer_status text_consumer_status(struct text_consumer *c)
 {
     struct consumer_status status = {
         .joined = atomic_load(&c->joined),
-        .paused = text_consumer_paused(c) ? text_consumer_assigned(c) : 0,
+        .paused = text_consumer_paused(c),
+        .assigned = assigned(c),
         .rebalances = atomic_load(&c->rebalances),
     };
     int uncommitted = atomic_load(&c->uncommitted);

@@ -213,7 +213,7 @@ static void show_sampled(struct stage *s, struct buffer *out)
     metrics_gauge(out, "engram_queue_tokens", "Tokens that wait to be encoded.", (double)s->shown.queue_tokens);
     metrics_counter(out, "engram_rebalances_total", "Assignments of partitions of texts.", s->shown.texts.rebalances);
     metrics_gauge(out, "engram_paused_partitions", "Partitions of texts that are paused while the queue is full.",
-                  (double)s->shown.texts.paused);
+                  s->shown.texts.paused ? (double)s->shown.texts.assigned : 0);
     metrics_gauge(out, "engram_memory_keys", "Instances and label definitions in the memory.", (double)s->shown.keys);
     metrics_gauge(out, "engram_memory_bytes", "Bytes of the memory's file that are in use.", (double)s->shown.bytes);
     metrics_gauge(out, "engram_memory_version", "Records applied from the topics: the sum of the next offsets.",

@@ -188,8 +188,9 @@ static int tag(const struct config *config)
             status = failed(&e);
             break;
         }
-        if (text_consumer_assigned(echo.consumer) != assigned) {
-            assigned = text_consumer_assigned(echo.consumer);
+        size_t now = text_consumer_status(echo.consumer).assigned;
+        if (now != assigned) {
+            assigned = now;
             say("assigned %zu", assigned);
         }
         if (steered(word)) {
