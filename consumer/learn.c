@@ -1,6 +1,6 @@
 /* The learn lane's consumer: every partition of `instances` and `labels`, assigned by hand, from the offsets that the
  * memory holds. It commits nothing and never resets an offset: a memory that could have missed a tombstone is refused,
- * and so is a topic that is not the one any more that it read (position.c).
+ * and so is a topic that is not the one any more that it read (kafka/position.h).
  * What may surprise: the end of a partition is its EOF event, since markers and compaction leave gaps that no record
  * fills; and an offset of 0 that the memory holds says only that the partition was seen. */
 #include <inttypes.h>

@@ -6,7 +6,8 @@
  * its member id, and a commit that still waits is then sent without one, which brokers take for another process of the
  * same name. librdkafka declares that fatal, so another client takes over here, as it does where librdkafka does not
  * find the topic again (topic_back_check). The topic may be deleted and created again between two polls: each partition
- * keeps a mark (position.c), and a committed offset carries it, for a restart and for the partition's next owner. */
+ * keeps a mark (kafka/position.h), and a committed offset carries it, for a restart and for the partition's next owner.
+ */
 #include <librdkafka/rdkafka.h>
 #include <pthread.h>
 #include <stdio.h>
