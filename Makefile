@@ -36,6 +36,9 @@ CLI_OBJECTS := $(CLI_SOURCES:%.c=$(BUILD)/obj/%.o)
 UNIT_TESTS := $(UNIT_SOURCES:tests/unit/%.c=$(BUILD)/tests/%)
 ASAN_OBJECTS := $(ROOM_SOURCES:%.c=$(BUILD)/asan/%.o)
 ASAN_TESTS := $(UNIT_SOURCES:tests/unit/%.c=$(BUILD)/tests-asan/%)
+# a backend for tests as a plug-in
+APART_SOURCES := $(wildcard tests/backend/apart/*.c)
+PLUGINS := libengram_apart.so libengram_other_abi.so
 
 # one short line a file; make V=1 prints the commands, make -s nothing
 Q := $(if $(V),,@)
@@ -65,6 +68,23 @@ $(BUILD)/tests/%: $(BUILD)/obj/tests/unit/%.o $(ROOM_OBJECTS)
 	@mkdir -p $(@D)
 	$(call say,LINK $@)
 	$(Q)$(CC) $(ALL_CFLAGS) $(HARDENING_LINK) $(LDFLAGS) -o $@ $^ -lcmocka $(LIBS)
+
+# -z defs: a plug-in needs nothing of the program
+$(BUILD)/obj/tests/backend/apart/%.o $(BUILD)/asan/tests/backend/apart/%.o: ALL_CFLAGS += -fPIC -fvisibility=hidden
+$(BUILD)/tests/libengram_apart.so: $(APART_SOURCES:%.c=$(BUILD)/obj/%.o)
+	@mkdir -p $(@D)
+	$(call say,LINK $@)
+	$(Q)$(CC) $(ALL_CFLAGS) -shared -Wl,-z,defs $(LDFLAGS) -o $@ $^ -lm
+$(BUILD)/tests-asan/libengram_apart.so: $(APART_SOURCES:%.c=$(BUILD)/asan/%.o)
+	@mkdir -p $(@D)
+	$(call say,LINK $@)
+	$(Q)$(CC) $(ALL_CFLAGS) $(SANITIZE) -shared -Wl,-z,defs $(LDFLAGS) -o $@ $^ -lm
+# in C++: backend.h is to compile as that too
+$(BUILD)/tests/libengram_other_abi.so $(BUILD)/tests-asan/libengram_other_abi.so: tests/backend/other_abi.cc \
+		gpu/backend.h base/error.h Makefile
+	@mkdir -p $(@D)
+	$(call say,C++ $@)
+	$(Q)$(CXX) -I. $(WARNINGS) $(CFLAGS) -fPIC -shared -Wl,-z,defs $(LDFLAGS) -o $@ $<
 
 $(BUILD)/tests/%: $(BUILD)/obj/tests/e2e/%.o $(ROOM_OBJECTS)
 	@mkdir -p $(@D)
@@ -98,18 +118,19 @@ room-%: ## compile one room: make room-store
 	@$(MAKE) --no-print-directory $(patsubst %.c,$(BUILD)/obj/%.o,$(wildcard $(subst -,/,$*)/*.c))
 
 .PHONY: unit unit-asan
-unit: $(UNIT_TESTS) ## build the unit tests
-unit-asan: $(ASAN_TESTS) ## build the unit tests with ASan and UBSan
+unit: $(UNIT_TESTS) $(PLUGINS:%=$(BUILD)/tests/%) ## build the unit tests
+unit-asan: $(ASAN_TESTS) $(PLUGINS:%=$(BUILD)/tests-asan/%) ## build the unit tests with ASan and UBSan
 
 # ---- fetching, running and cleaning: each is a script that can be called by itself ----
 
 # as many jobs as CPUs, unless make was given a number
 JOBS = $(if $(filter -j% --jobserver%,$(MAKEFLAGS)),,-j$(shell nproc))
 SUBMAKE = $(MAKE) --no-print-directory -s $(JOBS)
-OUR_C = $(wildcard $(addsuffix /*.[ch],$(ROOMS) cli tests/unit tests/e2e tests/golden tests/bench))
+OUR_C = $(wildcard $(addsuffix /*.[ch],$(ROOMS) cli tests/unit tests/backend tests/backend/apart tests/e2e tests/golden \
+	tests/bench))
 # no command in compile_commands.json, or gcc alone takes it: its omp.h, "x86-64-v3" in __builtin_cpu_supports
 NOT_TIDY = $(wildcard $(addsuffix /*.c,tests/e2e tests/golden tests/bench)) gpu/cpu/onednn.c gpu/cpu/kernels.c \
-	tests/unit/test_backend.c
+	$(wildcard tests/unit/test_backend*.c) tests/unit/test_kernels.c
 
 .PHONY: deps broker model
 deps: ## install the packages (root or sudo) and fetch the broker

@@ -16,30 +16,31 @@ enum error_class {
 
 /* Stable names: they travel in the dead letters' header __connect.errors.exception.class.name. */
 #define ERROR_CODES(X)                                                                                                 \
-    X(OK)           /* no error */                                                                                     \
-    X(USAGE)        /* a wrong flag, option or value: exit status 2 */                                                 \
-    X(IO)           /* a file cannot be read or written */                                                             \
-    X(FORMAT)       /* not JSON or MessagePack, cut short, trailing bytes, too deep */                                 \
-    X(SCHEMA_FRAME) /* first byte 0x00: a schema registry's frame */                                                   \
-    X(FIELD)        /* a missing or mistyped field */                                                                  \
-    X(UTF8)         /* invalid UTF-8 */                                                                                \
-    X(NUL)          /* a NUL character where none may be */                                                            \
-    X(LIMIT)        /* over one of the record format's limits */                                                       \
-    X(KEY)          /* a record key that names nothing, or disagrees with the value */                                 \
-    X(TOO_LARGE)    /* the broker refused a record for its size */                                                     \
-    X(REFUSED)      /* the broker refused this very record for another reason */                                       \
-    X(BROKER)       /* not reachable, not authorised, lost leader, time-out */                                         \
-    X(TOPIC)        /* a topic is missing or is not what it must be */                                                 \
-    X(FENCED)       /* the same instance_id runs elsewhere */                                                          \
-    X(MODEL)        /* not a model folder that we can run */                                                           \
-    X(FINGERPRINT)  /* a memory of another encoder or format */                                                        \
-    X(CORRUPT)      /* a checksum or a structure does not hold */                                                      \
-    X(LOCKED)       /* another process writes to this memory */                                                        \
-    X(MAP_FULL)     /* map_size is used up */                                                                          \
-    X(DISK_FULL)    /* no space left on the device, or the process's limit on file sizes is reached */                 \
-    X(KEYS_MAX)     /* keys_max is reached */                                                                          \
-    X(NOT_FOUND)    /* no such id, label, file */                                                                      \
-    X(INTERNAL)     /* a fault of ours or of a library below us */
+    X(OK)            /* no error */                                                                                    \
+    X(USAGE)         /* a wrong flag, option or value: exit status 2 */                                                \
+    X(IO)            /* a file cannot be read or written */                                                            \
+    X(FORMAT)        /* not JSON or MessagePack, cut short, trailing bytes, too deep */                                \
+    X(SCHEMA_FRAME)  /* first byte 0x00: a schema registry's frame */                                                  \
+    X(FIELD)         /* a missing or mistyped field */                                                                 \
+    X(UTF8)          /* invalid UTF-8 */                                                                               \
+    X(NUL)           /* a NUL character where none may be */                                                           \
+    X(LIMIT)         /* over one of the record format's limits */                                                      \
+    X(KEY)           /* a record key that names nothing, or disagrees with the value */                                \
+    X(TOO_LARGE)     /* the broker refused a record for its size */                                                    \
+    X(REFUSED)       /* the broker refused this very record for another reason */                                      \
+    X(BROKER)        /* not reachable, not authorised, lost leader, time-out */                                        \
+    X(TOPIC)         /* a topic is missing or is not what it must be */                                                \
+    X(FENCED)        /* the same instance_id runs elsewhere */                                                         \
+    X(MODEL)         /* not a model folder that we can run */                                                          \
+    X(FINGERPRINT)   /* a memory of another encoder or format */                                                       \
+    X(CORRUPT)       /* a checksum or a structure does not hold */                                                     \
+    X(LOCKED)        /* another process writes to this memory */                                                       \
+    X(MAP_FULL)      /* map_size is used up */                                                                         \
+    X(DEVICE_MEMORY) /* the device has no memory left for this much at once */                                         \
+    X(DISK_FULL)     /* no space left on the device, or the process's limit on file sizes is reached */                \
+    X(KEYS_MAX)      /* keys_max is reached */                                                                         \
+    X(NOT_FOUND)     /* no such id, label, file */                                                                     \
+    X(INTERNAL)      /* a fault of ours or of a library below us */
 
 #define ERROR_CODE_ENUM(name) E_##name,
 enum error_code { ERROR_CODES(ERROR_CODE_ENUM) };

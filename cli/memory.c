@@ -51,7 +51,7 @@ static void stats_json(const struct memory_stats *s, const char *digest, struct 
         json_write_uint(&w, numbers[i].value);
     }
     json_name(&w, "dtype");
-    json_write_string(&w, slice_of(s->dtype == KEY_F32 ? "f32" : "bf16"));
+    json_write_string(&w, slice_of(s->dtype == DTYPE_F32 ? "f32" : "bf16"));
     json_name(&w, "version");
     json_write_uint(&w, s->version);
     json_name(&w, "digest");
@@ -91,7 +91,7 @@ static void stats_table(const struct memory_stats *s, const char *digest, struct
 {
     buffer_format(out, "instances      %" PRIu64 "\n", s->instances);
     buffer_format(out, "labels         %" PRIu64 " (%" PRIu64 " with a key)\n", s->labels, s->label_keys);
-    buffer_format(out, "vectors        %zu dimensions, %s\n", s->dim, s->dtype == KEY_F32 ? "f32" : "bf16");
+    buffer_format(out, "vectors        %zu dimensions, %s\n", s->dim, s->dtype == DTYPE_F32 ? "f32" : "bf16");
     buffer_format(out, "size           %.1f MiB in use\n", (double)s->bytes / (1 << 20));
     buffer_format(out, "version        %" PRIu64 "\n", s->version);
     buffer_format(out, "digest         %s\n", digest);

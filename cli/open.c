@@ -57,7 +57,7 @@ struct memory_options cli_memory_options(const struct config *config)
     return (struct memory_options){
         .path = config->memory,
         .map_size = (uint64_t)config->map_size,
-        .dtype = config->key_dtype == CONFIG_F32 ? KEY_F32 : KEY_BF16,
+        .dtype = config->key_dtype == CONFIG_F32 ? DTYPE_F32 : DTYPE_BF16,
         .store_text = config->store_text,
         .keys_max = (uint64_t)config->keys_max,
     };
@@ -116,7 +116,7 @@ int cli_open(struct cli_engine *c, const struct config *config, enum cli_open_mo
 {
     struct predict_options predict = cli_predict_options(config);
     *c = (struct cli_engine){0};
-    int result = backend_cpu_open(&c->backend, (size_t)config->threads, e);
+    int result = backend_cpu_open(&c->backend, &(struct backend_options){.threads = (size_t)config->threads}, e);
     if (result == 0) {
         result = encoder_open_from(c, config, e);
     }

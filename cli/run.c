@@ -185,7 +185,7 @@ int command_run(int argc, char **argv)
         status = run_fail(&e);
         goto done;
     }
-    cli_versions(c.backend->ops->library, encoder_name(c.encoder), &versions);
+    cli_versions(c.backend->facts.library, encoder_name(c.encoder), &versions);
     size_t threads = config.threads ? (size_t)config.threads : threads_allowed();
     log_info("%s; memory %s, brokers %s, %zu thread%s", versions.data, config.memory, config_bootstrap_servers(&config),
              threads, threads == 1 ? "" : "s");

@@ -1,11 +1,11 @@
-/* The engine's life and its encoding: opens the key set on the backend, cuts work into slices and encodes them in
- * turns. The encoder and the key set are used only between turns_take and turns_give. */
+/* The engine's life: opens the pool and the key set, cuts batches into slices. */
 #include "engine/engine.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/clock.h"
 #include "engine/internal.h"
 
 /* 3 s at 5,000 tokens/s. A slice is the backend's best batch: beyond that it gains nothing but the wait. */
@@ -45,21 +45,32 @@ static int keys_begin(struct engine *g, struct error *e)
                          "the memory has vectors of %zu dimensions, the model %s gives %zu", view.dim,
                          encoder_name(g->encoder), g->dim);
     }
-    g->keys = g->backend->ops->keys_open(g->backend, view.dim, view.dtype);
-    return 0;
+    return g->backend->ops->keys_open(g->backend, view.dim, view.dtype, &g->keys, e);
 }
 
 void engine_lexical_sync(struct engine *g, const struct snapshot *s)
 {
     if (!g->lexical) {
-        size_t streams = g->backend->ops->streams(g->backend);
+        size_t hands = pool_hands(g->pool);
         g->lexical = lexical_open();
-        g->lexical_queries = mem_alloc(streams * sizeof *g->lexical_queries);
-        for (size_t i = 0; i < streams; i++) {
+        g->lexical_queries = mem_alloc(hands * sizeof *g->lexical_queries);
+        for (size_t i = 0; i < hands; i++) {
             g->lexical_queries[i] = lexical_query_open();
         }
     }
     lexical_sync(g->lexical, s);
+}
+
+/* Where the device is the CPU its streams' threads do the host's work too; else that has threads of its own. */
+static int pool_begin_for(struct engine *g, struct error *e)
+{
+    const struct backend_facts *facts = &g->backend->facts;
+    size_t workers = facts->host_memory ? facts->streams : facts->streams + threads_allowed();
+    if (pool_open(&g->pool, workers, facts->streams, e)) {
+        return -1;
+    }
+    g->seats = mem_zero(pool_seats(g->pool), sizeof *g->seats);
+    return 0;
 }
 
 int engine_open(struct engine **out, struct backend *backend, struct encoder *encoder, struct memory *memory,
@@ -75,14 +86,15 @@ int engine_open(struct engine **out, struct backend *backend, struct encoder *en
     g->memory = memory;
     g->options = *options;
     pthread_mutex_init(&g->options_lock, NULL);
-    turns_open(&g->turns);
+    pthread_mutex_init(&g->snapshot_lock, NULL);
+    pthread_mutex_init(&g->words_lock, NULL);
     if (encoder) {
-        size_t batch = backend->ops->batch_tokens(backend);
+        size_t batch = backend->facts.batch_tokens;
         g->dim = encoder_dim(encoder);
         g->batch_tokens = batch;
         g->slice_tokens = batch < SLICE_TOKENS_MAX ? batch : SLICE_TOKENS_MAX;
         memcpy(g->model_version, encoder_model_version(encoder), sizeof g->model_version);
-        if (memory && keys_begin(g, e)) {
+        if (pool_begin_for(g, e) || (memory && keys_begin(g, e))) {
             engine_close(g);
             return -1;
         }
@@ -99,14 +111,18 @@ void engine_close(struct engine *g)
     if (g->keys) {
         g->backend->ops->keys_close(g->keys);
     }
-    if (g->lexical) {
-        for (size_t i = 0; i < g->backend->ops->streams(g->backend); i++) {
-            lexical_query_close(g->lexical_queries[i]);
-        }
-        free(g->lexical_queries);
-        lexical_close(g->lexical);
+    for (size_t i = 0; g->lexical && i < pool_hands(g->pool); i++) {
+        lexical_query_close(g->lexical_queries[i]);
     }
-    turns_close(&g->turns);
+    free(g->lexical_queries);
+    lexical_close(g->lexical);
+    for (size_t i = 0; g->seats && i < pool_seats(g->pool); i++) {
+        seat_close(g, &g->seats[i]);
+    }
+    pool_close(g->pool);
+    free(g->seats);
+    pthread_mutex_destroy(&g->words_lock);
+    pthread_mutex_destroy(&g->snapshot_lock);
     pthread_mutex_destroy(&g->options_lock);
     free(g);
 }
@@ -152,12 +168,12 @@ static void words_count(struct engine *g)
     if (!g->keys || engine_options(g).lexical <= 0) {
         return;
     }
-    turns_take(&g->turns, TURN_TEXT);
     if (memory_snapshot(g->memory, &snapshot, NULL) == 0) {
+        pthread_mutex_lock(&g->words_lock);
         engine_lexical_sync(g, snapshot);
+        pthread_mutex_unlock(&g->words_lock);
         snapshot_release(snapshot);
     }
-    turns_give(&g->turns);
 }
 
 void engine_set_ready(struct engine *g, bool ready)
@@ -165,7 +181,9 @@ void engine_set_ready(struct engine *g, bool ready)
     if (ready) {
         words_count(g);
     }
-    turns_ready(&g->turns, ready);
+    if (g->pool) {
+        pool_fair(g->pool, ready);
+    }
 }
 
 size_t engine_slice(const struct engine *g, const struct tokens *const *inputs, size_t n, size_t count_max)
@@ -175,27 +193,4 @@ size_t engine_slice(const struct engine *g, const struct tokens *const *inputs, 
         tokens += inputs[count++]->count;
     }
     return count;
-}
-
-int engine_encode_turns(struct engine *g, enum turn turn, const struct tokens *const *inputs, size_t n, float *out,
-                        struct error *e)
-{
-    if (n && !g->encoder) {
-        return error_set(e, ERROR_FATAL, E_INTERNAL, "an engine without an encoder was asked to encode");
-    }
-    for (size_t first = 0, count; first < n; first += count) {
-        count = engine_slice(g, inputs + first, n - first, n);
-        turns_take(&g->turns, turn);
-        int failed = encoder_forward(g->encoder, inputs + first, count, out + first * g->dim, e);
-        turns_give(&g->turns);
-        if (failed) {
-            return -1;
-        }
-    }
-    return 0;
-}
-
-int engine_encode(struct engine *g, const struct tokens *const *inputs, size_t n, float *out, struct error *e)
-{
-    return engine_encode_turns(g, TURN_TEXT, inputs, n, out, e);
 }

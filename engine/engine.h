@@ -1,8 +1,8 @@
 /* RAE inference (arXiv 2502.10615) on encoder, backend and memory: predict, fold, forget, evaluate. No Kafka here: the
  * stage and the command line use it as it is. p = sum over the top-b keys of softmax(score / tau) * v, score = q.k, or
- * q.k + a cos(t(q), t(k)); v = lambda * y for instances, (1 - lambda) * e for labels. The engine owns the backend and
- * hands it out in slices: a waiting fold goes first, but never twice in a row while texts wait. engine_predict and
- * engine_fold may be called from two threads at once. */
+ * q.k + a cos(t(q), t(k)); v = lambda * y for instances, (1 - lambda) * e for labels. The engine hands the
+ * device out tile by tile: a waiting fold goes first, but never twice in a row while texts wait. Any thread may call
+ * engine_predict and engine_fold. */
 #ifndef ENGRAM_ENGINE_ENGINE_H
 #define ENGRAM_ENGINE_ENGINE_H
 
@@ -45,7 +45,7 @@ void engine_close(struct engine *g);
 int engine_options_set(struct engine *g, const struct predict_options *options, struct error *e);
 struct encoder *engine_encoder(const struct engine *g);
 size_t engine_batch_tokens(const struct engine *g); /* what the backend asks for */
-size_t engine_slice_tokens(const struct engine *g); /* the most that one turn on the backend takes */
+size_t engine_slice_tokens(const struct engine *g); /* that one slice of a batch takes at most */
 
 /* Encode: out [n, dim] f32. */
 int engine_encode(struct engine *g, const struct tokens *const *inputs, size_t n, float *out, struct error *e);
@@ -54,6 +54,16 @@ int engine_encode(struct engine *g, const struct tokens *const *inputs, size_t n
 struct predict_times { /* microseconds spent, for metrics; may be NULL */
     uint64_t encode_us, retrieve_us;
 };
+/* The same in two halves, so that the device works on one batch while the last one is finished. begin hands the batch
+ * to the device; end waits, aggregates and frees *p, also after an error. Batches end in the order in which they began;
+ * inputs stay as they are until then. */
+struct predicting;
+int engine_predict_begin(struct engine *g, const struct predict_options *options, const struct tokens *const *inputs,
+                         size_t n, struct predicting **p, struct error *e);
+int engine_predict_end(struct predicting *p, struct prediction *out, struct predict_times *times, struct error *e);
+/* Returns when every batch that has begun is in work: time to begin the next. */
+void engine_wait_begun(struct engine *g);
+
 int engine_predict(struct engine *g, const struct tokens *const *inputs, size_t n, struct prediction *out,
                    struct predict_times *times, struct error *e);
 /* engine_predict with other options than the engine's, for this call alone; they must be in the ranges that engine_open

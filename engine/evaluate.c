@@ -4,7 +4,6 @@
  * instances, each without its own key. The surprise: labels of equal score share their ranks, else the hash that orders
  * ties would decide: on debtags, where labels share a text, by 1.5 points of P@1. */
 #include <math.h>
-#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -25,7 +24,7 @@ struct evaluation {
     struct metrics_text *texts; /* [kept, settings_count], with keep_texts */
     size_t kept, kept_capacity;
     size_t workers;
-    struct worker { /* one a stream of the backend */
+    struct worker { /* one a hand of the pool */
         struct evaluation *v;
         struct scorer *scorer;
         struct metrics_sums *sums; /* [settings_count] */
@@ -76,7 +75,7 @@ static void workers_open(struct evaluation *v)
                                           .settings_count = v->settings_count,
                                           .lexical_candidates = v->predict.lexical_candidates,
                                           .depth = v->cutoffs.deepest};
-    v->workers = v->g->backend->ops->streams(v->g->backend);
+    v->workers = pool_hands(v->g->pool);
     v->worker = mem_zero(v->workers, sizeof *v->worker);
     for (size_t i = 0; i < v->workers; i++) {
         v->worker[i] = (struct worker){
@@ -218,37 +217,29 @@ struct judging {
     struct evaluation *v;
     const struct snapshot *snapshot;
     const struct judged *texts;
-    size_t n;
-    atomic_size_t next;
 };
 
-static int texts_judge_work(struct stream *s, size_t i, void *context, struct error *e)
+static int text_judge(void *context, size_t text, size_t hand, struct error *e)
 {
-    struct judging *j = context;
-    struct worker *w = &j->v->worker[i];
-    (void)s;
-    for (size_t at; (at = atomic_fetch_add(&j->next, 1)) < j->n;) {
-        w->text = &j->texts[at];
-        w->number = j->v->kept + at;
-        if (w->text->gold_count && scorer_text(w->scorer, j->snapshot, w->text, setting_judge, w, e)) {
-            return -1;
-        }
-    }
-    return 0;
+    const struct judging *j = context;
+    struct worker *w = &j->v->worker[hand];
+    w->text = &j->texts[text];
+    w->number = j->v->kept + text;
+    return w->text->gold_count ? scorer_text(w->scorer, j->snapshot, w->text, setting_judge, w, e) : 0;
 }
 
 /* Every setting for each text that has gold labels, by all workers. */
 static int texts_judge(struct evaluation *v, const struct snapshot *snapshot, const struct judged *texts, size_t n,
                        struct error *e)
 {
-    struct judging j = {.v = v, .snapshot = snapshot, .texts = texts, .n = n};
+    struct judging j = {.v = v, .snapshot = snapshot, .texts = texts};
     if (v->options.keep_texts && v->kept + n > v->kept_capacity) {
         v->kept_capacity = 2 * (v->kept + n);
         v->texts = mem_resize(v->texts, v->kept_capacity * v->settings_count * sizeof *v->texts);
         memset(v->texts + v->kept * v->settings_count, 0,
                (v->kept_capacity - v->kept) * v->settings_count * sizeof *v->texts);
     }
-    int failed = v->g->backend->ops->parallel(v->g->backend, texts_judge_work, &j, e);
+    int failed = pool_share(v->g->pool, n, text_judge, &j, e);
     v->kept += v->options.keep_texts ? n : 0;
     return failed;
 }
@@ -394,8 +385,9 @@ int evaluation_add(struct evaluation *v, const struct instance_record *texts, co
     }
     for (size_t first = 0, count; first < n && result == 0; first += count) {
         count = engine_slice(v->g, inputs + first, n - first, r.texts);
-        result = retrieval_slice(&r, inputs + first, count, e) ||
-                 slice_evaluate(v, &r, texts + first, left_out ? left_out + first : NULL, count, e);
+        retrieval_begin(&r, inputs + first, count);
+        result =
+            retrieval_end(&r, e) || slice_evaluate(v, &r, texts + first, left_out ? left_out + first : NULL, count, e);
     }
     retrieval_close(&r);
     for (size_t i = 0; i < n; i++) {
@@ -450,7 +442,7 @@ static void row_vector(const struct keys_view *view, size_t block_rows, uint64_t
     const struct keys_block *block = &view->blocks[slot / block_rows];
     size_t at = slot % block_rows * view->dim;
     for (size_t i = 0; i < view->dim; i++) {
-        if (view->dtype == KEY_F32) {
+        if (view->dtype == DTYPE_F32) {
             out[i] = ((const float *)block->vectors)[at + i];
         } else {
             uint32_t bits = (uint32_t)((const uint16_t *)block->vectors)[at + i] << 16;
@@ -505,7 +497,7 @@ static void own_remove(struct matches *m, uint64_t slot)
     m->counts[INSTANCES] = kept;
 }
 
-/* Retrieves, judges and adds the rows; the caller holds the turn. */
+/* Retrieves, judges and adds the rows; with a lexical score the caller holds words_lock. */
 static int rows_evaluate(struct evaluation *v, struct retrieval *r, const struct own_row *rows, size_t n,
                          struct error *e)
 {
@@ -558,6 +550,7 @@ int evaluation_leave_one_out(struct evaluation *v, size_t skip, size_t sample,
     int result = -1;
     search.count++; /* its own key */
     retrieval_open(&r, v->g, &search, ROWS_AT_ONCE);
+    r.queries = mem_alloc(r.texts * v->g->dim * sizeof *r.queries);
     if (memory_snapshot(v->g->memory, &r.snapshot, e)) {
         goto done;
     }
@@ -565,12 +558,12 @@ int evaluation_leave_one_out(struct evaluation *v, size_t skip, size_t sample,
     n = n > skip && n - skip > sample ? skip + sample : n;
     for (size_t first = skip, count; first < n; first += count) {
         count = n - first < r.texts ? n - first : r.texts;
-        turns_take(&v->g->turns, TURN_TEXT);
+        pthread_mutex_lock(&v->g->words_lock);
         if (search.lexical) {
             engine_lexical_sync(v->g, r.snapshot);
         }
         int failed = rows_evaluate(v, &r, rows + first, count, e);
-        turns_give(&v->g->turns);
+        pthread_mutex_unlock(&v->g->words_lock);
         if (failed) {
             goto done;
         }

@@ -1,5 +1,5 @@
-/* Fold: encode what needs it, in slices that let texts through, then apply everything in one transaction of the memory,
- * offsets included. The backend is not held while the transaction is open.
+/* Fold: encode what needs it, tile by tile between those of texts, then apply everything in one transaction of the
+ * memory, offsets included.
  * The surprise: two refusals still commit what stands before the refused record, so that replaces and forgets ahead of
  * it are never held up: keys_max at the very record, a full map by halving what is tried. */
 #include <stdlib.h>
@@ -12,14 +12,14 @@ static bool needs_key(const struct fold *f)
 }
 
 /* What the folds that need a key are encoded to, in their order. */
-struct encoded {
+struct encoded_folds {
     size_t count;
     struct tokens *tokens;   /* [count] */
     float *vectors;          /* [count, dim] */
     struct memory_key *keys; /* [count], on those two */
 };
 
-static void encoded_free(struct encoded *x)
+static void encoded_free(struct encoded_folds *x)
 {
     for (size_t i = 0; i < x->count; i++) {
         tokens_free(&x->tokens[i]);
@@ -30,10 +30,10 @@ static void encoded_free(struct encoded *x)
 }
 
 /* encoded_free ends it, also after an error. */
-static int folds_encode(struct engine *g, const struct fold *folds, size_t n, struct encoded *x, struct error *e)
+static int folds_encode(struct engine *g, const struct fold *folds, size_t n, struct encoded_folds *x, struct error *e)
 {
     size_t count = 0;
-    *x = (struct encoded){0};
+    *x = (struct encoded_folds){0};
     for (size_t i = 0; i < n; i++) {
         count += needs_key(&folds[i]);
     }
@@ -60,7 +60,7 @@ static int folds_encode(struct engine *g, const struct fold *folds, size_t n, st
             k++;
         }
     }
-    int result = engine_encode_turns(g, TURN_LEARN, inputs, count, x->vectors, e);
+    int result = engine_encode_lane(g, LANE_PROMPT, inputs, count, x->vectors, e);
     free(inputs);
     return result;
 }
@@ -157,7 +157,7 @@ static int prefix_commit(struct engine *g, struct fold *folds, size_t n, const s
 
 int engine_fold(struct engine *g, struct fold *folds, size_t n, size_t *applied, struct error *e)
 {
-    struct encoded encoded;
+    struct encoded_folds encoded;
     struct error why = {0}, full = {0};
     int result = -1;
     *applied = 0;

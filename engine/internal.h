@@ -1,62 +1,87 @@
-/* What only engine/'s own files share: the engine itself, the turns on the backend, and the prediction that evaluation
- * stands on. */
+/* What only engine/'s own files share: the engine itself, encoding and retrieval, and the scores that prediction and
+ * evaluation stand on. */
 #ifndef ENGRAM_ENGINE_INTERNAL_H
 #define ENGRAM_ENGINE_INTERNAL_H
 
 #include <pthread.h>
+#include <stdatomic.h>
 
+#include "base/pool.h"
 #include "engine/engine.h"
 #include "engine/lexical.h"
 
-/* ---- turns ---- */
-
-enum turn { TURN_TEXT, TURN_LEARN };
-
-/* Who may use the backend now. Any thread; everything is covered by the lock. */
-struct turns {
-    pthread_mutex_t lock;
-    pthread_cond_t changed;
-    bool busy;           /* somebody holds the backend */
-    bool ready;          /* texts may not starve */
-    enum turn last;      /* who holds it, or held it last */
-    unsigned waiting[2]; /* by enum turn */
-};
-
-void turns_open(struct turns *t);
-void turns_close(struct turns *t);
-void turns_take(struct turns *t, enum turn turn); /* waits until it is this one's turn */
-void turns_give(struct turns *t);
-void turns_ready(struct turns *t, bool ready);
-
 /* ---- engine ---- */
 
-/* Everything but turns, keys and options is read-only after engine_open. */
+/* A place where one piece of work computes: a worker's own, or that of the brief piece that it lets in. */
+struct seat {
+    struct stream *stream; /* opened by the first piece that comes here */
+    int32_t *ids;          /* of the tile at hand */
+    uint32_t *starts;
+    float *norms, *vectors; /* as they come from the device */
+    size_t tokens, sequences;
+};
+
+/* Everything but options, the snapshots and the words is read-only after engine_open. */
 struct engine {
-    struct backend *backend; /* borrowed, as encoder and memory; used by who holds the turn */
+    struct backend *backend; /* borrowed, as encoder and memory */
     struct encoder *encoder;
     struct memory *memory;
-    pthread_mutex_t options_lock; /* covers options: a batch takes a copy as it begins */
-    struct predict_options options;
-    struct keys *keys;                      /* used by who holds the turn; NULL without a memory */
-    struct lexical *lexical;                /* the same; NULL until a lexical score was asked for */
-    struct lexical_query **lexical_queries; /* [streams] */
+    struct pool *pool;  /* NULL without an encoder */
+    struct seat *seats; /* [pool_seats]: each used by who works there */
+    struct keys *keys;  /* NULL without a memory */
     size_t dim;
     size_t batch_tokens, slice_tokens;
     char model_version[17];
-    struct turns turns;
+    pthread_mutex_t options_lock; /* covers options: a batch takes a copy as it begins */
+    struct predict_options options;
+    pthread_mutex_t snapshot_lock;          /* covers unseen, and `snapshot` and `next_unseen` of those in it */
+    struct retrieval *unseen;               /* begun and without a snapshot, the oldest first */
+    pthread_mutex_t words_lock;             /* covers the two below */
+    struct lexical *lexical;                /* NULL until a lexical score was asked for */
+    struct lexical_query **lexical_queries; /* [pool_hands] */
 };
 
 struct predict_options engine_options(struct engine *g); /* those in force now; any thread */
 
-/* Brings g->lexical to the snapshot's version; the caller holds the turn. */
+/* Brings g->lexical to the snapshot's version; the caller holds words_lock. */
 void engine_lexical_sync(struct engine *g, const struct snapshot *s);
 
 /* How many of inputs[0..n) make one slice: at least one, at most count_max, together at most slice_tokens. */
 size_t engine_slice(const struct engine *g, const struct tokens *const *inputs, size_t n, size_t count_max);
 
-/* out [n, dim]: encodes slice by slice, each in a turn of its own. */
-int engine_encode_turns(struct engine *g, enum turn turn, const struct tokens *const *inputs, size_t n, float *out,
-                        struct error *e);
+/* ---- encoding (tiles.c): texts to vectors, tile by tile ---- */
+
+/* A batch that is dealt out into tiles, each of which goes through the encoder on one stream. Zeroed, then the caller
+ * sets what stands before `job`. */
+struct encoding {
+    struct engine *g;
+    const struct tokens *const *inputs; /* [n] */
+    size_t n;
+    enum lane lane;
+    float *out; /* [n, dim], or NULL */
+    /* NULL, or puts on the stream what else is to be done with the tile's vectors [.., dim], those of the texts
+     * dealt[first..]. */
+    int (*then)(struct encoding *x, struct stream *s, const struct tensor *vectors, size_t first, struct error *e);
+
+    struct job job;
+    size_t *dealt;              /* [n]: which input, tile by tile */
+    size_t *firsts;             /* [tiles + 1]: where each tile's begin in dealt */
+    _Atomic uint64_t encode_us; /* of all tiles, as far as the backend does not run on by itself */
+    _Atomic uint64_t tiles_us;  /* of all tiles, with what `then` put there */
+    atomic_long open;           /* tiles that are not done */
+};
+
+void encoding_begin(struct encoding *x);
+int encoding_end(struct encoding *x, struct error *e); /* waits */
+void encoding_free(struct encoding *x);                /* dealt and firsts, once end has returned */
+
+/* Encodes in that lane: out [n, dim]. */
+int engine_encode_lane(struct engine *g, enum lane lane, const struct tokens *const *inputs, size_t n, float *out,
+                       struct error *e);
+
+/* The seat's stream, opened where it has none yet. */
+int seat_stream(struct engine *g, size_t seat, struct stream **out, struct error *e);
+void seat_close(struct engine *g, struct seat *seat);
 
 /* ---- retrieval (retrieve.c): a text's keys ---- */
 
@@ -84,28 +109,36 @@ struct search {
     bool lexical; /* the lexical score is asked for too */
 };
 
+/* One slice's. */
 struct retrieval {
+    struct encoding encoding; /* first */
     struct engine *g;
     struct search search;
-    struct snapshot *snapshot; /* taken in the first turn */
-    size_t texts;              /* room, in texts */
-    float *queries;            /* [texts, dim] */
-    struct keys_hit *hits;     /* [texts, count], of one search */
-    uint32_t *hit_counts;      /* [texts] */
-    struct match *found;       /* [texts, matches_max] */
+    struct retrieval *next_unseen;
+    struct snapshot *snapshot;    /* taken when the first tile is encoded, unless the caller sets it before */
+    bool borrowed;                /* the caller's snapshot */
+    size_t texts;                 /* room, in texts */
+    float *queries;               /* [texts, dim]: retrieval_search's; the caller sets it */
+    struct keys_hit *hits[KINDS]; /* [texts, count] each, of dealt texts; all in the first where searched together */
+    uint32_t *hit_counts[KINDS];  /* [texts] */
+    struct match *found;          /* [texts, matches_max] */
     size_t matches_max;
-    struct matches *matches; /* [texts]: of the slice at hand */
-    uint64_t encode_us, search_us;
+    struct matches *matches; /* [texts]: of the slice's inputs */
+    uint64_t begun_us, encode_us, search_us;
 };
 
 /* Room for slices of at most `texts` texts, or fewer where they need much memory: see r->texts. */
 void retrieval_open(struct retrieval *r, struct engine *g, const struct search *search, size_t texts);
 void retrieval_close(struct retrieval *r);
-/* Encodes and searches in one turn on the backend: n at most r->texts, together at most one slice of tokens. */
-int retrieval_slice(struct retrieval *r, const struct tokens *const *inputs, size_t n, struct error *e);
-/* The lexical score of matches of the row in `slot`, as if that row were not there; the caller holds the turn. */
+/* Encodes and searches: n at most r->texts, together at most one slice of tokens. Between begin and end the device
+ * works and r stays where it is. */
+void retrieval_begin(struct retrieval *r, const struct tokens *const *inputs, size_t n);
+/* r->matches [n], their lexical scores included. */
+int retrieval_end(struct retrieval *r, struct error *e);
+/* The lexical score of matches of the row in `slot`, as if that row were not there. The caller holds words_lock, and
+ * has synced. */
 int retrieval_score_own(struct retrieval *r, uint64_t slot, struct matches *m, struct error *e);
-/* The same for r->queries [n] as they stand, without a lexical score; the caller holds the turn. */
+/* r->matches [n] of r->queries [n] as they are, without a lexical score; the snapshot is set. */
 int retrieval_search(struct retrieval *r, size_t n, struct error *e);
 
 /* ---- weights (score.c) ---- */

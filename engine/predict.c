@@ -1,8 +1,8 @@
 /* Predict: retrieve, score, name the labels and the evidence (arXiv 2502.10615, section 3).
  *   p = lambda * sum over instances of weight * y  +  (1 - lambda) * sum over labels of weight * e
- * Only retrieval needs the backend. Label names are read only for labels that may reach the output. Equal scores are
- * common (labels of one instance share its weight), and names decide between them, so those are read to the end of the
- * run of ties at labels_max. */
+ * Only retrieval needs the device; the rest is shared out text by text. Label names are read only for labels that may
+ * reach the output. Equal scores are common (labels of one instance share its weight), and names decide between them,
+ * so those are read to the end of the run of ties at labels_max. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -16,16 +16,30 @@ struct candidate {
     uint64_t tie;
 };
 
-/* One call of engine_predict. */
-struct prediction_run {
-    struct engine *g;
-    const struct predict_options *options;
-    struct setting setting;
-    struct retrieval retrieval;
+/* What turns one text's matches into its prediction, for one hand of the pool. */
+struct hand {
+    struct predicting *batch;
     struct scorer *scorer;
     struct scored_text scored; /* of the text at hand */
     struct candidate *candidates;
     size_t candidates_capacity;
+};
+
+/* A batch on its way. It is cut into slices, two of which are there at once: one that is finished while the device
+ * works on the next. All see the first one's snapshot. */
+struct predicting {
+    struct engine *g;
+    struct predict_options options;
+    struct setting setting;
+    const struct tokens *const *inputs;
+    size_t n;
+    struct retrieval slices[2];
+    struct snapshot *snapshot;
+    struct hand *hands; /* [pool_hands] */
+    /* of the slice that is finished */
+    const struct retrieval *slice;
+    size_t first;
+    struct prediction *out;
 };
 
 /* ---- labels ---- */
@@ -48,34 +62,34 @@ static int by_falling_score_then_tie(const void *a, const void *b)
 }
 
 /* The labels scored, named, into out->labels; of a run of ties at labels_max those of the smallest `tie`. */
-static int labels_select(struct prediction_run *r, struct prediction *out, struct error *e)
+static int labels_select(struct hand *h, struct prediction *out, struct error *e)
 {
-    const struct scored_text *scored = &r->scored;
-    size_t count = scored->count, max = labels_wanted(r->options);
+    const struct scored_text *scored = &h->scored;
+    size_t count = scored->count, max = labels_wanted(&h->batch->options);
     if (count == 0) {
         return 0;
     }
-    if (count > r->candidates_capacity) {
-        r->candidates_capacity = count * 2;
-        r->candidates = mem_resize(r->candidates, r->candidates_capacity * sizeof *r->candidates);
+    if (count > h->candidates_capacity) {
+        h->candidates_capacity = count * 2;
+        h->candidates = mem_resize(h->candidates, h->candidates_capacity * sizeof *h->candidates);
     }
     for (size_t i = 0; i < count; i++) {
         struct memory_label label;
-        int found = snapshot_label(r->retrieval.snapshot, scored->ids[i], &label, e);
+        int found = snapshot_label(h->batch->snapshot, scored->ids[i], &label, e);
         if (found <= 0) {
             return found < 0 ? -1
                              : error_set(e, ERROR_FATAL, E_CORRUPT,
                                          "a value names the label number %u, which does not exist", scored->ids[i]);
         }
-        r->candidates[i] = (struct candidate){label.name, scored->labels[i].score, label.tie};
+        h->candidates[i] = (struct candidate){label.name, scored->labels[i].score, label.tie};
     }
-    qsort(r->candidates, count, sizeof *r->candidates, by_falling_score_then_tie);
+    qsort(h->candidates, count, sizeof *h->candidates, by_falling_score_then_tie);
     count = count < max ? count : max;
     out->labels = arena_alloc(&out->arena, count * sizeof *out->labels);
     out->labels_count = count;
     for (size_t i = 0; i < count; i++) {
         out->labels[i] =
-            (struct predicted_label){arena_slice(&out->arena, r->candidates[i].name), r->candidates[i].score};
+            (struct predicted_label){arena_slice(&out->arena, h->candidates[i].name), h->candidates[i].score};
     }
     return 0;
 }
@@ -88,22 +102,22 @@ static int evidence_lost(const struct match *match, struct error *e)
                      (unsigned long long)match->slot);
 }
 
-static int evidence_instance(struct prediction_run *r, const struct match *match, struct prediction *p,
-                             struct evidence *out, struct error *e)
+static int evidence_instance(struct hand *h, const struct match *match, struct prediction *p, struct evidence *out,
+                             struct error *e)
 {
     struct memory_instance instance;
-    int found = snapshot_instance_at(r->retrieval.snapshot, match->slot, &instance, e);
+    int found = snapshot_instance_at(h->batch->snapshot, match->slot, &instance, e);
     if (found <= 0) {
         return found < 0 ? -1 : evidence_lost(match, e);
     }
     out->kind = EVIDENCE_INSTANCE;
     out->name = arena_slice(&p->arena, instance.id);
-    if (r->options->evidence_text && instance.text.data) {
+    if (h->batch->options.evidence_text && instance.text.data) {
         out->text = arena_slice(&p->arena, instance.text);
     }
     out->labels_count = instance.labels_count;
     out->labels = arena_alloc(&p->arena, instance.labels_count * sizeof *out->labels);
-    if (snapshot_label_names(r->retrieval.snapshot, &instance, out->labels, e)) {
+    if (snapshot_label_names(h->batch->snapshot, &instance, out->labels, e)) {
         return -1;
     }
     for (size_t i = 0; i < out->labels_count; i++) {
@@ -112,22 +126,22 @@ static int evidence_instance(struct prediction_run *r, const struct match *match
     return 0;
 }
 
-static int evidence_label(struct prediction_run *r, const struct match *match, struct prediction *p,
-                          struct evidence *out, struct error *e)
+static int evidence_label(struct hand *h, const struct match *match, struct prediction *p, struct evidence *out,
+                          struct error *e)
 {
     const uint32_t *ids;
     size_t count;
     struct memory_label label;
-    if (snapshot_values(r->retrieval.snapshot, match->slot, &ids, &count, e)) {
+    if (snapshot_values(h->batch->snapshot, match->slot, &ids, &count, e)) {
         return -1;
     }
-    int found = count == 1 ? snapshot_label(r->retrieval.snapshot, ids[0], &label, e) : 0;
+    int found = count == 1 ? snapshot_label(h->batch->snapshot, ids[0], &label, e) : 0;
     if (found <= 0) {
         return found < 0 ? -1 : evidence_lost(match, e);
     }
     out->kind = EVIDENCE_LABEL;
     out->name = arena_slice(&p->arena, label.name);
-    if (r->options->evidence_text && label.text.data) {
+    if (h->batch->options.evidence_text && label.text.data) {
         out->text = arena_slice(&p->arena, label.text);
     }
     return 0;
@@ -135,14 +149,14 @@ static int evidence_label(struct prediction_run *r, const struct match *match, s
 
 /* The match that gave most among those not yet taken, where each kind's stand in falling order: a merge of two lists.
  */
-static int evidence_next(const struct prediction_run *r, const uint32_t next[KINDS])
+static int evidence_next(const struct hand *h, const uint32_t next[KINDS])
 {
-    const struct matches *m = r->scored.matches;
+    const struct matches *m = h->scored.matches;
     if (next[INSTANCES] == m->counts[INSTANCES] || next[LABELS] == m->counts[LABELS]) {
         return next[INSTANCES] == m->counts[INSTANCES] ? LABELS : INSTANCES;
     }
-    double instance = r->scored.weights[INSTANCES][next[INSTANCES]] * r->setting.lambda;
-    double label = r->scored.weights[LABELS][next[LABELS]] * (1 - r->setting.lambda);
+    double instance = h->scored.weights[INSTANCES][next[INSTANCES]] * h->batch->setting.lambda;
+    double label = h->scored.weights[LABELS][next[LABELS]] * (1 - h->batch->setting.lambda);
     bool label_first =
         instance != label ? label > instance : m->of[LABELS][next[LABELS]].tie < m->of[INSTANCES][next[INSTANCES]].tie;
     return label_first ? LABELS : INSTANCES;
@@ -155,25 +169,25 @@ static float cosine_shown(float cosine)
     return cosine > 1 ? 1 : cosine < -1 ? -1 : cosine;
 }
 
-static int evidence_select(struct prediction_run *r, struct prediction *out, struct error *e)
+static int evidence_select(struct hand *h, struct prediction *out, struct error *e)
 {
-    const struct matches *m = r->scored.matches;
+    const struct matches *m = h->scored.matches;
     size_t count = m->counts[INSTANCES] + m->counts[LABELS];
-    size_t max = count < r->options->evidence_max ? count : r->options->evidence_max;
+    size_t max = count < h->batch->options.evidence_max ? count : h->batch->options.evidence_max;
     uint32_t next[KINDS] = {0};
     out->evidence = arena_alloc(&out->arena, max * sizeof *out->evidence);
     for (size_t i = 0; i < max; i++) {
-        int kind = evidence_next(r, next);
+        int kind = evidence_next(h, next);
         uint32_t at = next[kind]++;
         const struct match *match = &m->of[kind][at];
         out->evidence[i] =
             (struct evidence){.similarity = cosine_shown(match->similarity),
-                              .has_lexical = r->retrieval.search.lexical,
-                              .lexical = (float)(r->options->lexical * (double)cosine_shown(match->lexical)),
-                              .weight = (float)r->scored.weights[kind][at]};
+                              .has_lexical = h->batch->options.lexical > 0,
+                              .lexical = (float)(h->batch->options.lexical * (double)cosine_shown(match->lexical)),
+                              .weight = (float)h->scored.weights[kind][at]};
         out->evidence_count = i + 1;
-        int failed = kind == INSTANCES ? evidence_instance(r, match, out, &out->evidence[i], e)
-                                       : evidence_label(r, match, out, &out->evidence[i], e);
+        int failed = kind == INSTANCES ? evidence_instance(h, match, out, &out->evidence[i], e)
+                                       : evidence_label(h, match, out, &out->evidence[i], e);
         if (failed) {
             return -1;
         }
@@ -183,91 +197,156 @@ static int evidence_select(struct prediction_run *r, struct prediction *out, str
 
 static void scored_keep(void *context, size_t setting, const struct scored_text *scored)
 {
-    struct prediction_run *r = context;
+    struct hand *h = context;
     (void)setting;
-    r->scored = *scored;
+    h->scored = *scored;
 }
 
-static int text_predict(struct prediction_run *r, const struct tokens *input, const struct matches *m,
-                        struct prediction *out, struct error *e)
+static int text_predict(struct hand *h, const struct tokens *input, const struct matches *m, struct prediction *out,
+                        struct error *e)
 {
+    const struct predicting *batch = h->batch;
     const struct judged text = {.matches = *m};
     out->truncated = input->truncated;
-    out->memory_version = snapshot_version(r->retrieval.snapshot);
-    memcpy(out->model_version, r->g->model_version, sizeof out->model_version);
-    return scorer_text(r->scorer, r->retrieval.snapshot, &text, scored_keep, r, e) || labels_select(r, out, e) ||
-                   evidence_select(r, out, e)
+    out->memory_version = snapshot_version(batch->snapshot);
+    memcpy(out->model_version, batch->g->model_version, sizeof out->model_version);
+    return scorer_text(h->scorer, batch->snapshot, &text, scored_keep, h, e) || labels_select(h, out, e) ||
+                   evidence_select(h, out, e)
                ? -1
                : 0;
 }
 
 /* ---- a batch ---- */
 
-static void run_open(struct prediction_run *r, const struct tokens *const *inputs, size_t n)
+static void hand_open(struct hand *h, struct predicting *batch)
 {
-    const struct predict_options *o = r->options;
-    const struct scorer_options scorer = {.settings = &r->setting,
-                                          .settings_count = 1,
-                                          .lexical_candidates = o->lexical_candidates,
-                                          .depth = labels_wanted(o),
-                                          .least = o->min_score};
-    struct search search = search_for(&r->setting, 1, o->lexical_candidates);
-    size_t most = 0;
-    for (size_t first = 0, count; first < n; first += count) {
-        count = engine_slice(r->g, inputs + first, n - first, n);
-        most = count > most ? count : most;
-    }
-    retrieval_open(&r->retrieval, r->g, &search, most);
-    r->scorer = scorer_open(&scorer);
+    const struct predict_options *o = &batch->options;
+    h->batch = batch;
+    h->scorer = scorer_open(&(struct scorer_options){.settings = &batch->setting,
+                                                     .settings_count = 1,
+                                                     .lexical_candidates = o->lexical_candidates,
+                                                     .depth = labels_wanted(o),
+                                                     .least = o->min_score});
 }
 
-static void run_close(struct prediction_run *r)
+static void predicting_free(struct predicting *p)
 {
-    retrieval_close(&r->retrieval);
-    scorer_close(r->scorer);
-    free(r->candidates);
+    retrieval_close(&p->slices[1]); /* first: the other one owns the snapshot */
+    retrieval_close(&p->slices[0]);
+    for (size_t i = 0; i < pool_hands(p->g->pool); i++) {
+        scorer_close(p->hands[i].scorer);
+        free(p->hands[i].candidates);
+    }
+    free(p->hands);
+    free(p);
+}
+
+/* Hands the slice that begins with input `first` to the device. Returns how many inputs it has. */
+static size_t slice_begin(struct predicting *p, struct retrieval *slice, size_t first)
+{
+    size_t count = engine_slice(p->g, p->inputs + first, p->n - first, slice->texts);
+    if (count) {
+        retrieval_begin(slice, p->inputs + first, count);
+    }
+    return count;
+}
+
+int engine_predict_begin(struct engine *g, const struct predict_options *options, const struct tokens *const *inputs,
+                         size_t n, struct predicting **out, struct error *e)
+{
+    if (!g->keys) {
+        return error_set(e, ERROR_FATAL, E_INTERNAL, "an engine without an encoder or a memory was asked to predict");
+    }
+    struct predicting *p = mem_zero(1, sizeof *p);
+    size_t most = 0;
+    p->g = g;
+    p->options = options ? *options : engine_options(g);
+    p->setting = setting_of(&p->options);
+    p->inputs = inputs;
+    p->n = n;
+    p->hands = mem_zero(pool_hands(g->pool), sizeof *p->hands);
+    for (size_t first = 0, count; first < n; first += count) {
+        count = engine_slice(g, inputs + first, n - first, n);
+        most = count > most ? count : most;
+    }
+    const struct search search = search_for(&p->setting, 1, p->options.lexical_candidates);
+    retrieval_open(&p->slices[0], g, &search, most);
+    if (p->slices[0].texts < n) {
+        retrieval_open(&p->slices[1], g, &search, most);
+    }
+    slice_begin(p, &p->slices[0], 0);
+    *out = p;
+    return 0;
+}
+
+static int text_finish(void *context, size_t text, size_t hand, struct error *e)
+{
+    struct predicting *p = context;
+    struct hand *h = &p->hands[hand];
+    if (!h->scorer) {
+        hand_open(h, p);
+    }
+    return text_predict(h, p->inputs[p->first + text], &p->slice->matches[text], &p->out[p->first + text], e);
+}
+
+/* Waits for the slices one after the other and finishes each while the device works on the next. */
+static int slices_end(struct predicting *p, struct prediction *out, uint64_t *aggregate_us, struct error *e)
+{
+    size_t count = p->slices[0].encoding.n, following;
+    p->out = out;
+    for (size_t number = 0; p->first < p->n; number++, p->first += count, count = following) {
+        struct retrieval *slice = &p->slices[number % 2], *next = &p->slices[(number + 1) % 2];
+        if (retrieval_end(slice, e)) {
+            return -1;
+        }
+        if (number == 0) {
+            p->snapshot = p->slices[1].snapshot = slice->snapshot;
+            p->slices[1].borrowed = true;
+        }
+        p->slice = slice;
+        following = slice_begin(p, next, p->first + count);
+        const uint64_t start = clock_us();
+        int failed = pool_share(p->g->pool, count, text_finish, p, e);
+        *aggregate_us += clock_us() - start;
+        if (failed) {
+            return following ? (retrieval_end(next, NULL), -1) : -1;
+        }
+    }
+    return 0;
+}
+
+int engine_predict_end(struct predicting *p, struct prediction *out, struct predict_times *times, struct error *e)
+{
+    uint64_t aggregate_us = 0;
+    memset(out, 0, p->n * sizeof *out);
+    int result = slices_end(p, out, &aggregate_us, e);
+    if (times) {
+        *times = (struct predict_times){p->slices[0].encode_us + p->slices[1].encode_us,
+                                        p->slices[0].search_us + p->slices[1].search_us + aggregate_us};
+    }
+    for (size_t i = 0; result && i < p->n; i++) {
+        prediction_free(&out[i]);
+        out[i] = (struct prediction){0};
+    }
+    predicting_free(p);
+    return result;
+}
+
+void engine_wait_begun(struct engine *g)
+{
+    pool_wait_taken(g->pool, LANE_BULK);
 }
 
 int engine_predict_with(struct engine *g, const struct predict_options *options, const struct tokens *const *inputs,
                         size_t n, struct prediction *out, struct predict_times *times, struct error *e)
 {
-    struct prediction_run r = {.g = g, .options = options, .setting = setting_of(options)};
-    uint64_t aggregate_us = 0;
-    int result = -1;
+    struct predicting *p;
     memset(out, 0, n * sizeof *out);
-    if (!g->keys) {
-        return error_set(e, ERROR_FATAL, E_INTERNAL, "an engine without an encoder or a memory was asked to predict");
-    }
-    run_open(&r, inputs, n);
-    for (size_t first = 0, count; first < n; first += count) {
-        count = engine_slice(g, inputs + first, n - first, r.retrieval.texts);
-        if (retrieval_slice(&r.retrieval, inputs + first, count, e)) {
-            goto done;
-        }
-        uint64_t start = clock_us();
-        for (size_t i = 0; i < count; i++) {
-            if (text_predict(&r, inputs[first + i], &r.retrieval.matches[i], &out[first + i], e)) {
-                goto done;
-            }
-        }
-        aggregate_us += clock_us() - start;
-    }
-    if (times) {
-        *times = (struct predict_times){r.retrieval.encode_us, r.retrieval.search_us + aggregate_us};
-    }
-    result = 0;
-done:
-    for (size_t i = 0; result && i < n; i++) {
-        prediction_free(&out[i]);
-        out[i] = (struct prediction){0};
-    }
-    run_close(&r);
-    return result;
+    return engine_predict_begin(g, options, inputs, n, &p, e) || engine_predict_end(p, out, times, e) ? -1 : 0;
 }
 
 int engine_predict(struct engine *g, const struct tokens *const *inputs, size_t n, struct prediction *out,
                    struct predict_times *times, struct error *e)
 {
-    struct predict_options options = engine_options(g);
-    return engine_predict_with(g, &options, inputs, n, out, times, e);
+    return engine_predict_with(g, NULL, inputs, n, out, times, e);
 }

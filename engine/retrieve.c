@@ -1,8 +1,8 @@
-/* Retrieval: texts to the keys that answer them. Encoding, search and the lexical score happen in a turn on the
- * backend, slice by slice; what comes of it is the caller's alone. The snapshot is taken in the first turn, not before
- * it, so that a label folded while the batch waited is already seen. */
+/* Retrieval: texts to the keys that answer them. A tile of texts is encoded and searched on the same stream, so the
+ * queries never leave the device; the lexical score is the host's work. A slice's texts see one snapshot, taken when
+ * its first tile is encoded, so that a label folded meanwhile is already seen; slices take theirs in the order in which
+ * they began, so that the memory's version never goes back from one output to the next. */
 #include <math.h>
-#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -16,31 +16,78 @@ static const enum key_kind key_kinds[KINDS] = {[INSTANCES] = KEY_INSTANCE, [LABE
 void retrieval_open(struct retrieval *r, struct engine *g, const struct search *search, size_t texts)
 {
     *r = (struct retrieval){.g = g, .search = *search};
-    r->matches_max = search->together ? search->count : KINDS * search->count;
+    const size_t kinds = search->together ? 1 : KINDS;
+    r->matches_max = kinds * search->count;
     size_t fit = MATCHES_BYTES_MAX / sizeof *r->found / r->matches_max;
     r->texts = texts < fit ? texts : fit ? fit : 1;
-    r->queries = mem_alloc(r->texts * g->dim * sizeof *r->queries);
-    r->hits = mem_alloc(r->texts * search->count * sizeof *r->hits);
-    r->hit_counts = mem_alloc(r->texts * sizeof *r->hit_counts);
+    for (size_t kind = 0; kind < kinds; kind++) {
+        r->hits[kind] = mem_alloc(r->texts * search->count * sizeof *r->hits[kind]);
+        r->hit_counts[kind] = mem_alloc(r->texts * sizeof *r->hit_counts[kind]);
+    }
     r->found = mem_alloc(r->texts * r->matches_max * sizeof *r->found);
     r->matches = mem_alloc(r->texts * sizeof *r->matches);
 }
 
 void retrieval_close(struct retrieval *r)
 {
-    if (r->snapshot) {
+    if (!r->borrowed) {
         snapshot_release(r->snapshot);
+    }
+    for (size_t kind = 0; kind < KINDS; kind++) {
+        free(r->hits[kind]);
+        free(r->hit_counts[kind]);
     }
     free(r->matches);
     free(r->found);
-    free(r->hit_counts);
-    free(r->hits);
     free(r->queries);
+}
+
+/* ---- snapshots in order ---- */
+
+static void unseen_add(struct retrieval *r)
+{
+    struct retrieval **end = &r->g->unseen;
+    pthread_mutex_lock(&r->g->snapshot_lock);
+    while (*end) {
+        end = &(*end)->next_unseen;
+    }
+    r->next_unseen = NULL;
+    *end = r;
+    pthread_mutex_unlock(&r->g->snapshot_lock);
+}
+
+/* After an error it may still be in the list. */
+static void unseen_remove(struct retrieval *r)
+{
+    pthread_mutex_lock(&r->g->snapshot_lock);
+    struct retrieval **at = &r->g->unseen;
+    while (*at && *at != r) {
+        at = &(*at)->next_unseen;
+    }
+    if (*at) {
+        *at = r->next_unseen;
+    }
+    pthread_mutex_unlock(&r->g->snapshot_lock);
+}
+
+/* Sees to it that r has a snapshot, and all that began before it. */
+static int snapshot_see(struct retrieval *r, struct error *e)
+{
+    struct engine *g = r->g;
+    int failed = 0;
+    pthread_mutex_lock(&g->snapshot_lock);
+    while (!r->snapshot && !failed) {
+        struct retrieval *first = g->unseen;
+        failed = memory_snapshot(g->memory, &first->snapshot, e);
+        g->unseen = failed ? first : first->next_unseen;
+    }
+    pthread_mutex_unlock(&g->snapshot_lock);
+    return failed;
 }
 
 /* ---- search ---- */
 
-/* A text's hits of one kind behind the matches that it has. */
+/* A text's hits of one kind after the matches that it has. */
 static void matches_take(struct matches *m, int kind, const struct keys_hit *hits, uint32_t count)
 {
     m->of[kind] = m->of[INSTANCES] + m->counts[INSTANCES] * (uint32_t)(kind == LABELS);
@@ -52,50 +99,79 @@ static void matches_take(struct matches *m, int kind, const struct keys_hit *hit
     }
 }
 
-static int search_run(struct retrieval *r, size_t n, enum key_kind kinds, struct error *e)
+/* Puts the scans for a tile's queries on its stream; their hits are the texts' from `first` on. */
+static void scan_start(struct retrieval *r, struct stream *s, const struct tensor *queries, size_t first)
 {
     const struct backend_operations *ops = r->g->backend->ops;
-    return ops->keys_scan(r->g->keys, r->queries, n, r->search.count, kinds, r->hits, r->hit_counts, e);
+    const struct keys_view *view = snapshot_keys(r->snapshot);
+    const struct search *search = &r->search;
+    int mask = 0;
+    for (int kind = 0; kind < KINDS; kind++) {
+        mask |= search->kinds[kind] ? (int)key_kinds[kind] : 0;
+    }
+    for (int kind = 0; kind < (search->together ? 1 : KINDS); kind++) {
+        if (search->together || search->kinds[kind]) {
+            ops->keys_scan(s, r->g->keys, view, queries, search->count,
+                           search->together ? (enum key_kind)mask : key_kinds[kind],
+                           r->hits[kind] + first * search->count, r->hit_counts[kind] + first);
+        }
+    }
+}
+
+/* From hits to matches: the text at `place` among the hits is the slice's number `text`. */
+static void matches_fill(struct retrieval *r, size_t place, size_t text)
+{
+    struct match *mine = r->found + text * r->matches_max;
+    struct matches *m = &r->matches[text];
+    *m = (struct matches){.of = {mine, mine}};
+    for (int kind = 0; kind < KINDS; kind++) {
+        int from = r->search.together ? 0 : kind;
+        if (r->search.kinds[kind]) {
+            matches_take(m, kind, r->hits[from] + place * r->search.count, r->hit_counts[from][place]);
+        }
+    }
+}
+
+struct searching {
+    struct retrieval *r;
+    size_t n;
+    struct job job;
+};
+
+enum { SEARCH_ROWS = 32 }; /* queries that a worker takes at once */
+
+static int search_run(struct job *job, size_t piece, size_t seat, struct error *e)
+{
+    const struct searching *x = (struct searching *)((char *)job - offsetof(struct searching, job));
+    struct retrieval *r = x->r;
+    const struct backend *b = r->g->backend;
+    const size_t first = piece * SEARCH_ROWS, rows = x->n - first < SEARCH_ROWS ? x->n - first : SEARCH_ROWS;
+    struct tensor queries = {.dtype = DTYPE_F32, .rows = rows, .columns = r->g->dim};
+    struct stream *s;
+    if (seat_stream(r->g, seat, &s, e) ||
+        b->ops->arena(s, tensor_bytes(b, DTYPE_F32, rows, r->g->dim), &queries.data, e) ||
+        b->ops->upload(s, queries.data, r->queries + first * r->g->dim, rows * r->g->dim * sizeof(float), e)) {
+        return -1;
+    }
+    scan_start(r, s, &queries, first);
+    return b->ops->wait(s, e);
 }
 
 int retrieval_search(struct retrieval *r, size_t n, struct error *e)
 {
-    int mask = 0;
-    if (r->g->backend->ops->keys_sync(r->g->keys, snapshot_keys(r->snapshot), e)) {
+    struct searching x = {.r = r, .n = n};
+    x.job = (struct job){.run = search_run, .pieces = (n + SEARCH_ROWS - 1) / SEARCH_ROWS, .lane = LANE_BULK};
+    pool_begin(r->g->pool, &x.job);
+    if (pool_end(r->g->pool, &x.job, e)) {
         return -1;
     }
     for (size_t i = 0; i < n; i++) {
-        struct match *mine = r->found + i * r->matches_max;
-        r->matches[i] = (struct matches){.of = {mine, mine}};
-    }
-    for (int kind = 0; kind < KINDS; kind++) {
-        mask |= r->search.kinds[kind] ? (int)key_kinds[kind] : 0;
-    }
-    if (r->search.together && search_run(r, n, (enum key_kind)mask, e)) {
-        return -1;
-    }
-    for (int kind = 0; kind < KINDS; kind++) {
-        if (!r->search.kinds[kind]) {
-            continue;
-        }
-        if (!r->search.together && search_run(r, n, key_kinds[kind], e)) {
-            return -1;
-        }
-        for (size_t i = 0; i < n; i++) {
-            matches_take(&r->matches[i], kind, r->hits + i * r->search.count, r->hit_counts[i]);
-        }
+        matches_fill(r, i, i);
     }
     return 0;
 }
 
 /* ---- the lexical score ---- */
-
-struct lexical_work {
-    struct retrieval *r;
-    const struct tokens *const *inputs;
-    size_t n;
-    atomic_size_t next;
-};
 
 /* The lexical scores of one of `parts` equal parts of the matches. */
 static void matches_score(struct retrieval *r, struct lexical_query *q, struct matches *m, size_t part, size_t parts)
@@ -123,65 +199,90 @@ struct own_work {
     struct retrieval *r;
     uint64_t slot;
     struct matches *matches;
+    size_t parts;
 };
 
-static int own_work(struct stream *s, size_t i, void *context, struct error *e)
+static int own_score(void *context, size_t part, size_t hand, struct error *e)
 {
-    (void)s, (void)e;
-    struct own_work *w = context;
+    (void)e;
+    const struct own_work *w = context;
     struct engine *g = w->r->g;
-    lexical_query_of(g->lexical_queries[i], g->lexical, w->slot);
-    matches_score(w->r, g->lexical_queries[i], w->matches, i, g->backend->ops->streams(g->backend));
+    lexical_query_of(g->lexical_queries[hand], g->lexical, w->slot);
+    matches_score(w->r, g->lexical_queries[hand], w->matches, part, w->parts);
     return 0;
 }
 
 int retrieval_score_own(struct retrieval *r, uint64_t slot, struct matches *m, struct error *e)
 {
-    struct backend *b = r->g->backend;
-    struct own_work work = {r, slot, m};
+    struct own_work work = {r, slot, m, pool_hands(r->g->pool) - 1};
     lexical_omit(r->g->lexical, slot);
-    int failed = b->ops->parallel(b, own_work, &work, e);
+    int failed = pool_share(r->g->pool, work.parts, own_score, &work, e);
     lexical_restore(r->g->lexical, slot);
     return failed;
 }
 
-static int lexical_work(struct stream *s, size_t i, void *context, struct error *e)
+static int text_score(void *context, size_t text, size_t hand, struct error *e)
 {
-    (void)s, (void)e;
-    struct lexical_work *w = context;
-    for (size_t at; (at = atomic_fetch_add_explicit(&w->next, 1, memory_order_relaxed)) < w->n;) {
-        struct lexical_query *q = w->r->g->lexical_queries[i];
-        lexical_query_set(q, w->r->g->lexical, w->inputs[at]->ids + 1, w->inputs[at]->count - 2); /* no [CLS], [SEP] */
-        matches_score(w->r, q, &w->r->matches[at], 0, 1);
-    }
+    (void)e;
+    struct retrieval *r = context;
+    const struct tokens *input = r->encoding.inputs[text];
+    struct lexical_query *q = r->g->lexical_queries[hand];
+    lexical_query_set(q, r->g->lexical, input->ids + 1, input->count - 2); /* without [CLS] and [SEP] */
+    matches_score(r, q, &r->matches[text], 0, 1);
     return 0;
 }
 
-int retrieval_slice(struct retrieval *r, const struct tokens *const *inputs, size_t n, struct error *e)
+/* ---- a slice ---- */
+
+static int tile_search(struct encoding *x, struct stream *s, const struct tensor *vectors, size_t first,
+                       struct error *e)
+{
+    struct retrieval *r = (struct retrieval *)x;
+    if (snapshot_see(r, e)) {
+        return -1;
+    }
+    scan_start(r, s, vectors, first);
+    return 0;
+}
+
+void retrieval_begin(struct retrieval *r, const struct tokens *const *inputs, size_t n)
+{
+    r->encoding = (struct encoding){.g = r->g, .inputs = inputs, .n = n, .lane = LANE_BULK, .then = tile_search};
+    r->begun_us = clock_us();
+    if (!r->snapshot) {
+        unseen_add(r);
+    }
+    encoding_begin(&r->encoding);
+}
+
+/* The lexical scores of the slice's matches. One slice at a time: the words are counted for its snapshot. */
+static int words_score(struct retrieval *r, struct error *e)
 {
     struct engine *g = r->g;
-    uint64_t start = clock_us(), encoded = start;
-    int result = -1;
-    turns_take(&g->turns, TURN_TEXT);
-    if (!r->snapshot && memory_snapshot(g->memory, &r->snapshot, e)) {
-        goto done;
+    pthread_mutex_lock(&g->words_lock);
+    engine_lexical_sync(g, r->snapshot);
+    int failed = pool_share(g->pool, r->encoding.n, text_score, r, e);
+    pthread_mutex_unlock(&g->words_lock);
+    return failed;
+}
+
+int retrieval_end(struct retrieval *r, struct error *e)
+{
+    struct encoding *x = &r->encoding;
+    int failed = encoding_end(x, e);
+    const uint64_t encoded = clock_us(), all = atomic_load(&x->tiles_us);
+    if (failed) {
+        unseen_remove(r);
     }
-    if (encoder_forward(g->encoder, inputs, n, r->queries, e)) {
-        goto done;
+    for (size_t i = 0; i < x->n && !failed; i++) {
+        matches_fill(r, i, x->dealt[i]);
     }
-    encoded = clock_us();
-    if (retrieval_search(r, n, e)) {
-        goto done;
-    }
-    result = 0;
-    if (r->search.lexical) {
-        struct lexical_work work = {.r = r, .inputs = inputs, .n = n};
-        engine_lexical_sync(g, r->snapshot);
-        result = g->backend->ops->parallel(g->backend, lexical_work, &work, e);
-    }
-done:
-    turns_give(&g->turns);
-    r->encode_us += encoded - start;
-    r->search_us += clock_us() - encoded;
-    return result;
+    encoding_free(x);
+    failed = failed || (r->search.lexical && words_score(r, e)) ? -1 : 0;
+    /* encoding and search are done tile by tile: of the time until the last was done, encoding's share */
+    const double share = all ? (double)atomic_load(&x->encode_us) / (double)all : 1;
+    const uint64_t encode_us = (uint64_t)((double)(encoded - r->begun_us) * share);
+    r->encode_us += encode_us;
+    r->search_us += clock_us() - r->begun_us - encode_us;
+    return failed;
 }

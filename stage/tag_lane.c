@@ -12,7 +12,7 @@
 
 enum {
     BATCH_TEXTS = 4096,
-    BATCHES_WAITING = 4, /* computed and not yet with the publisher */
+    BATCHES_WAITING = 4, /* with the engine and not yet with the publisher */
     PARTITIONS_MAX = 1024,
     POLL_MS = 500,
     PAUSED_POLL_MS = 20,
@@ -35,6 +35,11 @@ struct work {
 };
 
 struct batch {
+    struct predicting *predicting; /* NULL: nothing of it is predicted */
+    const struct tokens **inputs;  /* [texts_count], of the texts that are */
+    struct work **texts;
+    size_t texts_count;
+    uint64_t tokens;
     size_t count;
     struct work *works[];
 };
@@ -70,8 +75,12 @@ static size_t work_weight(const struct work *w)
 static void batch_free(void *item)
 {
     struct batch *b = item;
-    for (size_t i = 0; b && i < b->count; i++) {
-        work_free(b->works[i]);
+    if (b) {
+        for (size_t i = 0; i < b->count; i++) {
+            work_free(b->works[i]);
+        }
+        free(b->inputs);
+        free(b->texts);
     }
     free(b);
 }
@@ -208,48 +217,51 @@ static void work_encode(struct work *w)
     record_encode_prediction(&w->prediction, &c->text, &source, true, &w->value);
 }
 
-static void lane_computed(struct stage *s, size_t texts, uint64_t tokens, const struct predict_times *times)
+static void lane_computed(struct stage *s, const struct batch *b, const struct predict_times *times)
 {
-    atomic_fetch_add(&s->counters.tokens, tokens);
+    atomic_fetch_add(&s->counters.tokens, b->tokens);
     atomic_fetch_add(&s->counters.batches, 1);
-    histogram_add(&s->meters.batch_texts, texts);
-    histogram_add(&s->meters.batch_tokens, tokens);
+    histogram_add(&s->meters.batch_texts, b->texts_count);
+    histogram_add(&s->meters.batch_tokens, b->tokens);
     histogram_add(&s->meters.encode, times->encode_us);
     histogram_add(&s->meters.retrieve, times->retrieve_us);
 }
 
-/* Predicts what is a text and still ours; the rest of the batch passes as it is. */
-static int lane_compute(struct tag_lane *t, struct batch *b, struct error *e)
+/* Hands to the engine what is a text and still ours; the rest of the batch passes as it is. */
+static int lane_begin(struct tag_lane *t, struct batch *b, struct error *e)
 {
-    const struct tokens **inputs = mem_alloc(b->count * sizeof *inputs);
-    struct work **texts = mem_alloc(b->count * sizeof *texts);
-    struct prediction *predictions = NULL;
-    struct predict_times times = {0};
-    size_t n = 0;
-    uint64_t tokens = 0;
+    b->inputs = mem_alloc(b->count * sizeof *b->inputs);
+    b->texts = mem_alloc(b->count * sizeof *b->texts);
     for (size_t i = 0; i < b->count; i++) {
         struct work *w = b->works[i];
         if (w->consumed->kind == CONSUMED_RECORD && work_owned(w)) {
-            inputs[n] = &w->tokens;
-            texts[n++] = w;
-            tokens += w->tokens.count;
+            b->inputs[b->texts_count] = &w->tokens;
+            b->texts[b->texts_count++] = w;
+            b->tokens += w->tokens.count;
         }
     }
-    int result = 0;
-    if (n > 0) {
-        predictions = mem_zero(n, sizeof *predictions);
-        result = engine_predict(t->stage->engine, inputs, n, predictions, &times, e);
+    return b->texts_count == 0
+               ? 0
+               : engine_predict_begin(t->stage->engine, NULL, b->inputs, b->texts_count, &b->predicting, e);
+}
+
+/* Waits for the engine's predictions and hands them to their texts. */
+static int lane_end(struct tag_lane *t, struct batch *b, struct error *e)
+{
+    struct predict_times times = {0};
+    if (!b->predicting) {
+        return 0;
     }
-    for (size_t i = 0; i < n && result == 0; i++) {
-        texts[i]->prediction = predictions[i];
+    struct prediction *predictions = mem_zero(b->texts_count, sizeof *predictions);
+    int failed = engine_predict_end(b->predicting, predictions, &times, e);
+    for (size_t i = 0; i < b->texts_count && !failed; i++) {
+        b->texts[i]->prediction = predictions[i];
     }
-    if (result == 0 && n > 0) {
-        lane_computed(t->stage, n, tokens, &times);
+    if (!failed) {
+        lane_computed(t->stage, b, &times);
     }
     free(predictions);
-    free(texts);
-    free(inputs);
-    return result;
+    return failed;
 }
 
 static struct batch *lane_take(struct tag_lane *t, void **items, size_t batch_tokens)
@@ -259,13 +271,15 @@ static struct batch *lane_take(struct tag_lane *t, void **items, size_t batch_to
         return NULL;
     }
     struct batch *b = mem_alloc(sizeof *b + count * sizeof *b->works);
-    b->count = count;
+    *b = (struct batch){.count = count};
     for (size_t i = 0; i < count; i++) {
         b->works[i] = items[i];
     }
     return b;
 }
 
+/* Batches wait in t->batches while the engine works on them: the next one begins as soon as all of the last is in work.
+ */
 static void *compute_main(void *context)
 {
     struct tag_lane *t = context;
@@ -275,9 +289,7 @@ static void *compute_main(void *context)
     size_t batch_tokens = s->config->batch_tokens ? (size_t)s->config->batch_tokens : engine_batch_tokens(s->engine);
     int failed = 0;
     for (struct batch *b; (b = lane_take(t, items, batch_tokens)) != NULL;) {
-        pulse_begin(&t->compute_pulse, "computing a batch");
-        failed = failed || lane_compute(t, b, &e);
-        pulse_end(&t->compute_pulse);
+        failed = failed || lane_begin(t, b, &e);
         if (failed) {
             stage_fail(s, &e); /* the poll thread then closes the queue: until then batches are let go uncommitted */
             queue_done(t->texts, b->count);
@@ -285,6 +297,7 @@ static void *compute_main(void *context)
             continue;
         }
         while (!queue_push(t->batches, b, 1, POLL_MS)) {}
+        engine_wait_begun(s->engine);
     }
     while (!queue_push(t->batches, NULL, 1, POLL_MS)) { /* the end: the publisher finishes what is before it */
     }
@@ -381,31 +394,46 @@ static int lane_publish(struct tag_lane *t, const struct batch *b, struct outcom
     return 0;
 }
 
+/* A batch that is computed and acknowledged, in order. */
+static int lane_finish(struct tag_lane *t, struct batch *b, struct outcomes *o, bool failed)
+{
+    struct stage *s = t->stage;
+    struct error e = {0};
+    pulse_begin(&t->compute_pulse, "computing a batch");
+    int uncomputed = lane_end(t, b, &e);
+    pulse_end(&t->compute_pulse);
+    if (uncomputed) {
+        stage_fail(s, &e);
+        return -1;
+    }
+    if (failed) {
+        return -1; /* from here on nothing more is published, or an offset would pass over the batch that failed */
+    }
+    pulse_begin(&t->publish_pulse, "publishing a batch");
+    int unpublished = lane_publish(t, b, o, &e);
+    pulse_end(&t->publish_pulse);
+    if (unpublished && !(e.kind == ERROR_RETRY && atomic_load(&s->stopping))) {
+        stage_fail(s, &e);
+    } else if (unpublished) {
+        log_warn("stopped before the last batch was acknowledged, it will be tagged again: %s", e.text);
+    }
+    return unpublished;
+}
+
 static void *publish_main(void *context)
 {
     struct tag_lane *t = context;
-    struct stage *s = t->stage;
-    struct error e = {0};
     struct outcomes o = {.list = mem_alloc(BATCH_TEXTS * sizeof *o.list)};
     void *item = NULL;
-    int failed = 0;
+    bool failed = false;
     while (queue_take(t->batches, &item, 1, 1, 0) == 1 && item) {
         struct batch *b = item;
-        pulse_begin(&t->publish_pulse, "publishing a batch");
-        if (!failed && lane_publish(t, b, &o, &e)) {
-            failed = -1; /* from here on nothing more is published, or an offset would pass over this batch */
-            if (!(e.kind == ERROR_RETRY && atomic_load(&s->stopping))) {
-                stage_fail(s, &e);
-            } else {
-                log_warn("stopped before the last batch was acknowledged, it will be tagged again: %s", e.text);
-            }
-        }
-        pulse_end(&t->publish_pulse);
+        failed = lane_finish(t, b, &o, failed) || failed;
         queue_done(t->texts, b->count);
         batch_free(b);
     }
     free(o.list);
-    stage_thread_ends(s);
+    stage_thread_ends(t->stage);
     return NULL;
 }
 

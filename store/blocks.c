@@ -170,7 +170,7 @@ static void vector_store(const struct memory *m, const float *vector, unsigned c
 {
     if (!vector) {
         memset(out, 0, m->vector_bytes);
-    } else if (m->dtype == KEY_F32) {
+    } else if (m->dtype == DTYPE_F32) {
         memcpy(out, vector, m->vector_bytes);
     } else {
         for (size_t i = 0; i < m->dim; i++) {

@@ -171,7 +171,7 @@ struct memory {
     uint64_t registered_device, registered_inode;
     size_t rows, dim;
     size_t piece_bytes; /* of a word piece's id */
-    enum key_dtype dtype;
+    enum dtype dtype;
     size_t vector_bytes;     /* of one row */
     size_t block_bytes;      /* of a value of `keys` */
     size_t values_bytes_min; /* a value of `values` is padded to this */

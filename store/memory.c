@@ -77,7 +77,7 @@ static int missing(const struct memory *m, struct error *e)
 
 static void sizes_set(struct memory *m)
 {
-    m->vector_bytes = m->dim * (m->dtype == KEY_BF16 ? 2 : 4);
+    m->vector_bytes = m->dim * (m->dtype == DTYPE_BF16 ? 2 : 4);
     size_t bytes = sizeof(struct block_header) + m->rows * m->vector_bytes;
     m->values_bytes_min = m->page_bytes / 2; /* LMDB keeps nothing of half a page inline */
     m->block_bytes = bytes < m->values_bytes_min ? m->values_bytes_min : bytes;
@@ -120,14 +120,14 @@ static int memory_accept(struct memory *m, MDB_txn *txn, const struct memory_opt
     if (meta_read(m, txn, &meta, &model, e)) {
         return -1;
     }
-    if (meta.rows % 64 || meta.rows < 64 || meta.rows > BLOCK_ROWS_MAX || meta.dim < 1 || meta.dtype > KEY_F32 ||
+    if (meta.rows % 64 || meta.rows < 64 || meta.rows > BLOCK_ROWS_MAX || meta.dim < 1 || meta.dtype > DTYPE_F32 ||
         (meta.piece_bytes != 2 && meta.piece_bytes != 4)) {
         return corrupt(m, e, "'meta' names %u rows, dimension %u, dtype %u, %llu bytes a word piece", meta.rows,
                        meta.dim, meta.dtype, (unsigned long long)meta.piece_bytes);
     }
     m->rows = meta.rows;
     m->dim = meta.dim;
-    m->dtype = (enum key_dtype)meta.dtype;
+    m->dtype = (enum dtype)meta.dtype;
     m->piece_bytes = (size_t)meta.piece_bytes;
     memcpy(m->fingerprint, meta.fingerprint, sizeof meta.fingerprint);
     m->model_name = mem_string(model.data, model.bytes);
@@ -135,7 +135,7 @@ static int memory_accept(struct memory *m, MDB_txn *txn, const struct memory_opt
         return fingerprint_differs(m, o, e);
     }
     if (m->mode == MEMORY_WRITE && o->fingerprint && o->dtype != m->dtype) {
-        static const char *const names[] = {[KEY_BF16] = "bf16", [KEY_F32] = "f32"};
+        static const char *const names[] = {[DTYPE_BF16] = "bf16", [DTYPE_F32] = "f32"};
         return error_set(e, ERROR_FATAL, E_FINGERPRINT,
                          "%s: the memory has %s keys, the option key_dtype says %s: set key_dtype = %s, or name "
                          "another folder with the option memory",

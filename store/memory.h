@@ -26,7 +26,7 @@ enum memory_mode {
 struct memory_options {
     const char *path; /* the folder */
     uint64_t map_size;
-    enum key_dtype
+    enum dtype
         dtype;  /* of a new memory; an existing one keeps its own, a difference is E_FINGERPRINT in MEMORY_WRITE */
     size_t dim; /* 0: take what is there (a reader without an encoder) */
     const char *fingerprint; /* the encoder's, 32 hex digits; NULL: do not check (a reader without an encoder) */
@@ -124,7 +124,7 @@ struct memory_offset {
 struct memory_stats {
     uint64_t instances, labels, label_keys;
     size_t dim;
-    enum key_dtype dtype;
+    enum dtype dtype;
     uint64_t version;
     struct digest digest;
     uint64_t bytes; /* of data.mdb that are in use */

@@ -122,7 +122,7 @@ static bool vector_finite(const struct memory *m, const unsigned char *vector)
 {
     for (size_t i = 0; i < m->dim; i++) {
         uint32_t bits = 0; /* as f32: bf16 is its upper half */
-        if (m->dtype == KEY_F32) {
+        if (m->dtype == DTYPE_F32) {
             memcpy(&bits, vector + 4 * i, 4);
         } else {
             bits = (uint32_t)vector[2 * i] << 16 | (uint32_t)vector[2 * i + 1] << 24;

@@ -50,7 +50,7 @@ static struct view *view_copy(const struct memory *m, const struct view *old)
     v->keys.dim = m->dim;
     v->keys.dtype = m->dtype;
     if (old && old->keys.count) {
-        v->counter = old->counter;
+        v->keys.version = v->counter = old->counter;
         view_reserve(v, old->keys.count);
         v->keys.count = old->keys.count;
         memcpy(v->blocks, old->blocks, old->keys.count * sizeof *v->blocks);
@@ -204,7 +204,7 @@ static int view_update(const struct memory *m, MDB_txn *txn, const struct meta *
         goto done;
     }
     v->keys.count = after;
-    v->counter = meta->counter;
+    v->keys.version = v->counter = meta->counter;
     result = 0;
 done:
     if (cursor) {

@@ -14,8 +14,8 @@ const struct kernels *kernels_best(void)
     return &kernels_base;
 }
 
-/* Panels of queries (then of the output), of sums and of scores: see attention_panel. */
+/* Panels of queries (then of the output), of sums, of maxima and of scores: see attention_panel. */
 size_t attention_scratch(const struct kernels *k, size_t rows, size_t head_dim)
 {
-    return (head_dim + 1 + rows) * k->panel;
+    return (head_dim + 2 + rows) * k->panel;
 }

@@ -1,13 +1,10 @@
-/* The search: for each query the b keys of largest q.k. The workers take blocks off a counter; each multiplies a tile
- * of keys (widened to f32, small enough for the cache) with the queries, which lie in panels across the lanes of a
- * vector, and keeps a heap of at most b hits a query with the worst on top: its score is the query's threshold, so most
- * scores cost one comparison. After each block the workers share their thresholds: what one worker's full heap shuts
- * out is not among the best of all. At last they merge their heaps, each for a share of the queries.
+/* The search: for each query the b keys of largest q.k. A tile of keys (widened to f32, small enough for the cache) is
+ * multiplied with the queries, which lie in panels across the lanes of a vector; a heap of at most b hits a query has
+ * the worst on top: its score is the query's threshold, so most scores cost one comparison.
  *
  * What surprises: ties must come out the same whatever the blocks' order, so a score equal to the threshold is looked
  * at too, and the order of two hits is total: score, then tie, then slot. */
 #include <math.h>
-#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -19,10 +16,8 @@
 #define LOOK 4    /* keys whose scores are compared with the thresholds at once */
 
 struct keys {
-    struct cpu *cpu;
     size_t dim;
-    enum key_dtype dtype;
-    struct keys_view view; /* the snapshot's: see keys_sync */
+    enum dtype dtype;
 };
 
 struct hit {
@@ -31,37 +26,34 @@ struct hit {
     uint32_t row;
 };
 
-/* What one worker has found so far for each query of the group. */
+/* What a stream has found so far for each query of the group; its memory is used again. */
 struct found {
     struct hit *hits;  /* [queries, b]: heaps, the worst hit on top */
     uint32_t *counts;  /* [queries] */
-    float *thresholds; /* [queries up to whole panels]: the worst score of a full heap, this worker's or another's */
+    float *thresholds; /* [queries up to whole panels]: the worst score of a full heap */
+    float *panels;     /* the queries: panels of [dim, panel] */
     float *tile;       /* [TILE, dim] keys in f32 */
     float *scores;     /* [TILE, panel] */
+    void *memory;      /* of all of them */
+    size_t bytes;
 };
 
 struct scan {
-    const struct keys *keys;
-    const float *panels; /* the group's queries: panels of [dim, panel] */
-    size_t queries;
-    size_t b; /* room in a heap: no more than there are keys */
-    enum key_kind kinds;
-    atomic_size_t next_block;
-    _Atomic float *shared; /* [queries]: the highest threshold told so far; one lost in a race is told again */
-    struct found *found;   /* one a worker */
-    struct keys_hit *hits;
-    size_t hits_stride; /* the caller's b */
-    uint32_t *counts;
+    const struct kernels *kernels;
+    const struct keys_view *view;
+    struct found *found;
+    size_t queries; /* of the group */
+    size_t b;       /* room in a heap: no more than there are keys */
 };
 
 /* ---- hits -------------------------------------------------------------------------------------------------------- */
 
-static bool hit_better(const struct keys *k, const struct hit *a, const struct hit *b)
+static bool hit_better(const struct keys_view *k, const struct hit *a, const struct hit *b)
 {
     if (a->score != b->score) {
         return a->score > b->score;
     }
-    const struct keys_block *of_a = &k->view.blocks[a->block], *of_b = &k->view.blocks[b->block];
+    const struct keys_block *of_a = &k->blocks[a->block], *of_b = &k->blocks[b->block];
     if (of_a->ties[a->row] != of_b->ties[b->row]) {
         return of_a->ties[a->row] < of_b->ties[b->row];
     }
@@ -69,7 +61,7 @@ static bool hit_better(const struct keys *k, const struct hit *a, const struct h
 }
 
 /* Puts h in place of the top of a heap of `count` hits. */
-static void heap_sink(const struct keys *k, struct hit *heap, size_t count, struct hit h)
+static void heap_sink(const struct keys_view *k, struct hit *heap, size_t count, struct hit h)
 {
     size_t i = 0;
     for (;;) {
@@ -90,7 +82,7 @@ static void heap_sink(const struct keys *k, struct hit *heap, size_t count, stru
 }
 
 /* Keeps h if it is among the best b. */
-static void heap_offer(const struct keys *k, struct hit *heap, uint32_t *count, size_t b, struct hit h)
+static void heap_offer(const struct keys_view *k, struct hit *heap, uint32_t *count, size_t b, struct hit h)
 {
     if (*count == b) {
         if (hit_better(k, &h, &heap[0])) {
@@ -109,16 +101,16 @@ static void heap_offer(const struct keys *k, struct hit *heap, uint32_t *count, 
 /* ---- scan -------------------------------------------------------------------------------------------------------- */
 
 /* Offers the scores [rows, columns] of keys block/first.. to the queries first_query... */
-static void scores_offer(const struct scan *scan, struct found *f, uint32_t block, size_t first, size_t rows,
-                         size_t first_query, size_t columns)
+static void scores_offer(const struct scan *scan, uint32_t block, size_t first, size_t rows, size_t first_query,
+                         size_t columns)
 {
-    const struct keys *k = scan->keys;
-    const uint8_t *candidate = k->view.blocks[block].candidate + first;
+    const struct found *f = scan->found;
+    const uint8_t *candidate = scan->view->blocks[block].candidate + first;
     float *thresholds = f->thresholds + first_query;
     size_t queries = scan->queries - first_query < columns ? scan->queries - first_query : columns;
     for (size_t look = 0; look < rows; look += LOOK) {
         size_t end = look + LOOK < rows ? look + LOOK : rows;
-        if (!k->cpu->kernels->reaches(f->scores + look * columns, thresholds, end - look, columns)) {
+        if (!scan->kernels->reaches(f->scores + look * columns, thresholds, end - look, columns)) {
             continue;
         }
         for (size_t r = look; r < end; r++) {
@@ -127,101 +119,57 @@ static void scores_offer(const struct scan *scan, struct found *f, uint32_t bloc
                 if (h.score >= thresholds[q]) {
                     struct hit *heap = f->hits + (first_query + q) * scan->b;
                     uint32_t *count = &f->counts[first_query + q];
-                    heap_offer(k, heap, count, scan->b, h);
-                    if (*count == scan->b && heap[0].score > thresholds[q]) {
-                        thresholds[q] = heap[0].score;
-                    }
+                    heap_offer(scan->view, heap, count, scan->b, h);
+                    thresholds[q] = *count == scan->b ? heap[0].score : thresholds[q];
                 }
             }
         }
     }
 }
 
-static void block_scan(const struct scan *scan, struct found *f, uint32_t index)
+static void block_scan(const struct scan *scan, uint32_t index)
 {
-    const struct keys *k = scan->keys;
-    const struct kernels *kernels = k->cpu->kernels;
-    const struct keys_block *block = &k->view.blocks[index];
+    const struct kernels *kernels = scan->kernels;
+    const struct keys_block *block = &scan->view->blocks[index];
+    const struct found *f = scan->found;
+    const size_t dim = scan->view->dim;
     for (size_t first = 0; first < block->rows; first += TILE) {
         size_t rows = block->rows - first < TILE ? block->rows - first : TILE;
-        const float *tile = (const float *)block->vectors + first * k->dim;
-        if (k->dtype == KEY_BF16) {
-            kernels->widen(f->tile, (const uint16_t *)block->vectors + first * k->dim, rows * k->dim);
+        const float *tile = (const float *)block->vectors + first * dim;
+        if (scan->view->dtype == DTYPE_BF16) {
+            kernels->widen(f->tile, (const uint16_t *)block->vectors + first * dim, rows * dim);
             tile = f->tile;
         }
         for (size_t q = 0; q < scan->queries; q += kernels->panel) {
             size_t columns = scan->queries - q <= kernels->half ? kernels->half : kernels->panel;
-            kernels->multiply(f->scores, tile, k->dim, 1, rows, k->dim, scan->panels + q * k->dim, columns);
-            scores_offer(scan, f, index, first, rows, q, columns);
+            kernels->multiply(f->scores, tile, dim, 1, rows, dim, f->panels + q * dim, columns);
+            scores_offer(scan, index, first, rows, q, columns);
         }
     }
 }
 
-static void thresholds_share(const struct scan *scan, struct found *f)
+/* Takes a query's hits out of its heap, the worst first. */
+static void heap_empty(const struct keys_view *view, struct hit *heap, size_t count, struct keys_hit *out)
 {
-    for (size_t q = 0; q < scan->queries; q++) {
-        float told = atomic_load_explicit(&scan->shared[q], memory_order_relaxed);
-        if (told > f->thresholds[q]) {
-            f->thresholds[q] = told;
-        } else if (told < f->thresholds[q]) {
-            atomic_store_explicit(&scan->shared[q], f->thresholds[q], memory_order_relaxed);
-        }
+    for (; count > 0; count--) {
+        struct hit worst = heap[0];
+        const struct keys_block *block = &view->blocks[worst.block];
+        out[count - 1] =
+            (struct keys_hit){worst.score, block->kind, block->first_slot + worst.row, block->ties[worst.row]};
+        heap_sink(view, heap, count - 1, heap[count - 1]);
     }
-}
-
-static int scan_work(struct stream *s, size_t i, void *context, struct error *e)
-{
-    (void)s, (void)e;
-    struct scan *scan = context;
-    const struct keys_view *view = &scan->keys->view;
-    for (;;) {
-        size_t block = atomic_fetch_add_explicit(&scan->next_block, 1, memory_order_relaxed);
-        if (block >= view->count) {
-            return 0;
-        }
-        if (view->blocks[block].kind & scan->kinds) {
-            block_scan(scan, &scan->found[i], (uint32_t)block);
-            thresholds_share(scan, &scan->found[i]);
-        }
-    }
-}
-
-/* Merges all workers' heaps of this worker's share of the queries into the first's, and takes them out in order. */
-static int merge_work(struct stream *s, size_t i, void *context, struct error *e)
-{
-    (void)e;
-    struct scan *scan = context;
-    const struct keys *k = scan->keys;
-    for (size_t q = i; q < scan->queries; q += s->cpu->count) {
-        struct hit *heap = scan->found[0].hits + q * scan->b;
-        uint32_t count = scan->found[0].counts[q];
-        for (size_t w = 1; w < s->cpu->count; w++) {
-            const struct found *other = &scan->found[w];
-            for (size_t h = 0; h < other->counts[q]; h++) {
-                heap_offer(k, heap, &count, scan->b, other->hits[q * scan->b + h]);
-            }
-        }
-        scan->counts[q] = count;
-        for (; count > 0; count--) {
-            struct hit worst = heap[0];
-            const struct keys_block *block = &k->view.blocks[worst.block];
-            scan->hits[q * scan->hits_stride + count - 1] =
-                (struct keys_hit){worst.score, block->kind, block->first_slot + worst.row, block->ties[worst.row]};
-            heap_sink(k, heap, count - 1, heap[count - 1]);
-        }
-    }
-    return 0;
 }
 
 /* ---- the caller's side ------------------------------------------------------------------------------------------- */
 
-struct keys *cpu_keys_open(struct backend *b, size_t dim, enum key_dtype dtype)
+int cpu_keys_open(struct backend *b, size_t dim, enum dtype dtype, struct keys **out, struct error *e)
 {
+    (void)b, (void)e;
     struct keys *k = mem_zero(1, sizeof *k);
-    k->cpu = (struct cpu *)b;
     k->dim = dim;
     k->dtype = dtype;
-    return k;
+    *out = k;
+    return 0;
 }
 
 void cpu_keys_close(struct keys *k)
@@ -229,22 +177,19 @@ void cpu_keys_close(struct keys *k)
     free(k);
 }
 
-int cpu_keys_sync(struct keys *k, const struct keys_view *view, struct error *e)
+void found_free(struct found *f)
 {
-    if (view->dim != k->dim || view->dtype != k->dtype) {
-        return error_set(e, ERROR_FATAL, E_INTERNAL,
-                         "keys of %zu dimensions (dtype %d) where %zu (dtype %d) are expected", view->dim,
-                         (int)view->dtype, k->dim, (int)k->dtype);
+    if (f) {
+        free(f->memory);
+        free(f);
     }
-    k->view = *view;
-    return 0;
 }
 
-static size_t keys_count(const struct keys *k, enum key_kind kinds)
+static size_t keys_count(const struct keys_view *view, enum key_kind kinds)
 {
     size_t rows = 0;
-    for (size_t i = 0; i < k->view.count; i++) {
-        rows += k->view.blocks[i].kind & kinds ? k->view.blocks[i].rows : 0;
+    for (size_t i = 0; i < view->count; i++) {
+        rows += view->blocks[i].kind & kinds ? view->blocks[i].rows : 0;
     }
     return rows;
 }
@@ -263,66 +208,79 @@ static void panels_pack(float *panels, const float *queries, size_t n, size_t di
     }
 }
 
-static void found_open(struct found *f, const struct scan *scan, size_t queries, size_t columns)
+/* Room for `bytes` at *next, which moves on by whole cache lines. */
+static void *found_place(unsigned char **next, size_t bytes)
 {
-    const struct kernels *k = scan->keys->cpu->kernels;
-    f->hits = mem_alloc(queries * scan->b * sizeof *f->hits);
-    f->counts = mem_zero(queries, sizeof *f->counts);
-    f->thresholds = mem_aligned(64, columns * sizeof *f->thresholds);
-    f->tile = mem_aligned(64, TILE * scan->keys->dim * sizeof *f->tile);
-    f->scores = mem_aligned(64, TILE * k->panel * sizeof *f->scores);
+    void *place = *next;
+    *next += (bytes + 63) / 64 * 64;
+    return place;
 }
 
-static void found_close(struct found *f)
+static void found_places(struct found *f, unsigned char *memory, size_t queries, size_t columns, size_t b, size_t dim,
+                         size_t panel, size_t *bytes)
 {
-    free(f->hits);
-    free(f->counts);
-    free(f->thresholds);
-    free(f->tile);
-    free(f->scores);
+    unsigned char *next = memory;
+    f->hits = found_place(&next, queries * b * sizeof *f->hits);
+    f->counts = found_place(&next, queries * sizeof *f->counts);
+    f->thresholds = found_place(&next, columns * sizeof *f->thresholds);
+    f->panels = found_place(&next, columns * dim * sizeof *f->panels);
+    f->tile = found_place(&next, TILE * dim * sizeof *f->tile);
+    f->scores = found_place(&next, TILE * panel * sizeof *f->scores);
+    *bytes = (size_t)(next - memory);
 }
 
-int cpu_keys_scan(struct keys *k, const float *queries, size_t n, size_t b, enum key_kind kinds, struct keys_hit *hits,
-                  uint32_t *counts, struct error *e)
+static struct found *found_prepare(struct stream *s, size_t queries, size_t columns, size_t b, size_t dim)
 {
-    int result = 0;
-    const size_t workers = k->cpu->count, panel = k->cpu->kernels->panel, rows = keys_count(k, kinds);
-    const size_t group = n < GROUP ? n : GROUP, columns = (group + panel - 1) / panel * panel;
-    if (n == 0 || b == 0 || rows == 0) {
+    static unsigned char nowhere[1];
+    const size_t panel = s->cpu->kernels->panel;
+    size_t bytes;
+    if (!s->found) {
+        s->found = mem_zero(1, sizeof *s->found);
+    }
+    found_places(s->found, nowhere, queries, columns, b, dim, panel, &bytes);
+    found_places(s->found, memory_grow(&s->found->memory, &s->found->bytes, bytes), queries, columns, b, dim, panel,
+                 &bytes);
+    return s->found;
+}
+
+void cpu_keys_scan(struct stream *s, struct keys *k, const struct keys_view *view, const struct tensor *queries,
+                   size_t b, enum key_kind kinds, struct keys_hit *hits, uint32_t *counts)
+{
+    const struct kernels *kernels = s->cpu->kernels;
+    const size_t n = queries->rows, rows = keys_count(view, kinds), dim = k->dim;
+    const size_t group = n < GROUP ? n : GROUP,
+                 columns = (group + kernels->panel - 1) / kernels->panel * kernels->panel;
+    if (s->error.kind != ERROR_NONE) {
+        return;
+    }
+    if (view->dim != dim || view->dtype != k->dtype || queries->columns != dim) {
+        error_set(&s->error, ERROR_FATAL, E_INTERNAL,
+                  "keys of %zu dimensions (dtype %d) and queries of %zu where %zu (dtype %d) are expected", view->dim,
+                  (int)view->dtype, queries->columns, dim, (int)k->dtype);
+        return;
+    }
+    if (b == 0 || rows == 0) {
         memset(counts, 0, n * sizeof *counts);
-        return 0;
+        return;
     }
-    struct scan scan = {.keys = k, .b = b < rows ? b : rows, .kinds = kinds, .hits_stride = b};
-    float *panels = mem_aligned(64, columns * k->dim * sizeof *panels);
-    scan.panels = panels;
-    scan.found = mem_zero(workers, sizeof *scan.found);
-    scan.shared = mem_alloc(group * sizeof *scan.shared);
-    for (size_t w = 0; w < workers; w++) {
-        found_open(&scan.found[w], &scan, group, columns);
-    }
-    for (size_t first = 0; first < n && result == 0; first += group) {
+    struct scan scan = {.kernels = kernels, .view = view, .b = b < rows ? b : rows};
+    scan.found = found_prepare(s, group, columns, scan.b, dim);
+    for (size_t first = 0; first < n; first += group) {
+        const struct found *f = scan.found;
         scan.queries = n - first < group ? n - first : group;
-        scan.hits = hits + first * b;
-        scan.counts = counts + first;
-        atomic_store(&scan.next_block, 0);
-        panels_pack(panels, queries + first * k->dim, scan.queries, k->dim, k->cpu->kernels);
-        for (size_t q = 0; q < group; q++) {
-            atomic_store(&scan.shared[q], -INFINITY);
+        panels_pack(f->panels, (const float *)queries->data + first * dim, scan.queries, dim, kernels);
+        memset(f->counts, 0, group * sizeof *f->counts);
+        for (size_t q = 0; q < columns; q++) { /* nothing reaches a padding column's */
+            f->thresholds[q] = q < scan.queries ? -INFINITY : INFINITY;
         }
-        for (size_t w = 0; w < workers; w++) {
-            memset(scan.found[w].counts, 0, group * sizeof *scan.found[w].counts);
-            for (size_t q = 0; q < columns; q++) { /* nothing reaches a padding column's */
-                scan.found[w].thresholds[q] = q < scan.queries ? -INFINITY : INFINITY;
+        for (size_t i = 0; i < view->count; i++) {
+            if (view->blocks[i].kind & kinds) {
+                block_scan(&scan, (uint32_t)i);
             }
         }
-        result = workers_run(k->cpu, scan_work, &scan, e);
-        result = result == 0 ? workers_run(k->cpu, merge_work, &scan, e) : result;
+        for (size_t q = 0; q < scan.queries; q++) {
+            counts[first + q] = f->counts[q];
+            heap_empty(view, f->hits + q * scan.b, f->counts[q], hits + (first + q) * b);
+        }
     }
-    for (size_t w = 0; w < workers; w++) {
-        found_close(&scan.found[w]);
-    }
-    free(scan.shared);
-    free(scan.found);
-    free(panels);
-    return result;
 }

@@ -2,10 +2,10 @@
  *
  * Weights are packed once into the layout that the matmul asks for. A stream keeps one primitive for each (weight
  * shape, epilogue, rows): oneDNN compiles one for each row count, so a linear goes over its rows in chunks of CHUNK and
- * rounds the last one up to BACKEND_ROWS; measured on a Zen 4 core, 8 rows already run at 97 % of the speed of 1,024,
+ * rounds the last one up to CPU_ROWS; measured on a Zen 4 core, 8 rows already run at 97 % of the speed of 1,024,
  * and one primitive takes 0.3 ms to make. What surprises: a primitive with a scratchpad of oneDNN's own gives wrong
  * numbers outside the thread that made it, so each stream hands in its own; and OpenMP's thread count belongs to the
- * calling thread, so each worker sets its own to 1. */
+ * calling thread, so every call sets it to 1: a team for one matmul would only spin beside the other streams. */
 #include <omp.h>
 #include <pthread.h>
 #include <stdlib.h>
@@ -15,8 +15,8 @@
 #include "gpu/cpu/internal.h"
 #include "gpu/cpu/onednn2.h"
 
-#define CHUNK 128 /* rows; a multiple of BACKEND_ROWS */
-#define EPILOGUES 3
+#define CHUNK 128 /* rows; a multiple of CPU_ROWS */
+#define EPILOGUES 2
 
 struct onednn {
     dnnl_engine_t engine;
@@ -24,6 +24,7 @@ struct onednn {
 
 struct weight {
     size_t in, width;
+    enum dtype dtype;
     layout_handle layout;
     dnnl_memory_t packed; /* owns its data */
     dnnl_memory_t bias;   /* the same */
@@ -38,7 +39,7 @@ struct primitive {
 
 struct shape {
     size_t in, width;
-    struct primitive by_rows[EPILOGUES][CHUNK / BACKEND_ROWS];
+    struct primitive by_rows[EPILOGUES][CHUNK / CPU_ROWS];
 };
 
 struct onednn_stream {
@@ -46,8 +47,8 @@ struct onednn_stream {
     dnnl_stream_t stream;
     struct shape *shapes;
     size_t count;
-    float *scratch;
-    size_t scratch_floats;
+    void *scratch;
+    size_t scratch_bytes;
 };
 
 #define TRY(call)                                                                                                      \
@@ -85,7 +86,6 @@ int onednn_stream_open(struct onednn_stream **out, struct onednn *o, struct erro
     int result = 0;
     struct onednn_stream *s = mem_zero(1, sizeof *s);
     s->onednn = o;
-    omp_set_num_threads(1);
     TRY(dnnl_stream_create(&s->stream, o->engine, dnnl_stream_default_flags));
     *out = s;
     s = NULL;
@@ -122,7 +122,7 @@ void onednn_stream_close(struct onednn_stream *s)
     }
     for (size_t i = 0; i < s->count; i++) {
         struct primitive *p = &s->shapes[i].by_rows[0][0];
-        for (size_t j = 0; j < EPILOGUES * (CHUNK / BACKEND_ROWS); j++) {
+        for (size_t j = 0; j < EPILOGUES * (CHUNK / CPU_ROWS); j++) {
             primitive_close(p + j);
         }
     }
@@ -166,8 +166,6 @@ static int matmul_describe(dnnl_primitive_desc_t *made, dnnl_engine_t engine, si
     TRY(dnnl_post_ops_create(&post));
     if (epilogue == EPILOGUE_GELU) {
         TRY(dnnl_post_ops_append_eltwise(post, dnnl_eltwise_gelu_erf, 0, 0));
-    } else if (epilogue == EPILOGUE_ADD) {
-        TRY(dnnl_post_ops_append_sum(post, 1, 0, dnnl_data_type_undef));
     }
     TRY(dnnl_primitive_attr_set_post_ops(attributes, post));
     TRY(dnnl_memory_desc_create_with_tag(&source, 2, source_shape, dnnl_f32, dnnl_ab));
@@ -187,14 +185,15 @@ done:
     return result;
 }
 
-int onednn_weight_open(struct weight **out, struct onednn *o, const float *weight, const float *bias, size_t in,
-                       size_t width, struct error *e)
+int onednn_weight_open(struct weight **out, struct onednn *o, size_t in, size_t width, enum dtype dtype,
+                       struct error *e)
 {
     int result = 0;
     dnnl_primitive_desc_t likes = NULL;
     struct weight *w = mem_zero(1, sizeof *w);
     w->in = in;
     w->width = width;
+    w->dtype = dtype;
     const dnnl_dims_t shape = {(dnnl_dim_t)in, (dnnl_dim_t)width}, bias_shape = {1, (dnnl_dim_t)width};
     layout_handle any = NULL, bias_layout = NULL;
     TRY(dnnl_memory_desc_create_with_tag(&any, 2, shape, dnnl_f32, dnnl_format_tag_any));
@@ -208,11 +207,8 @@ int onednn_weight_open(struct weight **out, struct onednn *o, const float *weigh
     TRY(dnnl_memory_desc_clone(&w->layout, dnnl_primitive_desc_query_md(likes, dnnl_query_weights_md, 0)));
     TRY(dnnl_memory_create(&w->packed, w->layout, o->engine, DNNL_MEMORY_ALLOCATE));
     TRY(dnnl_memory_create(&w->bias, bias_layout, o->engine, DNNL_MEMORY_ALLOCATE));
-    result = onednn_weight_fill(w, o, weight, bias, e);
-    if (result == 0) {
-        *out = w;
-        w = NULL;
-    }
+    *out = w;
+    w = NULL;
 done:
     if (likes) {
         dnnl_primitive_desc_destroy(likes);
@@ -238,7 +234,7 @@ int onednn_weight_fill(struct weight *w, struct onednn *o, const float *weight, 
         void *handle; /* oneDNN takes no pointer to const; a reorder only reads its source */
     } values = {weight};
     kernel_begin();
-    omp_set_num_threads(1); /* of the calling thread: a team for one reorder would only spin beside the workers */
+    omp_set_num_threads(1);
     TRY(dnnl_memory_desc_create_with_tag(&layout, 2, shape, dnnl_f32, dnnl_ba));
     TRY(dnnl_memory_create(&plain, layout, o->engine, values.handle));
     TRY(dnnl_stream_create(&stream, o->engine, dnnl_stream_default_flags));
@@ -280,11 +276,6 @@ void onednn_weight_close(struct weight *w)
     }
     layout_close(w->layout);
     free(w);
-}
-
-size_t onednn_weight_width(const struct weight *w)
-{
-    return w->width;
 }
 
 /* ---- linear ------------------------------------------------------------------------------------------------------ */
@@ -335,25 +326,26 @@ static struct shape *shape_of(struct onednn_stream *s, const struct weight *w)
     return shape;
 }
 
-int onednn_linear(struct onednn_stream *s, float *out, const float *in, const struct weight *w, enum epilogue epilogue,
+int onednn_linear(struct onednn_stream *s, void *out, const void *in, const struct weight *w, enum epilogue epilogue,
                   size_t rows, struct error *e)
 {
     int result = 0;
     struct shape *shape = shape_of(s, w);
+    omp_set_num_threads(1);
     for (size_t first = 0; first < rows; first += CHUNK) {
-        size_t count = rows - first < CHUNK ? rows - first : CHUNK, eights = (count + BACKEND_ROWS - 1) / BACKEND_ROWS;
+        size_t count = rows - first < CHUNK ? rows - first : CHUNK, eights = (count + CPU_ROWS - 1) / CPU_ROWS;
         struct primitive *p = &shape->by_rows[epilogue][eights - 1];
-        if (!p->run && primitive_open(p, s, w, eights * BACKEND_ROWS, epilogue, e) != 0) {
+        if (!p->run && primitive_open(p, s, w, eights * CPU_ROWS, epilogue, e) != 0) {
             return -1;
         }
         union {
             const float *from;
             void *handle; /* as in onednn_weight_fill */
-        } source = {in + first * w->in};
+        } source = {(const float *)in + first * w->in};
         TRY(dnnl_memory_set_data_handle(p->in, source.handle));
-        TRY(dnnl_memory_set_data_handle(p->out, out + first * w->width));
-        TRY(dnnl_memory_set_data_handle(
-            p->scratchpad, memory_grow(&s->scratch, &s->scratch_floats, p->scratch_bytes / sizeof(float) + 1)));
+        TRY(dnnl_memory_set_data_handle(p->out, (float *)out + first * w->width));
+        TRY(dnnl_memory_set_data_handle(p->scratchpad,
+                                        memory_grow(&s->scratch, &s->scratch_bytes, p->scratch_bytes + 1)));
         const dnnl_exec_arg_t arguments[] = {{DNNL_ARG_SRC, p->in},
                                              {DNNL_ARG_WEIGHTS, w->packed},
                                              {DNNL_ARG_BIAS, w->bias},

@@ -2,6 +2,7 @@
  * parameters.c, tokenizer.c and forward.c. An open encoder never changes, unless by encoder_parameter_set. */
 #include "gpu/encoder/encoder.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -35,6 +36,7 @@ int encoder_open(struct encoder **out, struct backend *backend, const struct enc
     struct encoder *enc = mem_zero(1, sizeof *enc);
     struct model_config *c = &enc->config;
     enc->backend = backend;
+    enc->masters = options->masters;
     struct slice name = slice_of_last_name(options->folder);
     enc->name = mem_string(name.data, name.bytes);
     if (model_config_read(c, options->folder, e) != 0 ||
@@ -43,7 +45,8 @@ int encoder_open(struct encoder **out, struct backend *backend, const struct enc
     }
     enc->prefixes[ENCODER_TEXT] = prefix_choose(options->text_prefix, c->prompt);
     enc->prefixes[ENCODER_LABEL] = prefix_choose(options->label_prefix, c->prompt);
-    if (parameters_load(enc, e) != 0) {
+    enc->width = c->dim;
+    if (backend->ops->stream_open(backend, &enc->stream, e) != 0 || parameters_load(enc, e) != 0) {
         goto done;
     }
     *out = enc;
@@ -60,6 +63,9 @@ void encoder_close(struct encoder *enc)
         return;
     }
     parameters_free(enc);
+    if (enc->stream) {
+        enc->backend->ops->stream_close(enc->stream);
+    }
     model_config_free(&enc->config);
     free(enc->prefixes[ENCODER_TEXT]);
     free(enc->prefixes[ENCODER_LABEL]);
@@ -69,7 +75,7 @@ void encoder_close(struct encoder *enc)
 
 size_t encoder_dim(const struct encoder *enc)
 {
-    return enc->config.dim;
+    return enc->width;
 }
 
 size_t encoder_vocabulary(const struct encoder *enc)
@@ -101,6 +107,19 @@ const struct encoder_parameter *encoder_parameters(const struct encoder *enc, si
 {
     *count = enc->parameter_count;
     return enc->parameters;
+}
+
+/* A vector that is not finite would match no key, in silence. The model is at fault, not the text: no finite weight of
+ * a trained model comes near f32's end. So this is FATAL: were the text refused as poison, replicas whose sums round
+ * differently could otherwise disagree on which texts the memory holds. */
+int encoder_norm_check(const struct encoder *enc, float norm, size_t tokens, size_t i, size_t n, struct error *e)
+{
+    return isfinite(norm) ? 0
+                          : error_set(e, ERROR_FATAL, E_MODEL,
+                                      "model %s: the vector of a text of %zu word pieces (number %zu of %zu in its "
+                                      "batch) is not finite: the model's weights are damaged or too large; use another "
+                                      "model",
+                                      enc->name, tokens, i + 1, n);
 }
 
 void encoder_tokenize(const struct encoder *enc, enum encoder_input input, struct slice text, struct tokens *out)

@@ -18,6 +18,7 @@ struct encoder_options {
     size_t max_seq_length;    /* 0: the model's own; counts [CLS] and [SEP] */
     const char *text_prefix;  /* put before each text as it stands; NULL or "": the folder's default prompt, if any */
     const char *label_prefix; /* the same for label texts */
+    bool masters;             /* keep the matrices' values as they are in the file too, for who trains them */
 };
 
 enum encoder_input { ENCODER_TEXT, ENCODER_LABEL };
@@ -58,7 +59,9 @@ struct encoder_parameter {
     char name[80];
     enum parameter_kind kind;
     size_t rows, columns;
-    float *tensor;         /* the backend's memory: TABLE [rows, columns], NORM [2, columns]; NULL for LINEAR */
+    struct tensor tensor;  /* the master values, f32 on the device: TABLE and LINEAR [rows, columns], NORM [2, columns];
+                              no  data for a LINEAR without encoder_options.masters */
+    struct tensor bias;    /* LINEAR: [1, rows], as `tensor` */
     struct weight *packed; /* LINEAR, in the backend's layout; else NULL */
 };
 
@@ -68,8 +71,19 @@ const struct encoder_parameter *encoder_parameters(const struct encoder *enc, si
  * No pass may be running. The fingerprint stays that of the folder. */
 int encoder_parameter_set(struct encoder *enc, size_t i, const float *weight, const float *bias, struct error *e);
 
-/* out [n, dim] f32, host memory, all finite: a vector that is not is an error, FATAL E_MODEL. One call at a time (the
- * backend's streams are all used): the engine sees to that. */
-int encoder_forward(struct encoder *enc, const struct tokens *const *inputs, size_t n, float *out, struct error *e);
+/* What a pass makes of each sequence, in the stream's arena. */
+struct encoded {
+    struct tensor vectors; /* [sequences, encoder_dim] f32: f(x) */
+    struct tensor norms;   /* [sequences, 1] f32: not finite where the vector is not */
+};
+
+/* Puts f(x) of the tile's sequences on the stream: *out is right until the stream's next pass. The tile is the host's
+ * and must stay as it is until `wait`. between (may be NULL) is called between two layers, where the backend lets the
+ * thread do something else there. */
+int encoder_pass(const struct encoder *enc, struct stream *s, const struct tile *tile, void (*between)(void *context),
+                 void *context, struct encoded *out, struct error *e);
+
+/* 0, or -1: the norm of sequence i of n in its batch, of `tokens` word pieces, is not finite: FATAL E_MODEL. */
+int encoder_norm_check(const struct encoder *enc, float norm, size_t tokens, size_t i, size_t n, struct error *e);
 
 #endif

@@ -77,10 +77,14 @@ struct layer {
 
 struct encoder {
     struct backend *backend;
+    struct stream *stream; /* on which parameters are loaded and set */
+    bool masters;          /* matrices keep their master values too */
     struct model_config config;
+    size_t width; /* of a vector: config.dim, or what a Dense makes of it */
     struct encoder_parameter *parameters;
     size_t parameter_count;
-    struct layer *layers; /* [config.layers] */
+    const struct encoder_parameter *dense; /* after pooling; NULL: none */
+    struct layer *layers;                  /* [config.layers] */
     char *name;
     char *prefixes[2]; /* by enum encoder_input */
     char fingerprint[33];
@@ -96,18 +100,34 @@ void parameters_free(struct encoder *enc);
 
 /* ---- the forward pass -------------------------------------------------------------------------------------------- */
 
-/* Where a pass over `tokens` rows writes its intermediates: one layer's tensors one behind the other, each layer's at
- * its own place (keep: training reads them later) or all at the same. */
-struct activations {
-    float *memory;
-    size_t rows; /* tokens rounded up to BACKEND_ROWS */
+/* A layer's tensors on the device. Those after `keep` are apart only where that is set, for a backward pass. */
+struct layer_pass {
+    struct tensor qkv;      /* [tokens, 3 dim] */
+    struct tensor context;  /* [tokens, dim]: attention's output */
+    struct tensor attended; /* [tokens, dim]: context after its matrix */
+    struct tensor middle;   /* [tokens, dim]: the norm of attended + the layer's input */
+    struct tensor hidden;   /* [tokens, intermediate]: after GELU */
     bool keep;
+    struct tensor projected;                           /* [tokens, dim]: hidden after its matrix */
+    struct tensor out;                                 /* [tokens, dim]: the norm of projected + middle */
+    struct tensor before_gelu, log_sums, norm1, norm2; /* what the operations keep */
 };
 
-size_t activations_floats(const struct encoder *enc, size_t tokens, bool keep);
+struct pass {
+    struct tensor tokens;     /* [tokens, dim]: the embeddings; without keep each layer's output too */
+    struct tensor embed_norm; /* what embed keeps */
+    struct tensor pooled;     /* [sequences, dim] */
+    struct tensor vectors;    /* [sequences, width]: f(x) */
+    struct tensor norms;      /* [sequences, 1]: of the vectors before they had length 1 */
+    bool keep;
+    struct layer_pass *layers; /* the caller's: [layers] with keep, else [1] */
+};
 
-/* out [sequences, dim] (device) = f(x); ids [tokens] and starts [sequences + 1] in host memory. */
-void forward_pass(const struct encoder *enc, struct stream *s, const int32_t *ids, const uint32_t *starts,
-                  size_t sequences, const struct activations *a, float *out);
+/* Places all tensors in `memory` of the device, one after the other; returns the bytes that they take. */
+size_t pass_place(const struct encoder *enc, struct pass *p, void *memory, size_t tokens, size_t sequences, bool keep);
+
+/* p->vectors = f(x) for the tile's sequences; between: see encoder_pass. */
+int forward_pass(const struct encoder *enc, struct stream *s, const struct tile *tile, const struct pass *p,
+                 void (*between)(void *context), void *context, struct error *e);
 
 #endif

@@ -20,7 +20,7 @@
 /* One tensor of the file under its canonical name. */
 struct named_tensor {
     char name[96];
-    struct tensor tensor;
+    struct stored_tensor tensor;
 };
 
 struct loading {
@@ -83,15 +83,11 @@ static void parameters_list(struct encoder *enc)
 
 void parameters_free(struct encoder *enc)
 {
-    const struct backend_operations *ops = enc->backend->ops;
     for (size_t i = 0; i < enc->parameter_count; i++) {
         struct encoder_parameter *p = &enc->parameters[i];
-        if (p->tensor) {
-            ops->release(enc->backend, p->tensor);
-        }
-        if (p->packed) {
-            ops->weight_release(enc->backend, p->packed);
-        }
+        tensor_release(enc->backend, &p->tensor);
+        tensor_release(enc->backend, &p->bias);
+        enc->backend->ops->weight_close(enc->backend, p->packed);
     }
     free(enc->parameters);
     free(enc->layers);
@@ -99,36 +95,54 @@ void parameters_free(struct encoder *enc)
 
 /* ---- values ------------------------------------------------------------------------------------------------------ */
 
-/* Rows first .. first + rows - 1 of a table. */
-static void table_fill(struct encoder *enc, struct encoder_parameter *p, size_t first, size_t rows, const float *values)
+/* Rows first .. first + rows - 1 of a tensor [of, columns], which is made where it is not there yet. */
+static int rows_upload(struct encoder *enc, struct tensor *t, size_t of, size_t columns, size_t first, size_t rows,
+                       const float *values, struct error *e)
 {
     const struct backend_operations *ops = enc->backend->ops;
-    if (!p->tensor) {
-        p->tensor = ops->alloc(enc->backend, p->rows * p->columns);
+    if (!t->data && tensor_alloc(enc->backend, t, DTYPE_F32, of, columns, e)) {
+        return -1;
     }
-    ops->upload(enc->backend, p->tensor + first * p->columns, values, rows * p->columns);
+    if (ops->upload(enc->stream, (float *)t->data + first * columns, values, rows * columns * sizeof *values, e)) {
+        return -1;
+    }
+    return ops->wait(enc->stream, e);
+}
+
+static int linear_set(struct encoder *enc, struct encoder_parameter *p, const float *weight, const float *bias,
+                      struct error *e)
+{
+    const struct backend_operations *ops = enc->backend->ops;
+    const enum dtype dtype = p == enc->dense ? DTYPE_F32 : enc->backend->facts.compute;
+    if ((!p->packed && ops->weight_open(enc->backend, p->columns, p->rows, dtype, &p->packed, e)) ||
+        rows_upload(enc, &p->tensor, p->rows, p->columns, 0, p->rows, weight, e) ||
+        rows_upload(enc, &p->bias, 1, p->rows, 0, 1, bias, e)) {
+        return -1;
+    }
+    ops->weight_pack(enc->stream, p->packed, &p->tensor, &p->bias);
+    int failed = ops->wait(enc->stream, e);
+    if (!enc->masters) {
+        tensor_release(enc->backend, &p->tensor);
+        tensor_release(enc->backend, &p->bias);
+    }
+    return failed;
 }
 
 int encoder_parameter_set(struct encoder *enc, size_t i, const float *weight, const float *bias, struct error *e)
 {
     struct encoder_parameter *p = &enc->parameters[i];
-    const struct backend_operations *ops = enc->backend->ops;
     switch (p->kind) {
     case PARAMETER_TABLE:
-        table_fill(enc, p, 0, p->rows, weight);
-        return 0;
+        return rows_upload(enc, &p->tensor, p->rows, p->columns, 0, p->rows, weight, e);
     case PARAMETER_NORM:
-        if (!p->tensor) {
-            p->tensor = ops->alloc(enc->backend, 2 * p->columns);
-        }
-        ops->upload(enc->backend, p->tensor, weight, p->columns);
-        ops->upload(enc->backend, p->tensor + p->columns, bias, p->columns);
-        return 0;
+        return rows_upload(enc, &p->tensor, 2, p->columns, 0, 1, weight, e) ||
+                       rows_upload(enc, &p->tensor, 2, p->columns, 1, 1, bias, e)
+                   ? -1
+                   : 0;
     case PARAMETER_LINEAR:
         break;
     }
-    return p->packed ? ops->weight_repack(enc->backend, p->packed, weight, bias, e)
-                     : ops->weight_pack(enc->backend, weight, bias, p->columns, p->rows, &p->packed, e);
+    return linear_set(enc, p, weight, bias, e);
 }
 
 /* ---- from the file ----------------------------------------------------------------------------------------------- */
@@ -138,7 +152,7 @@ static int prefix_find(struct loading *l, struct error *e)
     static const char *const prefixes[] = {"", "bert.", "0.auto_model."};
     for (size_t i = 0; i < sizeof prefixes / sizeof *prefixes; i++) {
         char name[96];
-        struct tensor ignored;
+        struct stored_tensor ignored;
         snprintf(name, sizeof name, "%sembeddings.word_embeddings.weight", prefixes[i]);
         int found = safetensors_find(l->file, name, &ignored, e);
         if (found != 0) {
@@ -154,7 +168,7 @@ static int prefix_find(struct loading *l, struct error *e)
 
 /* The tensor of canonical name `module`.`member`, of shape [rows, columns] ([columns] where rows is 0). */
 static int tensor_find(struct loading *l, const char *module, const char *member, size_t rows, size_t columns,
-                       struct tensor *out, struct error *e)
+                       struct stored_tensor *out, struct error *e)
 {
     const char *path = l->enc->config.weights_path;
     const size_t suffix = strlen(module) > 9 ? strlen(module) - 9 : 0;
@@ -192,7 +206,7 @@ static int tensor_find(struct loading *l, const char *module, const char *member
 static int numbers_read(const struct loading *l, const struct named_tensor *named, size_t first, size_t count,
                         float *out, struct error *e)
 {
-    const struct tensor *t = &named->tensor;
+    const struct stored_tensor *t = &named->tensor;
     size_t i = 0;
     tensor_read(t, first, count, out);
     while (i < count && isfinite(out[i])) {
@@ -215,7 +229,7 @@ static int numbers_read(const struct loading *l, const struct named_tensor *name
 
 static int table_load(struct loading *l, struct encoder_parameter *p, struct error *e)
 {
-    struct tensor t;
+    struct stored_tensor t;
     if (tensor_find(l, p->name, "weight", p->rows, p->columns, &t, e) != 0) {
         return -1;
     }
@@ -225,7 +239,9 @@ static int table_load(struct loading *l, struct encoder_parameter *p, struct err
         if (numbers_read(l, &l->tensors[l->count - 1], first * p->columns, rows * p->columns, l->weight, e) != 0) {
             return -1;
         }
-        table_fill(l->enc, p, first, rows, l->weight);
+        if (rows_upload(l->enc, &p->tensor, p->rows, p->columns, first, rows, l->weight, e)) {
+            return -1;
+        }
     }
     return 0;
 }
@@ -243,7 +259,7 @@ static int parameter_load(struct loading *l, size_t i, struct error *e)
     const size_t parts = attention ? PARTS_MAX : 1, rows = p->rows / parts, biases = norm ? p->columns : rows;
     for (size_t part = 0; part < parts; part++) {
         char module[96];
-        struct tensor weight, bias;
+        struct stored_tensor weight, bias;
         snprintf(module, sizeof module, "%s%s%s", p->name, attention ? "." : "",
                  attention ? attention_parts[part] : "");
         if (tensor_find(l, module, "weight", norm ? 0 : rows, p->columns, &weight, e) != 0 ||
@@ -289,7 +305,7 @@ static void fingerprint_take(struct loading *l)
     XXH3_128bits_reset(state);
     qsort(l->tensors, l->count, sizeof *l->tensors, tensors_compare);
     for (size_t i = 0; i < l->count; i++) {
-        const struct tensor *t = &l->tensors[i].tensor;
+        const struct stored_tensor *t = &l->tensors[i].tensor;
         buffer_clear(&line);
         buffer_format(&line, "%s %s", l->tensors[i].name, tensor_dtype_name(t->dtype));
         for (size_t d = 0; d < t->rank; d++) {

@@ -126,7 +126,7 @@ static int dtype_find(const struct json *value, enum tensor_dtype *out)
 }
 
 /* The shape and its product of numbers; -1 where it is none, too deep, or too large to be true. */
-static int shape_read(const struct json *value, size_t limit, struct tensor *t)
+static int shape_read(const struct json *value, size_t limit, struct stored_tensor *t)
 {
     if (!value || value->type != JSON_ARRAY || value->count > TENSOR_RANK_MAX) {
         return -1;
@@ -143,13 +143,13 @@ static int shape_read(const struct json *value, size_t limit, struct tensor *t)
     return 0;
 }
 
-int safetensors_find(const struct safetensors *s, const char *name, struct tensor *out, struct error *e)
+int safetensors_find(const struct safetensors *s, const char *name, struct stored_tensor *out, struct error *e)
 {
     const struct json *entry = json_member(s->header, name);
     if (!entry) {
         return 0;
     }
-    struct tensor t = {0};
+    struct stored_tensor t = {0};
     const struct json *dtype = entry->type == JSON_OBJECT ? json_member(entry, "dtype") : NULL;
     if (dtype_find(dtype, &t.dtype) != 0) {
         return error_set(e, ERROR_FATAL, E_MODEL, "%s: tensor %s has dtype %.20s; F32, F16 and BF16 are read", s->path,
@@ -191,7 +191,7 @@ static float float_of_half(uint16_t half)
     return float_of_bits(sign | (exponent == 31 ? 255 : exponent + 112) << 23 | fraction << 13);
 }
 
-void tensor_read(const struct tensor *t, size_t first, size_t count, float *out)
+void tensor_read(const struct stored_tensor *t, size_t first, size_t count, float *out)
 {
     const uint8_t *bytes = t->bytes + first * dtypes[t->dtype].bytes;
     if (t->dtype == TENSOR_F32) {

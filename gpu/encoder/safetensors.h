@@ -15,7 +15,7 @@ enum tensor_dtype { TENSOR_F32, TENSOR_F16, TENSOR_BF16 };
 #define TENSOR_RANK_MAX 4
 
 /* A tensor in the file, row-major, little-endian; bytes may be unaligned. Valid until the file is closed. */
-struct tensor {
+struct stored_tensor {
     const uint8_t *bytes;
     size_t byte_count;
     size_t count; /* of numbers */
@@ -30,11 +30,11 @@ void safetensors_close(struct safetensors *s); /* NULL is fine */
 
 /* 1: *out is the tensor; 0: there is none of that name; -1: there is, but it is broken or of a dtype that we do not
  * read. */
-int safetensors_find(const struct safetensors *s, const char *name, struct tensor *out, struct error *e);
+int safetensors_find(const struct safetensors *s, const char *name, struct stored_tensor *out, struct error *e);
 
 const char *tensor_dtype_name(enum tensor_dtype dtype); /* "F32", as in the header */
 
 /* Numbers first .. first + count - 1 as f32. */
-void tensor_read(const struct tensor *t, size_t first, size_t count, float *out);
+void tensor_read(const struct stored_tensor *t, size_t first, size_t count, float *out);
 
 #endif

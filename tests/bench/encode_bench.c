@@ -11,7 +11,7 @@
 #include "base/clock.h"
 #include "base/json.h"
 #include "base/lines.h"
-#include "gpu/encoder/encoder.h"
+#include "engine/engine.h"
 
 struct bench {
     const char *model, *file, *embeddings;
@@ -21,6 +21,7 @@ struct bench {
     size_t count;
     struct backend *backend;
     struct encoder *encoder;
+    struct engine *engine;
     float *out;
 };
 
@@ -61,7 +62,7 @@ static int pass(struct bench *b, size_t *tokens, struct error *e)
             room -= inputs[next].count < room ? inputs[next].count : room;
             *tokens += inputs[next].count;
         }
-        result = encoder_forward(b->encoder, batch, next - first, b->out + first * encoder_dim(b->encoder), e);
+        result = engine_encode(b->engine, batch, next - first, b->out + first * encoder_dim(b->encoder), e);
         for (size_t i = first; i < next; i++) {
             tokens_free(&inputs[i]);
         }
@@ -74,11 +75,14 @@ static int pass(struct bench *b, size_t *tokens, struct error *e)
 static int run(struct bench *b, struct error *e)
 {
     struct encoder_options options = {.folder = b->model, .max_seq_length = b->max_seq_length};
-    if (texts_read(b, e) != 0 || backend_cpu_open(&b->backend, b->threads, e) != 0 ||
-        encoder_open(&b->encoder, b->backend, &options, e) != 0) {
+    struct predict_options predict = {.lambda = 0.5, .tau = 1, .b = 1};
+    if (texts_read(b, e) != 0 ||
+        backend_cpu_open(&b->backend, &(struct backend_options){.threads = b->threads}, e) != 0 ||
+        encoder_open(&b->encoder, b->backend, &options, e) != 0 ||
+        engine_open(&b->engine, b->backend, b->encoder, NULL, &predict, e) != 0) {
         return -1;
     }
-    b->batch_tokens = b->batch_tokens ? b->batch_tokens : b->backend->ops->batch_tokens(b->backend);
+    b->batch_tokens = b->batch_tokens ? b->batch_tokens : b->backend->facts.batch_tokens;
     b->out = mem_alloc(b->count * encoder_dim(b->encoder) * sizeof *b->out);
     for (size_t i = 0; i < b->repeat; i++) {
         size_t tokens;
@@ -143,6 +147,7 @@ int main(int argc, char **argv)
     if (failed) {
         fprintf(stderr, "encode_bench: %s\n", e.text);
     }
+    engine_close(b.engine);
     encoder_close(b.encoder);
     backend_close(b.backend);
     arena_free(&b.arena);

@@ -182,7 +182,7 @@ int main(int argc, char **argv)
     char path[512];
     snprintf(path, sizeof path, "%s/lexical", argv[1]);
     struct memory_options options = {.path = path,
-                                     .dtype = KEY_BF16,
+                                     .dtype = DTYPE_BF16,
                                      .dim = DIM,
                                      .fingerprint = "00000000000000000000000000000000",
                                      .model_name = "bench",

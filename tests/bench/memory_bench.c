@@ -202,7 +202,7 @@ static void run(struct bench *b, const char *folder, uint32_t rows)
     snprintf(b->path, sizeof b->path, "%s/rows-%u", folder, rows);
     snprintf(b->file, sizeof b->file, "%s/data.mdb", b->path);
     b->options = (struct memory_options){.path = b->path,
-                                         .dtype = KEY_BF16,
+                                         .dtype = DTYPE_BF16,
                                          .dim = b->dim,
                                          .fingerprint = "00000000000000000000000000000000",
                                          .model_name = "bench",

@@ -302,7 +302,7 @@ static inline void row_equals(const struct keys_view *view, const struct keys_bl
                               const float *vector)
 {
     for (size_t i = 0; i < DIM; i++) {
-        if (view->dtype == KEY_F32) {
+        if (view->dtype == DTYPE_F32) {
             assert_memory_equal(&((const float *)block->vectors)[row * DIM + i], &vector[i], sizeof *vector);
         } else {
             assert_int_equal(((const uint16_t *)block->vectors)[row * DIM + i], nearest_bf16(vector[i]));
@@ -630,7 +630,7 @@ static int folder_teardown(void **state)
 #define memory_test(f) cmocka_unit_test_setup_teardown(f, folder_setup, folder_teardown)
 
 /* Word pieces of four bytes beside f32, of two beside bf16. */
-static inline struct memory_options options_for(const char *path, enum key_dtype dtype)
+static inline struct memory_options options_for(const char *path, enum dtype dtype)
 {
     return (struct memory_options){.path = path,
                                    .dtype = dtype,
@@ -639,7 +639,7 @@ static inline struct memory_options options_for(const char *path, enum key_dtype
                                    .model_name = "tiny",
                                    .store_text = true,
                                    .map_size = 1 << 30,
-                                   .vocabulary = dtype == KEY_F32 ? UINT16_MAX + 2 : UINT16_MAX + 1,
+                                   .vocabulary = dtype == DTYPE_F32 ? UINT16_MAX + 2 : UINT16_MAX + 1,
                                    .block_rows = 64};
 }
 

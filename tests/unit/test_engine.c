@@ -45,11 +45,11 @@ static struct world *world_open(const struct predict_options *options, uint64_t 
     struct encoder_options model = {.folder = MODEL};
     snprintf(w->folder, sizeof w->folder, "/tmp/engram-engine-XXXXXX");
     assert_non_null(mkdtemp(w->folder));
-    must(backend_cpu_open(&w->backend, 2, &e), &e);
+    must(backend_cpu_open(&w->backend, &(struct backend_options){.threads = 2}, &e), &e);
     must(encoder_open(&w->encoder, w->backend, &model, &e), &e);
     struct memory_options memory = {.path = w->folder,
                                     .map_size = map_size,
-                                    .dtype = KEY_F32,
+                                    .dtype = DTYPE_F32,
                                     .dim = encoder_dim(w->encoder),
                                     .fingerprint = encoder_fingerprint(w->encoder),
                                     .model_name = encoder_name(w->encoder),

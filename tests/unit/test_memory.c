@@ -6,7 +6,7 @@
 
 #include "memory_model.h"
 
-static void follows_model(const char *path, enum key_dtype dtype, uint64_t seed, bool store_text)
+static void follows_model(const char *path, enum dtype dtype, uint64_t seed, bool store_text)
 {
     struct memory_options options = options_for(path, dtype);
     options.store_text = store_text;
@@ -32,24 +32,24 @@ static void follows_model(const char *path, enum key_dtype dtype, uint64_t seed,
 
 static void test_model_f32(void **state)
 {
-    follows_model(*state, KEY_F32, 1, true);
+    follows_model(*state, DTYPE_F32, 1, true);
 }
 
 static void test_model_bf16(void **state)
 {
-    follows_model(*state, KEY_BF16, 2, true);
+    follows_model(*state, DTYPE_BF16, 2, true);
 }
 
 static void test_model_without_text(void **state)
 {
-    follows_model(*state, KEY_BF16, 3, false);
+    follows_model(*state, DTYPE_BF16, 3, false);
 }
 
 /* Snapshots taken before each of ten commits still show what was there then. */
 static void test_snapshots_are_isolated(void **state)
 {
     enum { LIVE = 10 };
-    struct memory_options options = options_for(*state, KEY_F32);
+    struct memory_options options = options_for(*state, DTYPE_F32);
     struct memory *m = open_ok(MEMORY_WRITE, &options);
     struct model *model = mem_zero(1, sizeof *model);
     struct model *then = mem_zero(LIVE, sizeof *then);
@@ -78,7 +78,7 @@ static void test_snapshots_are_isolated(void **state)
 /* An uncommitted transaction is seen by nobody, and leaves nothing when aborted. */
 static void test_abort_leaves_nothing(void **state)
 {
-    struct memory_options options = options_for(*state, KEY_BF16);
+    struct memory_options options = options_for(*state, DTYPE_BF16);
     struct memory *m = open_ok(MEMORY_WRITE, &options);
     struct model *model = mem_zero(1, sizeof *model);
     batch_ok(m, model, 5, 0, 300);
@@ -108,7 +108,7 @@ static void test_digest_knows_no_order(void **state)
     for (int run = 0; run < 3; run++) {
         char path[300];
         snprintf(path, sizeof path, "%s/run-%d", (const char *)*state, run); /* made by the open */
-        struct memory_options options = options_for(path, KEY_BF16);
+        struct memory_options options = options_for(path, DTYPE_BF16);
         struct memory *m = open_ok(MEMORY_WRITE, &options);
         struct model *detour = mem_zero(1, sizeof *detour);
         struct error e = {0};
@@ -154,7 +154,7 @@ static void test_digest_knows_no_order(void **state)
 /* One known digest, computed elsewhere: xxhash's own tool over MessagePack bytes written by hand. */
 static void test_digest_known(void **state)
 {
-    struct memory_options options = options_for(*state, KEY_F32);
+    struct memory_options options = options_for(*state, DTYPE_F32);
     struct memory *m = open_ok(MEMORY_WRITE, &options);
     struct error e = {0};
     float vector[DIM] = {1};
@@ -210,7 +210,7 @@ static int id_below(const struct memory_label *l, void *bound)
 /* A replace keeps the slot, a forget gives it to the next of the kind; label ids are given again too. */
 static void test_slots_and_ids_are_reused(void **state)
 {
-    struct memory_options options = options_for(*state, KEY_F32);
+    struct memory_options options = options_for(*state, DTYPE_F32);
     struct memory *m = open_ok(MEMORY_WRITE, &options);
     struct error e = {0};
     struct memory_source source = {names_slice("c"), names_slice("instances"), 0, 1, 1};
@@ -278,7 +278,7 @@ static bool position_find(const struct snapshot *s, struct slice cluster, struct
 /* A key seen in another partition is reported; hand-made changes are counted; offsets sum to the version. */
 static void test_sources_and_offsets(void **state)
 {
-    struct memory_options options = options_for(*state, KEY_F32);
+    struct memory_options options = options_for(*state, DTYPE_F32);
     struct memory *m = open_ok(MEMORY_WRITE, &options);
     struct error e = {0};
     float vector[DIM] = {0.5f};
@@ -334,7 +334,7 @@ static void test_sources_and_offsets(void **state)
 /* What is known of a partition's last record and of its topic: kept where a later position does not know it. */
 static void test_positions(void **state)
 {
-    struct memory_options options = options_for(*state, KEY_F32);
+    struct memory_options options = options_for(*state, DTYPE_F32);
     struct memory *m = open_ok(MEMORY_WRITE, &options);
     struct error e = {0};
     struct slice c = names_slice("c"), topic = names_slice("labels");
@@ -411,7 +411,7 @@ static void test_widths_of_word_pieces(void **state)
     for (int i = 0; i < 4; i++) {
         char path[300];
         snprintf(path, sizeof path, "%s/%d", (const char *)*state, i);
-        struct memory_options options = options_for(path, KEY_BF16);
+        struct memory_options options = options_for(path, DTYPE_BF16);
         options.vocabulary = vocabularies[i];
         int32_t most = widths[i] == 2 ? UINT16_MAX : INT32_MAX, least = -1;
         struct memory *m = open_ok(MEMORY_WRITE, &options);
@@ -465,7 +465,7 @@ static void meta_pages_read(const char *folder, char pages[2 * 4096])
 /* A stage stores the offsets that it found at each start: where the map is full, that must not need a page. */
 static void test_the_same_offset_writes_nothing(void **state)
 {
-    struct memory_options options = options_for(*state, KEY_F32);
+    struct memory_options options = options_for(*state, DTYPE_F32);
     struct memory *m = open_ok(MEMORY_WRITE, &options);
     struct error e = {0};
     struct slice c = names_slice("c"), topic = names_slice("labels");
@@ -489,7 +489,7 @@ static void test_the_same_offset_writes_nothing(void **state)
 /* Names and label lists that the record format never lets through are refused, and leave the transaction whole. */
 static void test_bad_names_are_refused(void **state)
 {
-    struct memory_options options = options_for(*state, KEY_F32);
+    struct memory_options options = options_for(*state, DTYPE_F32);
     struct memory *m = open_ok(MEMORY_WRITE, &options);
     struct error e = {0};
     float vector[DIM] = {0.5f};
@@ -573,7 +573,7 @@ static void *read_all(void *context)
 
 static void test_threads_see_whole_versions(void **state)
 {
-    struct memory_options options = options_for(*state, KEY_F32);
+    struct memory_options options = options_for(*state, DTYPE_F32);
     struct shared_reading shared = {.m = open_ok(MEMORY_WRITE, &options), .lock = PTHREAD_MUTEX_INITIALIZER};
     pthread_t threads[READER_THREADS];
     struct error e = {0};

@@ -14,7 +14,7 @@
 static struct memory_options source_options(const char *folder, char path[512])
 {
     path_in(folder, "source", path);
-    struct memory_options options = options_for(folder, KEY_BF16);
+    struct memory_options options = options_for(folder, DTYPE_BF16);
     options.path = path;
     return options;
 }

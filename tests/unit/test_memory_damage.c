@@ -11,7 +11,7 @@
 
 static void test_cut_files(void **state)
 {
-    struct memory_options options = options_for(*state, KEY_F32);
+    struct memory_options options = options_for(*state, DTYPE_F32);
     struct model *model = mem_zero(1, sizeof *model);
     struct stat s;
     char path[512];
@@ -127,7 +127,7 @@ static void test_missing_free_pages_are_sound(void **state)
 
 static void test_not_a_memory(void **state)
 {
-    struct memory_options options = options_for(*state, KEY_F32);
+    struct memory_options options = options_for(*state, DTYPE_F32);
     char path[512];
     MDB_env *env;
     MDB_txn *txn;
@@ -153,7 +153,7 @@ static void test_not_a_memory(void **state)
 /* A memory of a later format is refused by its number, whatever else it changed. */
 static void test_other_format(void **state)
 {
-    struct memory_options options = options_for(*state, KEY_F32);
+    struct memory_options options = options_for(*state, DTYPE_F32);
     struct memory *m = open_ok(MEMORY_WRITE, &options);
     MDB_txn *txn;
     MDB_val key = {6, "memory"}, value;
@@ -177,7 +177,7 @@ static void older_format(const char *folder, uint32_t format)
     char says[96];
     static const char *const names[] = {"meta", "keys",   "tail",        "values",  "instances", "slots",
                                         "free", "labels", "label_names", "offsets", "changes"};
-    struct memory_options options = options_for(folder, KEY_F32);
+    struct memory_options options = options_for(folder, DTYPE_F32);
     struct error e = {0};
     struct memory *m;
     struct {
@@ -284,7 +284,7 @@ static void test_flipped_bytes(void **state)
     for (int where = 0; where < 3; where++) {
         char folder[300], text[] = "a text found nowhere else";
         snprintf(folder, sizeof folder, "%s/%d", (const char *)*state, where);
-        struct memory_options options = options_for(folder, KEY_F32);
+        struct memory_options options = options_for(folder, DTYPE_F32);
         struct memory *m = open_ok(MEMORY_WRITE, &options);
         struct memory_source by_hand = {0};
         struct slice label = names_slice("label");
@@ -334,7 +334,7 @@ static void keep_line(const char *line, void *context)
  * says the same. */
 static void test_missing_label(void **state)
 {
-    struct memory_options options = options_for(*state, KEY_F32);
+    struct memory_options options = options_for(*state, DTYPE_F32);
     struct memory *m = open_ok(MEMORY_WRITE, &options);
     const struct slice labels[] = {names_slice("a"), names_slice("b")};
     const struct memory_source by_hand = {0};
@@ -371,7 +371,7 @@ static void test_vectors_are_finite(void **state)
 {
     static const float values[] = {NAN, INFINITY, -INFINITY};
     for (int where = 0; where < 12; where++) {
-        const enum key_dtype dtype = where % 2 ? KEY_F32 : KEY_BF16;
+        const enum dtype dtype = where % 2 ? DTYPE_F32 : DTYPE_BF16;
         struct error e = {0};
         char folder[300];
         uint64_t r = 12, problems;
@@ -402,7 +402,7 @@ static void test_vectors_are_finite(void **state)
 /* Contents that disagree though every checksum holds. */
 static void test_verify_compares(void **state)
 {
-    struct memory_options options = options_for(*state, KEY_F32);
+    struct memory_options options = options_for(*state, DTYPE_F32);
     struct model *model = mem_zero(1, sizeof *model);
     filled(&options, model, 600);
     struct memory *made = open_ok(MEMORY_WRITE, &options);
@@ -452,7 +452,7 @@ static void test_verify_compares(void **state)
  * database, whatever else would notice. */
 static void test_changed_keys_are_found(void **state)
 {
-    struct memory_options options = options_for(*state, KEY_F32);
+    struct memory_options options = options_for(*state, DTYPE_F32);
     struct model *model = mem_zero(1, sizeof *model);
     filled(&options, model, 600);
     struct memory *m = open_ok(MEMORY_WRITE, &options);
@@ -517,7 +517,7 @@ static void test_word_pieces_are_proved(void **state)
     const int32_t pieces[] = {7, 8, 9};
     struct memory_key key = {vector, pieces, 3};
     char id[2] = "a";
-    struct memory_options options = options_for(*state, KEY_F32);
+    struct memory_options options = options_for(*state, DTYPE_F32);
     struct memory *m = open_ok(MEMORY_WRITE, &options);
     struct transaction *t = begin_ok(m);
     for (; id[0] < 'e'; id[0]++) {
@@ -575,7 +575,7 @@ static void test_transaction_numbers(void **state)
         uint64_t numbers[2];
         struct model *model = mem_zero(1, sizeof *model);
         snprintf(folder, sizeof folder, "%s/%d", (const char *)*state, (int)commits);
-        struct memory_options options = options_for(folder, KEY_F32);
+        struct memory_options options = options_for(folder, DTYPE_F32);
         filled(&options, model, commits * 100);
         free(model);
         path_in(folder, "data.mdb", path);

@@ -41,7 +41,7 @@ static void in_child(void (*work)(void *context), void *context)
 
 static void test_missing_memory(void **state)
 {
-    struct memory_options options = options_for(*state, KEY_F32);
+    struct memory_options options = options_for(*state, DTYPE_F32);
     char path[512], file[512];
     struct stat s;
     refused(MEMORY_READ, &options, E_NOT_FOUND, "engram load");
@@ -67,7 +67,7 @@ static void test_missing_memory(void **state)
 
 static void test_other_encoders_memory(void **state)
 {
-    struct memory_options options = options_for(*state, KEY_BF16);
+    struct memory_options options = options_for(*state, DTYPE_BF16);
     memory_close(open_ok(MEMORY_WRITE, &options));
     options.fingerprint = "ffffffffffffffffffffffffffffffff";
     options.model_name = "another";
@@ -77,7 +77,7 @@ static void test_other_encoders_memory(void **state)
     options.dim = DIM + 1;
     refused(MEMORY_WRITE, &options, E_FINGERPRINT, "13");
     options.dim = DIM;
-    options.dtype = KEY_F32;
+    options.dtype = DTYPE_F32;
     refused(MEMORY_WRITE, &options, E_FINGERPRINT, "key_dtype = bf16");
     memory_close(open_ok(MEMORY_READ, &options)); /* takes what is there */
     options.fingerprint = NULL;
@@ -104,7 +104,7 @@ static void second_process(void *context)
 
 static void test_one_writer(void **state)
 {
-    struct memory_options options = options_for(*state, KEY_BF16);
+    struct memory_options options = options_for(*state, DTYPE_BF16);
     struct memory *m = open_ok(MEMORY_WRITE, &options);
     unsigned flags;
     assert_int_equal(mdb_env_get_flags(m->env, &flags), 0);
@@ -130,7 +130,7 @@ static void refused_in_namespace(void *context)
  */
 static void test_readers_share_the_writers_namespace(void **state)
 {
-    struct memory_options options = options_for(*state, KEY_BF16);
+    struct memory_options options = options_for(*state, DTYPE_BF16);
     struct memory *m = open_ok(MEMORY_WRITE, &options);
     char path[512];
     path_in(*state, "writer.lock", path);
@@ -179,7 +179,7 @@ static void reader_beside(const struct beside *b)
 
 static void test_reader_beside_writer(void **state)
 {
-    struct memory_options options = options_for(*state, KEY_BF16);
+    struct memory_options options = options_for(*state, DTYPE_BF16);
     struct model *model = mem_zero(1, sizeof *model);
     filled(&options, model, 500);
     struct memory *m = open_ok(MEMORY_WRITE, &options);
@@ -211,7 +211,7 @@ static void test_reader_beside_writer(void **state)
 /* A reader killed inside a snapshot keeps its slot in LMDB's table until the next open clears it. */
 static void test_dead_readers_are_cleared(void **state)
 {
-    struct memory_options options = options_for(*state, KEY_BF16);
+    struct memory_options options = options_for(*state, DTYPE_BF16);
     struct model *model = mem_zero(1, sizeof *model);
     filled(&options, model, 100);
     for (int i = 0; i < 2; i++) {
@@ -259,7 +259,7 @@ static int64_t until_error(struct memory *m, struct model *model, int64_t from, 
 
 static void test_full_map_then_a_larger_one(void **state)
 {
-    struct memory_options options = options_for(*state, KEY_F32);
+    struct memory_options options = options_for(*state, DTYPE_F32);
     struct model *model = mem_zero(1, sizeof *model);
     struct error e = {0};
     options.map_size = 300000;
@@ -320,7 +320,7 @@ static void disk_fills(void *context)
 
 static void test_full_disk(void **state)
 {
-    struct memory_options options = options_for(*state, KEY_F32);
+    struct memory_options options = options_for(*state, DTYPE_F32);
     struct full_disk d = {&options, mem_zero(1, sizeof *d.model)};
     in_child(disk_fills, &d);
     free(d.model);
@@ -349,13 +349,13 @@ static void map_is_refused(void *context)
 
 static void test_refused_map(void **state)
 {
-    struct memory_options options = options_for(*state, KEY_F32);
+    struct memory_options options = options_for(*state, DTYPE_F32);
     in_child(map_is_refused, &options);
 }
 
 static void test_keys_max(void **state)
 {
-    struct memory_options options = options_for(*state, KEY_F32);
+    struct memory_options options = options_for(*state, DTYPE_F32);
     struct error e = {0};
     float vector[DIM] = {1}, other[DIM] = {2};
     struct slice label = names_slice("l"), text = names_slice("t");
@@ -398,7 +398,7 @@ static void test_keys_max(void **state)
 static void test_large_transaction(void **state)
 {
     enum { WIDE = 2048, ROWS = 20000 };
-    struct memory_options options = options_for(*state, KEY_F32);
+    struct memory_options options = options_for(*state, DTYPE_F32);
     struct error e = {0};
     float *vector = mem_zero(WIDE, sizeof *vector);
     struct memory_source source = {names_slice("c"), names_slice("instances"), 0, 1, 1};
@@ -462,7 +462,7 @@ static void fold_until_killed(const struct memory_options *options, int64_t from
 
 static void test_kill_loses_nothing(void **state)
 {
-    struct memory_options options = options_for(*state, KEY_BF16);
+    struct memory_options options = options_for(*state, DTYPE_BF16);
     struct model *model = mem_zero(1, sizeof *model);
     for (int round = 0; round < 6; round++) {
         int fds[2];

@@ -166,7 +166,7 @@ static void test_fault_in_the_map_is_one_line(void **state)
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         char folder[300], said[4096], expected[600];
         snprintf(folder, sizeof folder, "%s/%zu", (const char *)*state, i);
-        struct memory_options options = options_for(folder, KEY_F32);
+        struct memory_options options = options_for(folder, DTYPE_F32);
         struct model *model = mem_zero(1, sizeof *model);
         filled(&options, model, 400);
         free(model);
@@ -204,7 +204,7 @@ static void sent_from_outside(void *context)
 
 static void test_fault_elsewhere_is_none_of_ours(void **state)
 {
-    struct memory_options options = options_for(*state, KEY_F32);
+    struct memory_options options = options_for(*state, DTYPE_F32);
     struct model *model = mem_zero(1, sizeof *model);
     char said[65536];
     filled(&options, model, 100);
@@ -235,7 +235,7 @@ static void test_verify_apart(void **state)
         uint64_t problems = 99, lines = 0;
         struct error e = {0};
         snprintf(folder, sizeof folder, "%s/%zu", (const char *)*state, i);
-        struct memory_options options = options_for(folder, KEY_F32);
+        struct memory_options options = options_for(folder, DTYPE_F32);
         assert_int_equal(memory_verify_apart(&options, count_line, &lines, &problems, &e), -1);
         assert_int_equal(e.code, E_NOT_FOUND);
         struct model *model = mem_zero(1, sizeof *model);
@@ -276,7 +276,7 @@ static void verify_without_memory(void *context)
 
 static void test_no_memory_for_verify_is_no_damage(void **state)
 {
-    struct memory_options options = options_for(*state, KEY_F32);
+    struct memory_options options = options_for(*state, DTYPE_F32);
     char said[65536];
     assert_int_equal(child_says(said, sizeof said, verify_without_memory, &options), 0);
 #ifndef __SANITIZE_ADDRESS__

@@ -86,11 +86,11 @@ static int world_open(void **state)
     struct encoder_options model = {.folder = MODEL};
     snprintf(w->folder, sizeof w->folder, "/tmp/engram-scorer-XXXXXX");
     assert_non_null(mkdtemp(w->folder));
-    must(backend_cpu_open(&w->backend, 2, &e), &e);
+    must(backend_cpu_open(&w->backend, &(struct backend_options){.threads = 2}, &e), &e);
     must(encoder_open(&w->encoder, w->backend, &model, &e), &e);
     struct memory_options memory = {.path = w->folder,
                                     .map_size = 64 << 20,
-                                    .dtype = KEY_BF16,
+                                    .dtype = DTYPE_BF16,
                                     .dim = encoder_dim(w->encoder),
                                     .fingerprint = encoder_fingerprint(w->encoder),
                                     .model_name = encoder_name(w->encoder),
@@ -213,7 +213,8 @@ static void test_what_is_measured_is_what_is_published(void **state)
             .settings = settings, .settings_count = SETTINGS, .lexical_candidates = candidates, .depth = DEPTH};
         struct scorer *scorer = scorer_open(&options);
         retrieval_open(&r, w->engine, &search, TEXT_COUNT);
-        must(retrieval_slice(&r, w->inputs, TEXT_COUNT, &e), &e);
+        retrieval_begin(&r, w->inputs, TEXT_COUNT);
+        must(retrieval_end(&r, &e), &e);
         for (size_t i = 0; i < SETTINGS; i++) {
             predict_all(w, &settings[i], candidates, 0, all[i]);
             predict_all(w, &settings[i], candidates, DEPTH, first[i]);

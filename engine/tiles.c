@@ -1,0 +1,247 @@
+/* Texts to vectors. A batch is dealt out into tiles, some whole sequences each, small enough for a tile's intermediates
+ * to stay in the cache; the pool's workers take tile after tile, also the next batch's, so that one worker that is held
+ * up holds up nobody else. Between two layers a worker lets a brief fold in.
+ * The surprise: a batch of fewer tiles than workers is helped by those with nothing to do, where the backend can share
+ * an operation. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "engine/internal.h"
+
+enum { BRIEF_TOKENS = 128 }; /* of a batch that may be let in between two layers of another's tile */
+
+/* ---- seats ---- */
+
+int seat_stream(struct engine *g, size_t seat, struct stream **out, struct error *e)
+{
+    struct seat *at = &g->seats[seat];
+    if (!at->stream && g->backend->ops->stream_open(g->backend, &at->stream, e)) {
+        return -1;
+    }
+    *out = at->stream;
+    return 0;
+}
+
+void seat_close(struct engine *g, struct seat *seat)
+{
+    if (seat->stream) {
+        g->backend->ops->stream_close(seat->stream);
+    }
+    free(seat->ids);
+    free(seat->starts);
+    free(seat->norms);
+    free(seat->vectors);
+}
+
+/* ---- a tile ---- */
+
+struct between {
+    struct engine *g;
+    size_t seat;
+    bool yielded;
+};
+
+static void between_layers(void *context)
+{
+    struct between *b = context;
+    pool_yield(b->g->pool, b->seat, &b->yielded);
+}
+
+/* Room on the host for a tile, which the device reads and writes while the stream runs. */
+static void seat_reserve(struct seat *at, size_t tokens, size_t sequences, size_t dim)
+{
+    if (tokens > at->tokens) {
+        at->tokens = 2 * tokens;
+        at->ids = mem_resize(at->ids, at->tokens * sizeof *at->ids);
+    }
+    if (sequences > at->sequences) {
+        at->sequences = 2 * sequences;
+        at->starts = mem_resize(at->starts, (at->sequences + 1) * sizeof *at->starts);
+        at->norms = mem_resize(at->norms, at->sequences * sizeof *at->norms);
+        at->vectors = mem_resize(at->vectors, at->sequences * dim * sizeof *at->vectors);
+    }
+}
+
+/* The tile's sequences, one after the other. */
+static struct tile tile_fill(const struct encoding *x, struct seat *at, size_t number)
+{
+    const size_t *inputs = x->dealt + x->firsts[number], n = x->firsts[number + 1] - x->firsts[number];
+    size_t tokens = 0;
+    for (size_t i = 0; i < n; i++) {
+        tokens += x->inputs[inputs[i]]->count;
+    }
+    seat_reserve(at, tokens, n, x->g->dim);
+    at->starts[0] = 0;
+    for (size_t i = 0; i < n; i++) {
+        const struct tokens *t = x->inputs[inputs[i]];
+        memcpy(at->ids + at->starts[i], t->ids, t->count * sizeof *at->ids);
+        at->starts[i + 1] = at->starts[i] + t->count;
+    }
+    return (struct tile){.ids = at->ids, .starts = at->starts, .tokens = tokens, .sequences = n};
+}
+
+/* What the device gave: all norms finite, and the vectors where the caller wants them. */
+static int tile_take(const struct encoding *x, const struct seat *at, size_t number, struct error *e)
+{
+    const size_t *inputs = x->dealt + x->firsts[number], n = x->firsts[number + 1] - x->firsts[number];
+    const size_t dim = x->g->dim;
+    for (size_t i = 0; i < n; i++) {
+        if (encoder_norm_check(x->g->encoder, at->norms[i], x->inputs[inputs[i]]->count, inputs[i], x->n, e)) {
+            return -1;
+        }
+        if (x->out) {
+            memcpy(x->out + inputs[i] * dim, at->vectors + i * dim, dim * sizeof *x->out);
+        }
+    }
+    return 0;
+}
+
+static int tile_run(struct job *job, size_t number, size_t seat, struct error *e)
+{
+    struct encoding *x = (struct encoding *)((char *)job - offsetof(struct encoding, job));
+    struct engine *g = x->g;
+    const struct backend_operations *ops = g->backend->ops;
+    struct seat *at = &g->seats[seat];
+    struct between between = {.g = g, .seat = seat};
+    struct encoded encoded;
+    struct stream *s;
+    const uint64_t start = clock_us();
+    uint64_t encode_us = 0;
+    int result = seat_stream(g, seat, &s, e);
+    if (result == 0) {
+        const struct tile tile = tile_fill(x, at, number);
+        result = encoder_pass(g->encoder, s, &tile, between_layers, &between, &encoded, e);
+        encode_us = clock_us() - start;
+        if (result == 0) {
+            ops->download(s, at->norms, encoded.norms.data, tile.sequences * sizeof *at->norms);
+            if (x->out) {
+                ops->download(s, at->vectors, encoded.vectors.data, tile.sequences * g->dim * sizeof *at->vectors);
+            }
+            result = x->then ? x->then(x, s, &encoded.vectors, x->firsts[number], e) : 0;
+        }
+        struct error *told = result ? NULL : e; /* the first error counts, but what runs still has to end */
+        result = ops->wait(s, told) || result || tile_take(x, at, number, e) ? -1 : 0;
+    }
+    atomic_fetch_add(&x->encode_us, encode_us);
+    atomic_fetch_add(&x->tiles_us, clock_us() - start);
+    if (result) {
+        atomic_store(&x->open, 0); /* the tiles that are left out will not count down */
+    } else {
+        atomic_fetch_sub(&x->open, 1);
+    }
+    return result;
+}
+
+/* ---- help ---- */
+
+static bool encoding_done(const void *context)
+{
+    const struct encoding *x = context;
+    return atomic_load(&x->open) <= 0;
+}
+
+static void encoding_help(struct job *job, size_t seat)
+{
+    struct encoding *x = (struct encoding *)((char *)job - offsetof(struct encoding, job));
+    struct stream *s;
+    if (seat_stream(x->g, seat, &s, NULL) == 0) {
+        x->g->backend->ops->assist(s, encoding_done, x);
+    }
+}
+
+/* ---- a batch ---- */
+
+/* Inputs from the longest to the shortest: a counting sort, lengths are at most max_seq_length. */
+static void order_by_length(const struct encoding *x, size_t *order, size_t longest)
+{
+    size_t *places = mem_zero(longest + 2, sizeof *places);
+    for (size_t i = 0; i < x->n; i++) {
+        places[longest - x->inputs[i]->count + 1]++;
+    }
+    for (size_t i = 1; i <= longest + 1; i++) {
+        places[i] += places[i - 1];
+    }
+    for (size_t i = 0; i < x->n; i++) {
+        order[places[longest - x->inputs[i]->count]++] = i;
+    }
+    free(places);
+}
+
+/* Inputs are dealt out to the tiles from the longest on, to and fro, so that all tiles get about as many tokens. */
+static void tiles_deal(struct encoding *x, size_t tiles, size_t longest)
+{
+    size_t *order = mem_alloc(x->n * sizeof *order), next = 0;
+    order_by_length(x, order, longest);
+    for (size_t tile = 0; tile < tiles; tile++) {
+        x->firsts[tile] = next;
+        for (size_t round = 0; round * tiles < x->n; round++) {
+            size_t i = round * tiles + (round % 2 ? tiles - 1 - tile : tile);
+            if (i < x->n) {
+                x->dealt[next++] = order[i];
+            }
+        }
+    }
+    x->firsts[tiles] = next;
+    free(order);
+}
+
+void encoding_begin(struct encoding *x)
+{
+    const struct backend_facts *facts = &x->g->backend->facts;
+    size_t tokens = 0, longest = 0;
+    for (size_t i = 0; i < x->n; i++) {
+        tokens += x->inputs[i]->count;
+        longest = x->inputs[i]->count > longest ? x->inputs[i]->count : longest;
+    }
+    /* as many tiles on each stream, and no tile without a sequence */
+    size_t tiles = (tokens + facts->tile_tokens - 1) / facts->tile_tokens;
+    tiles = (tiles + facts->streams - 1) / facts->streams * facts->streams;
+    tiles = tiles < x->n ? tiles : x->n;
+    x->dealt = mem_alloc(x->n * sizeof *x->dealt);
+    x->firsts = mem_alloc((tiles + 1) * sizeof *x->firsts);
+    if (tiles) {
+        tiles_deal(x, tiles, longest);
+    }
+    atomic_init(&x->open, (long)tiles);
+    atomic_init(&x->encode_us, 0);
+    atomic_init(&x->tiles_us, 0);
+    x->job = (struct job){.run = tile_run, .pieces = tiles, .lane = x->lane, .brief = tokens <= BRIEF_TOKENS};
+    if (x->g->backend->ops->assist && tiles < facts->streams) {
+        x->job.help = encoding_help;
+    }
+    pool_begin(x->g->pool, &x->job);
+}
+
+int encoding_end(struct encoding *x, struct error *e)
+{
+    return pool_end(x->g->pool, &x->job, e);
+}
+
+void encoding_free(struct encoding *x)
+{
+    free(x->dealt);
+    free(x->firsts);
+    x->dealt = x->firsts = NULL;
+}
+
+int engine_encode_lane(struct engine *g, enum lane lane, const struct tokens *const *inputs, size_t n, float *out,
+                       struct error *e)
+{
+    if (n && !g->encoder) {
+        return error_set(e, ERROR_FATAL, E_INTERNAL, "an engine without an encoder was asked to encode");
+    }
+    if (n == 0) {
+        return 0;
+    }
+    struct encoding x = {.g = g, .inputs = inputs, .n = n, .lane = lane, .out = out};
+    encoding_begin(&x);
+    int failed = encoding_end(&x, e);
+    encoding_free(&x);
+    return failed;
+}
+
+int engine_encode(struct engine *g, const struct tokens *const *inputs, size_t n, float *out, struct error *e)
+{
+    return engine_encode_lane(g, LANE_BULK, inputs, n, out, e);
+}

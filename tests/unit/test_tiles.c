@@ -1,0 +1,230 @@
+/* How texts share the device: batches in flight see the memory in the order in which they began, a fold need not wait
+ * for a batch, and a batch's tiles give what each text alone gives. With a tiny random BERT. */
+// clang-format off
+#include <stdarg.h>
+#include <stddef.h>
+#include <setjmp.h>
+#include <cmocka.h>
+// clang-format on
+#include <math.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "engine/internal.h"
+
+#define MODEL "tests/golden/tiny-bert"
+
+struct world {
+    char folder[64];
+    struct backend *backend;
+    struct encoder *encoder;
+    struct memory *memory;
+    struct engine *engine;
+};
+
+static void must(int result, const struct error *e)
+{
+    if (result) {
+        fail_msg("%s", e->text);
+    }
+}
+
+static struct world *world_open(size_t threads)
+{
+    const struct predict_options options = {.lambda = 0.5, .tau = 0.1, .b = 10, .labels_max = 3, .evidence_max = 1};
+    struct world *w = mem_zero(1, sizeof *w);
+    struct error e = {0};
+    snprintf(w->folder, sizeof w->folder, "/tmp/engram-tiles-XXXXXX");
+    assert_non_null(mkdtemp(w->folder));
+    must(backend_cpu_open(&w->backend, &(struct backend_options){.threads = threads}, &e), &e);
+    must(encoder_open(&w->encoder, w->backend, &(struct encoder_options){.folder = MODEL}, &e), &e);
+    struct memory_options memory = {.path = w->folder,
+                                    .map_size = 64 << 20,
+                                    .dtype = DTYPE_F32,
+                                    .dim = encoder_dim(w->encoder),
+                                    .fingerprint = encoder_fingerprint(w->encoder),
+                                    .model_name = encoder_name(w->encoder),
+                                    .vocabulary = encoder_vocabulary(w->encoder)};
+    must(memory_open(&w->memory, MEMORY_WRITE, &memory, &e), &e);
+    must(engine_open(&w->engine, w->backend, w->encoder, w->memory, &options, &e), &e);
+    return w;
+}
+
+static void world_close(struct world *w)
+{
+    static const char *files[] = {"data.mdb", "lock.mdb", "writer.lock"};
+    engine_close(w->engine);
+    memory_close(w->memory);
+    encoder_close(w->encoder);
+    backend_close(w->backend);
+    for (size_t i = 0; i < 3; i++) {
+        char path[128];
+        snprintf(path, sizeof path, "%s/%s", w->folder, files[i]);
+        unlink(path);
+    }
+    assert_int_equal(rmdir(w->folder), 0);
+    free(w);
+}
+
+/* n texts of different lengths, tokenized. */
+struct texts {
+    size_t n;
+    struct tokens *tokens;
+    const struct tokens **inputs;
+};
+
+static struct texts texts_make(const struct world *w, size_t n)
+{
+    struct texts t = {n, mem_zero(n, sizeof *t.tokens), mem_alloc(n * sizeof *t.inputs)};
+    for (size_t i = 0; i < n; i++) {
+        char text[256] = "a";
+        for (size_t word = 0; word < i % 13; word++) {
+            strcat(text, word % 2 ? " debug tool" : " linux kernel");
+        }
+        encoder_tokenize(w->encoder, ENCODER_TEXT, slice_of(text), &t.tokens[i]);
+        t.inputs[i] = &t.tokens[i];
+    }
+    return t;
+}
+
+static void texts_free(struct texts *t)
+{
+    for (size_t i = 0; i < t->n; i++) {
+        tokens_free(&t->tokens[i]);
+    }
+    free(t->tokens);
+    free(t->inputs);
+}
+
+static void fold_one(struct world *w, size_t number)
+{
+    static const char *const words[] = {"kernel", "debug", "a tool", "more"};
+    char id[24];
+    struct slice label = slice_of("x");
+    struct error e = {0};
+    size_t applied;
+    snprintf(id, sizeof id, "id %zu", number % 50);
+    struct fold fold = {.kind = FOLD_INSTANCE,
+                        .name = slice_of(id),
+                        .text = slice_of(words[number % 4]),
+                        .labels = &label,
+                        .labels_count = 1,
+                        .source = {.topic = slice_of("instances"), .offset = (int64_t)number}};
+    must(engine_fold(w->engine, &fold, 1, &applied, &e), &e);
+}
+
+/* Many tiles at once, in whatever order, give each text its own vector. */
+static void test_every_text_gets_its_own_vector(void **state)
+{
+    (void)state;
+    struct world *w = world_open(3);
+    struct texts t = texts_make(w, 700);
+    struct error e = {0};
+    const size_t dim = encoder_dim(w->encoder);
+    float *all = mem_alloc(t.n * dim * sizeof *all), *one = mem_alloc(dim * sizeof *one);
+    must(engine_encode(w->engine, t.inputs, t.n, all, &e), &e);
+    for (size_t i = 0; i < t.n; i++) {
+        must(engine_encode(w->engine, t.inputs + i, 1, one, &e), &e);
+        for (size_t c = 0; c < dim; c++) {
+            assert_true(fabsf(one[c] - all[i * dim + c]) < 1e-5F);
+        }
+    }
+    free(one);
+    free(all);
+    texts_free(&t);
+    world_close(w);
+}
+
+struct folding {
+    struct world *world;
+    atomic_bool over;
+    size_t folded;
+};
+
+static void *fold_main(void *context)
+{
+    struct folding *f = context;
+    while (!atomic_load(&f->over)) {
+        fold_one(f->world, f->folded++);
+    }
+    return NULL;
+}
+
+/* While labels are folded all the time, batches overlap: each sees one version of the memory, and no output an older
+ * one than the output before it. */
+static void test_versions_never_go_back(void **state)
+{
+    (void)state;
+    struct world *w = world_open(2);
+    struct texts t = texts_make(w, 200);
+    struct folding folding = {.world = w};
+    struct predicting *in_flight[3] = {0};
+    struct prediction *out = mem_alloc(t.n * sizeof *out);
+    struct error e = {0};
+    uint64_t last = 0, first = 0;
+    pthread_t thread;
+    fold_one(w, 0);
+    folding.folded = 1;
+    pthread_create(&thread, NULL, fold_main, &folding);
+    for (size_t batch = 0; batch < 60; batch++) {
+        const size_t n = batch % 3 ? 3 : t.n; /* small ones that would overtake */
+        struct predicting **slot = &in_flight[batch % 3];
+        if (*slot) {
+            must(engine_predict_end(*slot, out, NULL, &e), &e);
+            const size_t count = (batch - 3) % 3 ? 3 : t.n;
+            const uint64_t version = out[0].memory_version;
+            for (size_t i = 0; i < count; i++) {
+                assert_int_equal(out[i].memory_version, version);
+                prediction_free(&out[i]);
+            }
+            assert_true(version >= last);
+            last = version;
+            first = first ? first : last;
+        }
+        must(engine_predict_begin(w->engine, NULL, t.inputs, n, slot, &e), &e);
+    }
+    for (size_t i = 0; i < 3; i++) {
+        must(engine_predict_end(in_flight[i], out, NULL, &e), &e);
+        for (size_t j = 0; j < (i ? 3 : t.n); j++) {
+            prediction_free(&out[j]);
+        }
+    }
+    atomic_store(&folding.over, true);
+    pthread_join(thread, NULL);
+    assert_true(last > first); /* the folds went on meanwhile */
+    free(out);
+    texts_free(&t);
+    world_close(w);
+}
+
+/* One worker, and a batch of many tiles: a label that comes meanwhile is live long before the batch is done. */
+static void test_a_fold_goes_between_the_tiles_of_a_batch(void **state)
+{
+    (void)state;
+    struct world *w = world_open(1);
+    struct texts t = texts_make(w, 20000);
+    struct encoding batch = {.g = w->engine, .inputs = t.inputs, .n = t.n, .lane = LANE_BULK};
+    struct error e = {0};
+    encoding_begin(&batch);
+    fold_one(w, 0);
+    fold_one(w, 1);
+    assert_true(atomic_load(&batch.open) > (long)batch.job.pieces / 2);
+    must(encoding_end(&batch, &e), &e);
+    encoding_free(&batch);
+    texts_free(&t);
+    world_close(w);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_every_text_gets_its_own_vector),
+        cmocka_unit_test(test_versions_never_go_back),
+        cmocka_unit_test(test_a_fold_goes_between_the_tiles_of_a_batch),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
