@@ -36,9 +36,13 @@ CLI_OBJECTS := $(CLI_SOURCES:%.c=$(BUILD)/obj/%.o)
 UNIT_TESTS := $(UNIT_SOURCES:tests/unit/%.c=$(BUILD)/tests/%)
 ASAN_OBJECTS := $(ROOM_SOURCES:%.c=$(BUILD)/asan/%.o)
 ASAN_TESTS := $(UNIT_SOURCES:tests/unit/%.c=$(BUILD)/tests-asan/%)
-# a backend for tests as a plug-in
+# a backend for tests as a plug-in, and tests that run on it in place of the CPU's
 APART_SOURCES := $(wildcard tests/backend/apart/*.c)
+APART_TESTS := test_engine_apart test_encoder_apart
 PLUGINS := libengram_apart.so libengram_other_abi.so
+WRAPPED := -Wl,--wrap=backend_cpu_open
+UNIT_TESTS += $(APART_TESTS:%=$(BUILD)/tests/%)
+ASAN_TESTS += $(APART_TESTS:%=$(BUILD)/tests-asan/%)
 
 # one short line a file; make V=1 prints the commands, make -s nothing
 Q := $(if $(V),,@)
@@ -69,6 +73,19 @@ $(BUILD)/tests/%: $(BUILD)/obj/tests/unit/%.o $(ROOM_OBJECTS)
 	$(call say,LINK $@)
 	$(Q)$(CC) $(ALL_CFLAGS) $(HARDENING_LINK) $(LDFLAGS) -o $@ $^ -lcmocka $(LIBS)
 
+$(BUILD)/tests/%_apart: $(BUILD)/obj/tests/unit/%.o $(BUILD)/obj/tests/backend/wrapped.o $(ROOM_OBJECTS)
+	$(call say,LINK $@)
+	$(Q)$(CC) $(ALL_CFLAGS) $(HARDENING_LINK) $(LDFLAGS) $(WRAPPED) -o $@ $^ -lcmocka $(LIBS)
+
+# the program itself on that backend, without an option for it
+$(BUILD)/tests/engram_apart: $(CLI_OBJECTS) $(BUILD)/obj/tests/backend/wrapped.o $(ROOM_OBJECTS)
+	$(call say,LINK $@)
+	$(Q)$(CC) $(ALL_CFLAGS) $(HARDENING_LINK) $(LDFLAGS) $(WRAPPED) -o $@ $^ $(LIBS)
+
+# they look for it beside themselves
+$(BUILD)/tests/engram_apart $(APART_TESTS:%=$(BUILD)/tests/%): | $(BUILD)/tests/libengram_apart.so
+$(APART_TESTS:%=$(BUILD)/tests-asan/%): | $(BUILD)/tests-asan/libengram_apart.so
+
 # -z defs: a plug-in needs nothing of the program
 $(BUILD)/obj/tests/backend/apart/%.o $(BUILD)/asan/tests/backend/apart/%.o: ALL_CFLAGS += -fPIC -fvisibility=hidden
 $(BUILD)/tests/libengram_apart.so: $(APART_SOURCES:%.c=$(BUILD)/obj/%.o)
@@ -97,6 +114,10 @@ $(BUILD)/tests/%: $(BUILD)/obj/tests/golden/%.o $(ROOM_OBJECTS)
 	@mkdir -p $(@D)
 	$(call say,LINK $@)
 	$(Q)$(CC) $(ALL_CFLAGS) $(HARDENING_LINK) $(LDFLAGS) -o $@ $^ $(LIBS)
+
+$(BUILD)/tests-asan/%_apart: $(BUILD)/asan/tests/unit/%.o $(BUILD)/asan/tests/backend/wrapped.o $(ASAN_OBJECTS)
+	$(call say,LINK $@)
+	$(Q)$(CC) $(ALL_CFLAGS) $(SANITIZE) $(HARDENING_LINK) $(LDFLAGS) $(WRAPPED) -o $@ $^ -lcmocka $(LIBS)
 
 $(BUILD)/tests-asan/%: $(BUILD)/asan/tests/unit/%.o $(ASAN_OBJECTS)
 	@mkdir -p $(@D)

@@ -116,7 +116,8 @@ int cli_open(struct cli_engine *c, const struct config *config, enum cli_open_mo
 {
     struct predict_options predict = cli_predict_options(config);
     *c = (struct cli_engine){0};
-    int result = backend_cpu_open(&c->backend, &(struct backend_options){.threads = (size_t)config->threads}, e);
+    int result = backend_cpu_open(
+        &c->backend, &(struct backend_options){.threads = (size_t)config->threads, .compute = DTYPE_F32}, e);
     if (result == 0) {
         result = encoder_open_from(c, config, e);
     }

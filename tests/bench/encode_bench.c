@@ -77,7 +77,7 @@ static int run(struct bench *b, struct error *e)
     struct encoder_options options = {.folder = b->model, .max_seq_length = b->max_seq_length};
     struct predict_options predict = {.lambda = 0.5, .tau = 1, .b = 1};
     if (texts_read(b, e) != 0 ||
-        backend_cpu_open(&b->backend, &(struct backend_options){.threads = b->threads}, e) != 0 ||
+        backend_cpu_open(&b->backend, &(struct backend_options){.threads = b->threads, .compute = DTYPE_F32}, e) != 0 ||
         encoder_open(&b->encoder, b->backend, &options, e) != 0 ||
         engine_open(&b->engine, b->backend, b->encoder, NULL, &predict, e) != 0) {
         return -1;

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from kafka import Broker
-from stage import Stage
+from stage import ENGRAM, Stage
 
 TOPICS = ("texts", "predictions", "instances", "labels", "dead_letters")
 
@@ -116,14 +116,14 @@ def kafka_flags(broker, topics):
 
 @pytest.fixture
 def stage(request, folder, topics):
-    """stage(*flags, memory=..., env=..., broker=..., ready=True) starts `engram run` on the test's topics and waits
+    """stage(*flags, memory=..., env=..., broker=..., ready=True, program=ENGRAM) starts `engram run` on the test's topics and waits
     until it is ready. Without a memory of their own all stages of a test share one folder. Killed at the test's end."""
     started = []
 
-    def start(*flags, memory=None, env=None, broker=None, ready=True):
+    def start(*flags, memory=None, env=None, broker=None, ready=True, program=ENGRAM):
         address = (broker or request.getfixturevalue("broker")).address
         flags = ["-X", f"bootstrap.servers={address}", *topics.flags(), "--instance-id", f"i{len(started)}", *flags]
-        running = Stage(flags, folder, memory or folder / "memory", env)
+        running = Stage(flags, folder, memory or folder / "memory", env, program)
         started.append(running)
         return running.wait_ready() if ready else running
 

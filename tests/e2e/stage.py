@@ -49,18 +49,19 @@ class Stage:
     """`engram run` with the given flags; its log goes to a file in `folder`. Made by the fixture `stage`.
     Without a console, for several run on one machine, unless a test gives it a --port."""
 
-    def __init__(self, flags, folder, memory, env=None):
+    def __init__(self, flags, folder, memory, env=None, program=ENGRAM):
         self.flags = [str(flag) for flag in flags]
         self.memory = Path(memory)
         self.log_path = Path(folder) / f"stage-{len(list(Path(folder).glob('stage-*.log'))) + 1}.log"
         self._env = env
+        self._program = program
         self._start()
 
     def _start(self):
         with open(self.log_path, "ab") as log:
             self._log_start = log.tell()
             self.process = subprocess.Popen(
-                [ENGRAM, "run", "--memory", self.memory, "--port", "0", *self.flags], stdin=subprocess.DEVNULL,
+                [self._program, "run", "--memory", self.memory, "--port", "0", *self.flags], stdin=subprocess.DEVNULL,
                 stdout=log, stderr=log, env=environment(self._env), preexec_fn=_die_with_parent)
 
     def restart(self, *more_flags):

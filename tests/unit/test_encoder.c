@@ -797,7 +797,7 @@ int main(void)
         TEST(test_refused_prompts),
     };
     struct error e = {0};
-    if (backend_cpu_open(&backend, &(struct backend_options){.threads = 1}, &e) != 0 ||
+    if (backend_cpu_open(&backend, &(struct backend_options){.threads = 1, .compute = DTYPE_F32}, &e) != 0 ||
         backend->ops->stream_open(backend, &stream, &e) != 0) {
         fprintf(stderr, "%s\n", e.text);
         return 1;

@@ -45,7 +45,7 @@ static struct world *world_open(const struct predict_options *options, uint64_t 
     struct encoder_options model = {.folder = MODEL};
     snprintf(w->folder, sizeof w->folder, "/tmp/engram-engine-XXXXXX");
     assert_non_null(mkdtemp(w->folder));
-    must(backend_cpu_open(&w->backend, &(struct backend_options){.threads = 2}, &e), &e);
+    must(backend_cpu_open(&w->backend, &(struct backend_options){.threads = 2, .compute = DTYPE_F32}, &e), &e);
     must(encoder_open(&w->encoder, w->backend, &model, &e), &e);
     struct memory_options memory = {.path = w->folder,
                                     .map_size = map_size,

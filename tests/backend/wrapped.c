@@ -1,0 +1,11 @@
+/* Linked with -Wl,--wrap=backend_cpu_open: whoever opens the CPU backend gets tests/backend/apart/ instead. */
+#include "gpu/backend.h"
+#include "tests/backend/beside.h"
+
+int __wrap_backend_cpu_open(struct backend **out, const struct backend_options *options, struct error *e);
+
+int __wrap_backend_cpu_open(struct backend **out, const struct backend_options *options, struct error *e)
+{
+    char path[PATH_MAX];
+    return backend_plugin_open(out, beside(path, APART), options, e);
+}
