@@ -124,6 +124,7 @@ $(BUILD)/tests-asan/%: $(BUILD)/asan/tests/unit/%.o $(ASAN_OBJECTS)
 	$(call say,LINK $@)
 	$(Q)$(CC) $(ALL_CFLAGS) $(SANITIZE) $(HARDENING_LINK) $(LDFLAGS) -o $@ $^ -lcmocka $(LIBS)
 
+$(BUILD)/bench/encode_bench $(BUILD)/bench/live_probe: $(filter-out $(BUILD)/obj/cli/engram.o,$(CLI_OBJECTS))
 $(BUILD)/bench/%: $(BUILD)/obj/tests/bench/%.o $(ROOM_OBJECTS)
 	@mkdir -p $(@D)
 	$(call say,LINK $@)
@@ -211,7 +212,7 @@ quality: ## tune on both example sets and check their test parts against the tar
 	@tools/model.sh
 	@$(SUBMAKE) all
 	@tests/quality.py
-bench: ## measure speed and compare with peers (installs them, 6 GB, into build/bench-env; takes about 20 minutes)
+bench: ## measure speed and compare with peers (installs them, 6 GB, into build/bench-env; takes an hour)
 	@tools/deps.sh
 	@tools/deps.sh --dev
 	@tools/model.sh

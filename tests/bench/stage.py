@@ -1,178 +1,132 @@
 #!/usr/bin/python3
-"""Texts/s of the whole stage on a real broker beside encoding alone, in one run and turn by turn; the stage's peak memory, and
-the bytes of its memory's file.
+"""Texts/s of the whole stage on a real broker beside encoding alone and beside the loop that a user would write in Python
+(loop.py: confluent-kafka, sentence-transformers, FAISS), in one run and turn by turn; the stage's peak memory, and the bytes of
+its memory's file.
 
 The memory has all of debtags, folded by the stage from its topics. A round encodes the test titles with the compiled
-encode_bench, then lets the stage tag the same titles once with each setting of SETTINGS; they already wait in a topic of
-their own. The stage's rate is taken from the times of its predictions, without the first batch, so that start and join
-do not count. Other work on the machine slows both sides of a ratio; the broker, its reader and its writer run on the same CPUs
-and count against the stage.
+encode_bench, then lets the stage tag the same titles once with each setting, then the loop; they already wait in a topic of
+their own. The settings are the defaults, what `engram tune` picks for this memory, and that without the comparison of words. A
+rate is taken from the times of the predictions, without the first batch, so that start and join do not count. The broker, its
+reader and its writer run on the same CPUs and count against the stage and the loop alike.
 
-    stage.py ENGRAM MODEL BENCH [--rounds 3] [--repeat 2] [--json FILE]
-ENGRAM: the binary; MODEL: the model's folder; BENCH: the compiled tests/bench/encode_bench.c; --repeat: how often each title.
+    stage.py ENGRAM MODEL BENCH [--rounds 3] [--repeat 2] [--loop PYTHON] [--json FILE]
+ENGRAM: the binary; MODEL: the model's folder; BENCH: the compiled tests/bench/encode_bench.c; --loop: the Python with the
+loop's packages, without which it is left out.
 """
 
-import argparse
-import gzip
 import json
 import pathlib
-import signal
 import statistics
 import subprocess
-import sys
-import tempfile
-import time
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests" / "e2e"))
-from kafka import Broker  # noqa: E402
+import peers
+from running import ENVIRONMENT, bench, json_write, parser_of, say
 
-EXAMPLE = ROOT / "examples" / "debtags"
-SETTINGS = {"as installed": (),
-            "tuned": ("--pool", "apart", "--lambda", "0.3", "--tau", "0.8", "--b", "100", "--lexical", "1")}
+LOOP = pathlib.Path(__file__).resolve().parent / "loop.py"
 
 
-def arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("engram")
-    parser.add_argument("model")
-    parser.add_argument("bench")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--repeat", type=int, default=2)
-    parser.add_argument("--json", help="also write the numbers here")
-    return parser.parse_args()
+class Loop:
+    """The loop as a process."""
 
-
-class Stage:
-    """A running stage; on leaving it is drained, and peak_mib is the most that it took."""
-
-    def __init__(self, options, broker, folder, *flags):
-        self.command = [options.engram, "run", "--model", options.model, "--memory", str(folder / "memory"), "-X",
-                        f"bootstrap.servers={broker.address}", "--timestamp", "now", "--port", "0", *flags]
-        self.log = folder / "stage.log"
-        self.peak_mib = 0.0
+    def __init__(self, b, name, dtype):
+        flags = dict(zip(*[iter(b.topics(name))] * 2))
+        self.log = b.folder / f"loop-{name}.log"
+        self.command = [b.options.loop, LOOP, b.options.model, b.folder / f"loop-{dtype}.npz", dtype, "--bootstrap", b.broker.address,
+                        "--texts", flags["--texts-topic"], "--predictions", flags["--predictions-topic"], "--group", flags["--group"]]
+        if b.options.instances:
+            self.command += ["--instances", str(b.options.instances)]
 
     def __enter__(self):
-        with open(self.log, "ab") as log:
-            self.process = subprocess.Popen(self.command, stderr=log)
+        with open(self.log, "wb") as log:
+            self.process = subprocess.Popen([str(part) for part in self.command], stdout=log, stderr=log, env=ENVIRONMENT)
         return self
 
     def __exit__(self, *_):
-        self.look()
-        self.process.send_signal(signal.SIGTERM)
-        if self.process.wait(60) != 0:
-            raise SystemExit(f"the stage failed:\n{self.log.read_text()[-2000:]}")
+        self.process.terminate()
+        self.process.wait()
 
     def look(self):
         if self.process.poll() is not None:
-            raise SystemExit(f"the stage ended:\n{self.log.read_text()[-2000:]}")
-        for line in pathlib.Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
-            if line.startswith("VmHWM"):
-                self.peak_mib = max(self.peak_mib, int(line.split()[1]) / 1024)
+            raise SystemExit(f"the loop ended:\n{self.log.read_text()[-2000:]}")
 
 
-def replay(options, broker, *flags):
-    subprocess.run([options.engram, "replay", "-X", f"bootstrap.servers={broker.address}", *map(str, flags)],
-                   check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def settings_of(b):
+    """{name: flags}: what is installed, what `tune` picks, and that without words."""
+    file = b.folder / "tuned.conf"
+    file.touch()  # where the defaults are the best, nothing is written
+    found = json.loads(b.engram("tune", "-c", file, *b.own, "--write", "--json"))
+    say(f"tuned: {found['best']}")
+    tuned = ("-c", str(file))
+    return found["best"], {"as installed": (), "tuned": tuned, "tuned, lexical 0": (*tuned, "--lexical", "0")}
 
 
-def fold(options, broker, folder):
-    """Folds debtags through Kafka; returns (instances, seconds, peak MiB)."""
-    with gzip.open(EXAMPLE / "train.jsonl.gz", "rt", encoding="utf-8") as lines:
-        count = sum(1 for line in lines if line.strip())
-    with Stage(options, broker, folder) as stage:
-        while "ready" not in stage.log.read_text():
-            stage.look()
-            time.sleep(0.1)
-        started = time.monotonic()
-        replay(options, broker, "--labels", EXAMPLE / "labels.jsonl.gz", "--instances", EXAMPLE / "train.jsonl.gz")
-        done = 0
-        while done < count:
-            stage.look()
-            time.sleep(0.25)
-            stats = subprocess.run([options.engram, "memory", "stats", "--json", "--memory", str(folder / "memory")],
-                                   check=True, capture_output=True, text=True)
-            done = json.loads(stats.stdout)["instances"]
-        seconds = time.monotonic() - started
-    return count, seconds, stage.peak_mib
+def loops_of(options):
+    """({name: dtype}, {name: why it is left out})."""
+    if not options.loop:
+        return {}, {"Python loop": "no --loop"}
+    if peers.bf16_reason():
+        return {"Python loop f32": "f32"}, {"Python loop bf16": peers.bf16_reason()}
+    return {"Python loop f32": "f32", "Python loop bf16": "bf16"}, {}
 
 
-def titles(options, folder):
-    """The test titles in one file, each --repeat times."""
-    path = folder / "titles.jsonl"
-    with gzip.open(EXAMPLE / "test.jsonl.gz", "rt", encoding="utf-8") as lines:
-        whole = lines.read()
-    path.write_text(whole * options.repeat, encoding="utf-8")
-    return path, whole.count("\n") * options.repeat
+def one_round(b, number, settings, loops):
+    """Encoding alone, the stage with each setting, the loop: {"encode": texts/s, name: texts/s}, {setting: peak MiB}."""
+    found, peaks = {"encode": b.encode_rate()}, {}
+    for place, (setting, flags) in enumerate(settings.items()):
+        found[setting], peaks[setting] = b.stage_rate(f"{number}-{place}", *flags)
+    for name, dtype in loops.items():
+        with Loop(b, f"{number}-{dtype}", dtype) as loop:
+            found[name] = b.predicted(f"{number}-{dtype}", loop)
+    say(f"round {number + 1}, texts/s: " + ", ".join(f"{name} {rate:.0f}" for name, rate in found.items()))
+    return found, peaks
 
 
-def encode_rate(options, path, count):
-    done = subprocess.run([options.bench, options.model, str(path), "--texts", str(count), "--threads", "2",
-                           "--max-seq-length", "256"], check=True, capture_output=True, text=True)
-    line = json.loads(done.stdout.splitlines()[-1])
-    return line["texts"] / line["seconds"]
-
-
-def file_bytes(options, folder):
+def file_bytes(b):
     """Of the memory that followed live, and of its backup; and their keys."""
-    memory = ["--memory", folder / "memory"]
-    stats = subprocess.run([options.engram, "memory", "stats", "--json", *memory], check=True, capture_output=True, text=True)
-    subprocess.run([options.engram, "memory", "backup", folder / "backup", *memory], check=True, capture_output=True)
-    held = json.loads(stats.stdout)
-    return {"keys": held["instances"] + held["label_keys"], "file_bytes": (folder / "memory" / "data.mdb").stat().st_size,
-            "backup_bytes": (folder / "backup" / "data.mdb").stat().st_size}
+    b.engram("memory", "backup", b.folder / "backup", "--memory", b.memory)
+    held = b.stats()
+    return {"keys": held["instances"] + held["label_keys"], "file_bytes": (b.memory / "data.mdb").stat().st_size,
+            "backup_bytes": (b.folder / "backup" / "data.mdb").stat().st_size}
 
 
-def stage_rate(options, broker, folder, name, path, count, *setting):
-    """(texts/s, peak MiB) of the stage over titles that wait in a topic of their own."""
-    flags = ["--texts-topic", f"texts-{name}", "--predictions-topic", f"predictions-{name}", "--group", f"bench-{name}"]
-    broker.create_topics((f"texts-{name}", 6))
-    replay(options, broker, "--texts", path, *flags[:2])
-    with Stage(options, broker, folder, *flags, *setting) as stage:
-        while sum(end for _, end in broker.ends(f"predictions-{name}").values()) < count:
-            stage.look()
-            time.sleep(0.5)
-    times = sorted(record.timestamp for record in broker.read_all(f"predictions-{name}"))
-    assert len(times) == count, f"{len(times)} predictions of {count} texts"
-    after_first = sum(1 for t in times if t > times[0] + 100)  # what the first batch published does not count
-    return after_first / ((times[-1] - times[0]) / 1000), stage.peak_mib
+def spread(rounds, one, other):
+    ratios = [r[one] / r[other] for r in rounds]
+    return {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
 
 
-def one_round(options, broker, folder, number, path, texts):
-    """Encoding alone, then the stage with each setting; {"encode": texts/s, setting: (texts/s, peak MiB)}."""
-    found = {"encode": encode_rate(options, path, texts)}
-    for setting, flags in SETTINGS.items():
-        name = f"{number}-{setting.split()[0]}"
-        found[setting] = stage_rate(options, broker, folder, name, path, texts, *flags)
-    print(f"round {number + 1}: encode {found['encode']:.0f} texts/s"
-          + "".join(f", {setting} {found[setting][0]:.0f}" for setting in SETTINGS), file=sys.stderr, flush=True)
-    return found
-
-
-def summary(rounds, setting):
-    ratios = [r[setting][0] / r["encode"] for r in rounds]
-    return {"texts_per_s": statistics.median(r[setting][0] for r in rounds), "ratio": statistics.median(ratios),
-            "ratio_min": min(ratios), "ratio_max": max(ratios), "peak_mib": max(r[setting][1] for r in rounds)}
+def table(rounds, peaks, loops):
+    print("\n| | texts/s | of encoding alone (lowest .. highest) | " + " | ".join(f"against the {name}" for name in loops)
+          + " | peak MiB |\n|---|---:|---:|" + "---:|" * (len(loops) + 1))
+    result = {}
+    for name in rounds[0]:
+        result[name] = {"texts_per_s": statistics.median(r[name] for r in rounds), "peak_mib": peaks.get(name),
+                        "against": {other: spread(rounds, name, other) for other in ("encode", *loops)}}
+        cells = [f"{v['median']:.2f} ({v['min']:.2f} .. {v['max']:.2f})" for v in result[name]["against"].values()]
+        peak = f"{peaks[name]:.0f}" if name in peaks else ""
+        print(f"| {'encoding alone' if name == 'encode' else name} | {result[name]['texts_per_s']:.0f} | {' | '.join(cells)} | {peak} |")
+    return result
 
 
 def main():
-    options = arguments()
-    with tempfile.TemporaryDirectory(prefix="engram-bench-") as name, Broker(f"{name}/broker") as broker:
-        folder = pathlib.Path(name)
-        count, seconds, peak = fold(options, broker, folder)
-        print(f"folded {count} instances in {seconds:.1f} s, {count / seconds:.0f}/s", file=sys.stderr, flush=True)
-        path, texts = titles(options, folder)
-        rounds = [one_round(options, broker, folder, number, path, texts) for number in range(options.rounds)]
-        result = {"encode_texts_per_s": statistics.median(r["encode"] for r in rounds), "folds_per_s": count / seconds,
-                  "fold_peak_mib": peak, **file_bytes(options, folder),
-                  "stage": {setting: summary(rounds, setting) for setting in SETTINGS}}
-    for setting, found in result["stage"].items():
-        print(f"stage, {setting}: {found['texts_per_s']:.0f} of {result['encode_texts_per_s']:.0f} texts/s, ratio "
-              f"{found['ratio']:.2f} ({found['ratio_min']:.2f} .. {found['ratio_max']:.2f}); peak {found['peak_mib']:.0f} MiB")
-    print(f"folding: {result['folds_per_s']:.0f} instances/s; peak {peak:.0f} MiB; {result['keys']} keys in "
-          f"{result['file_bytes'] / 1e6:.1f} MB, backup {result['backup_bytes'] / 1e6:.1f} MB")
-    if options.json:
-        pathlib.Path(options.json).write_text(json.dumps(result) + "\n", encoding="utf-8")
+    parser = parser_of(__doc__, rounds=3)
+    parser.add_argument("--loop", help="the Python that runs loop.py")
+    options = parser.parse_args()
+    loops, left_out = loops_of(options)
+    with bench(options) as b:
+        tuned, settings = settings_of(b)
+        both = [one_round(b, number, settings, loops) for number in range(options.rounds)]
+        sizes = file_bytes(b)
+    rounds = [found for found, _ in both]
+    peaks = {name: max(found[name] for _, found in both) for name in settings}
+    print(f"machine: {peers.machine()}; {options.rounds} rounds of {b.count} titles; {sizes['keys']} keys")
+    print(f"tuned: {json.dumps(tuned)}")
+    for name, reason in left_out.items():
+        print(f"left out: {name}: {reason}")
+    result = table(rounds, peaks, loops)
+    print(f"\nfolding: {b.folded / b.fold_seconds:.0f} instances/s; peak {b.fold_peak_mib:.0f} MiB; file "
+          f"{sizes['file_bytes'] / 1e6:.1f} MB, backup {sizes['backup_bytes'] / 1e6:.1f} MB")
+    json_write(options, {"machine": peers.machine(), "rounds": rounds, "tuned": tuned, "left_out": left_out, "results": result,
+                         "folds_per_s": b.folded / b.fold_seconds, "fold_peak_mib": b.fold_peak_mib, **sizes})
 
 
 if __name__ == "__main__":
