@@ -51,25 +51,25 @@ size_t engine_slice_tokens(const struct engine *g); /* that one slice of a batch
 int engine_encode(struct engine *g, const struct tokens *const *inputs, size_t n, float *out, struct error *e);
 
 /* Predict from one snapshot of the memory: out[n], each freed with prediction_free. Inputs come tokenized. */
-struct predict_times { /* microseconds spent, for metrics; may be NULL */
+struct predict_times { /* microseconds of the whole device, or of the host beside it, for metrics; may be NULL */
     uint64_t encode_us, retrieve_us;
 };
-/* The same in two halves, so that the device works on one batch while the last one is finished. begin hands the batch
- * to the device; end waits, aggregates and frees *p, also after an error. Batches end in the order in which they began;
- * inputs stay as they are until then. */
-struct predicting;
-int engine_predict_begin(struct engine *g, const struct predict_options *options, const struct tokens *const *inputs,
-                         size_t n, struct predicting **p, struct error *e);
-int engine_predict_end(struct predicting *p, struct prediction *out, struct predict_times *times, struct error *e);
-/* Returns when every batch that has begun is in work: time to begin the next. */
-void engine_wait_begun(struct engine *g);
-
 int engine_predict(struct engine *g, const struct tokens *const *inputs, size_t n, struct prediction *out,
                    struct predict_times *times, struct error *e);
 /* engine_predict with other options than the engine's, for this call alone; they must be in the ranges that engine_open
  * asks for. After an error, out holds nothing: freeing it is harmless. */
 int engine_predict_with(struct engine *g, const struct predict_options *options, const struct tokens *const *inputs,
                         size_t n, struct prediction *out, struct predict_times *times, struct error *e);
+
+/* engine_predict_with in two halves (options NULL: the engine's), so that the device works on one batch while the last
+ * one is finished. begin hands the batch to the device; end waits, aggregates and frees *p, also after an error.
+ * Batches end in the order in which they began; inputs stay as they are until then. */
+struct predicting;
+int engine_predict_begin(struct engine *g, const struct predict_options *options, const struct tokens *const *inputs,
+                         size_t n, struct predicting **p, struct error *e);
+int engine_predict_end(struct predicting *p, struct prediction *out, struct predict_times *times, struct error *e);
+/* Returns when every batch that has begun is in work: time to begin the next. */
+void engine_wait_begun(struct engine *g);
 
 /* One change of the memory, in the order of its partition. */
 enum fold_kind {

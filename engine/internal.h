@@ -15,10 +15,12 @@
 /* A place where one piece of work computes: a worker's own, or that of the brief piece that it lets in. */
 struct seat {
     struct stream *stream; /* opened by the first piece that comes here */
-    int32_t *ids;          /* of the tile at hand */
-    uint32_t *starts;
-    float *norms, *vectors; /* as they come from the device */
-    size_t tokens, sequences;
+    void *host;            /* of the tile at hand, pinned where the backend has such memory */
+    size_t host_bytes;
+    /* in it */
+    int32_t *ids;           /* [tokens] */
+    uint32_t *starts;       /* [sequences + 1] */
+    float *norms, *vectors; /* [sequences], [sequences, dim]: as they come from the device */
 };
 
 /* Everything but options, the snapshots and the words is read-only after engine_open. */
@@ -124,7 +126,7 @@ struct retrieval {
     struct match *found;          /* [texts, matches_max] */
     size_t matches_max;
     struct matches *matches; /* [texts]: of the slice's inputs */
-    uint64_t begun_us, encode_us, search_us;
+    uint64_t encode_us, search_us;
 };
 
 /* Room for slices of at most `texts` texts, or fewer where they need much memory: see r->texts. */

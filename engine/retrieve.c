@@ -248,7 +248,6 @@ static int tile_search(struct encoding *x, struct stream *s, const struct tensor
 void retrieval_begin(struct retrieval *r, const struct tokens *const *inputs, size_t n)
 {
     r->encoding = (struct encoding){.g = r->g, .inputs = inputs, .n = n, .lane = LANE_BULK, .then = tile_search};
-    r->begun_us = clock_us();
     if (!r->snapshot) {
         unseen_add(r);
     }
@@ -270,7 +269,7 @@ int retrieval_end(struct retrieval *r, struct error *e)
 {
     struct encoding *x = &r->encoding;
     int failed = encoding_end(x, e);
-    const uint64_t encoded = clock_us(), all = atomic_load(&x->tiles_us);
+    const uint64_t encoded = clock_us(), streams = r->g->backend->facts.streams;
     if (failed) {
         unseen_remove(r);
     }
@@ -279,10 +278,8 @@ int retrieval_end(struct retrieval *r, struct error *e)
     }
     encoding_free(x);
     failed = failed || (r->search.lexical && words_score(r, e)) ? -1 : 0;
-    /* encoding and search are done tile by tile: of the time until the last was done, encoding's share */
-    const double share = all ? (double)atomic_load(&x->encode_us) / (double)all : 1;
-    const uint64_t encode_us = (uint64_t)((double)(encoded - r->begun_us) * share);
-    r->encode_us += encode_us;
-    r->search_us += clock_us() - r->begun_us - encode_us;
+    /* tiles run on all streams at once, also with other batches': what counts is their share of the device's time */
+    r->encode_us += atomic_load(&x->encode_us) / streams;
+    r->search_us += (atomic_load(&x->tiles_us) - atomic_load(&x->encode_us)) / streams + clock_us() - encoded;
     return failed;
 }

@@ -23,15 +23,21 @@ int seat_stream(struct engine *g, size_t seat, struct stream **out, struct error
     return 0;
 }
 
+static void host_free(struct backend *b, void *memory)
+{
+    if (b->ops->host_release) {
+        b->ops->host_release(b, memory);
+    } else {
+        free(memory);
+    }
+}
+
 void seat_close(struct engine *g, struct seat *seat)
 {
     if (seat->stream) {
         g->backend->ops->stream_close(seat->stream);
     }
-    free(seat->ids);
-    free(seat->starts);
-    free(seat->norms);
-    free(seat->vectors);
+    host_free(g->backend, seat->host);
 }
 
 /* ---- a tile ---- */
@@ -48,37 +54,62 @@ static void between_layers(void *context)
     pool_yield(b->g->pool, b->seat, &b->yielded);
 }
 
-/* Room on the host for a tile, which the device reads and writes while the stream runs. */
-static void seat_reserve(struct seat *at, size_t tokens, size_t sequences, size_t dim)
+/* Room for `bytes` in the seat's host memory, from *next on. */
+static void *host_place(const struct seat *at, size_t *next, size_t bytes)
 {
-    if (tokens > at->tokens) {
-        at->tokens = 2 * tokens;
-        at->ids = mem_resize(at->ids, at->tokens * sizeof *at->ids);
+    void *place = at->host ? (unsigned char *)at->host + *next : NULL;
+    *next += (bytes + 63) / 64 * 64;
+    return place;
+}
+
+static size_t seat_places(struct seat *at, size_t tokens, size_t sequences, size_t dim)
+{
+    size_t next = 0;
+    at->ids = host_place(at, &next, tokens * sizeof *at->ids);
+    at->starts = host_place(at, &next, (sequences + 1) * sizeof *at->starts);
+    at->norms = host_place(at, &next, sequences * sizeof *at->norms);
+    at->vectors = host_place(at, &next, sequences * dim * sizeof *at->vectors);
+    return next;
+}
+
+/* Room on the host for a tile, which the device reads and writes while the stream runs. */
+static int seat_reserve(struct engine *g, struct seat *at, size_t tokens, size_t sequences, struct error *e)
+{
+    size_t bytes = seat_places(at, tokens, sequences, g->dim);
+    if (bytes > at->host_bytes) {
+        host_free(g->backend, at->host);
+        at->host = NULL;
+        at->host_bytes = 0;
+        if (!g->backend->ops->host_alloc) {
+            at->host = mem_aligned(64, 2 * bytes);
+        } else if (g->backend->ops->host_alloc(g->backend, 2 * bytes, &at->host, e)) {
+            return -1;
+        }
+        at->host_bytes = 2 * bytes;
+        seat_places(at, tokens, sequences, g->dim);
     }
-    if (sequences > at->sequences) {
-        at->sequences = 2 * sequences;
-        at->starts = mem_resize(at->starts, (at->sequences + 1) * sizeof *at->starts);
-        at->norms = mem_resize(at->norms, at->sequences * sizeof *at->norms);
-        at->vectors = mem_resize(at->vectors, at->sequences * dim * sizeof *at->vectors);
-    }
+    return 0;
 }
 
 /* The tile's sequences, one after the other. */
-static struct tile tile_fill(const struct encoding *x, struct seat *at, size_t number)
+static int tile_fill(const struct encoding *x, struct seat *at, size_t number, struct tile *out, struct error *e)
 {
     const size_t *inputs = x->dealt + x->firsts[number], n = x->firsts[number + 1] - x->firsts[number];
     size_t tokens = 0;
     for (size_t i = 0; i < n; i++) {
         tokens += x->inputs[inputs[i]]->count;
     }
-    seat_reserve(at, tokens, n, x->g->dim);
+    if (seat_reserve(x->g, at, tokens, n, e)) {
+        return -1;
+    }
     at->starts[0] = 0;
     for (size_t i = 0; i < n; i++) {
         const struct tokens *t = x->inputs[inputs[i]];
         memcpy(at->ids + at->starts[i], t->ids, t->count * sizeof *at->ids);
         at->starts[i + 1] = at->starts[i] + t->count;
     }
-    return (struct tile){.ids = at->ids, .starts = at->starts, .tokens = tokens, .sequences = n};
+    *out = (struct tile){.ids = at->ids, .starts = at->starts, .tokens = tokens, .sequences = n};
+    return 0;
 }
 
 /* What the device gave: all norms finite, and the vectors where the caller wants them. */
@@ -105,12 +136,12 @@ static int tile_run(struct job *job, size_t number, size_t seat, struct error *e
     struct seat *at = &g->seats[seat];
     struct between between = {.g = g, .seat = seat};
     struct encoded encoded;
+    struct tile tile;
     struct stream *s;
     const uint64_t start = clock_us();
     uint64_t encode_us = 0;
-    int result = seat_stream(g, seat, &s, e);
+    int result = seat_stream(g, seat, &s, e) || tile_fill(x, at, number, &tile, e) ? -1 : 0;
     if (result == 0) {
-        const struct tile tile = tile_fill(x, at, number);
         result = encoder_pass(g->encoder, s, &tile, between_layers, &between, &encoded, e);
         encode_us = clock_us() - start;
         if (result == 0) {
@@ -120,8 +151,8 @@ static int tile_run(struct job *job, size_t number, size_t seat, struct error *e
             }
             result = x->then ? x->then(x, s, &encoded.vectors, x->firsts[number], e) : 0;
         }
-        struct error *told = result ? NULL : e; /* the first error counts, but what runs still has to end */
-        result = ops->wait(s, told) || result || tile_take(x, at, number, e) ? -1 : 0;
+        struct error *first = result ? NULL : e; /* the first error counts, but what runs still has to end */
+        result = ops->wait(s, first) || result || tile_take(x, at, number, e) ? -1 : 0;
     }
     atomic_fetch_add(&x->encode_us, encode_us);
     atomic_fetch_add(&x->tiles_us, clock_us() - start);
