@@ -15,6 +15,8 @@
 #define TILE_TOKENS 512
 #define BATCH_TILES 2
 
+#define GROUPS 4 /* of heads, where streams share a sequence's attention */
+
 static struct cpu *cpu_of(struct backend *b)
 {
     return (struct cpu *)b;
@@ -130,7 +132,7 @@ static void cpu_download(struct stream *s, void *to_host, const void *from, size
 static int cpu_weight_open(struct backend *b, size_t in, size_t width, enum dtype dtype, struct weight **out,
                            struct error *e)
 {
-    return onednn_weight_open(out, cpu_of(b)->onednn, in, width, dtype, e);
+    return onednn_weight_open(out, cpu_of(b)->onednn, in, width, dtype, b->facts.streams, e);
 }
 
 static void cpu_weight_pack(struct stream *s, struct weight *w, const struct tensor *weight, const struct tensor *bias)
@@ -160,6 +162,11 @@ static float *kept_of(const struct tensor *kept)
     return kept ? kept->data : NULL;
 }
 
+static void *row_of(const struct tensor *t, size_t row)
+{
+    return (char *)t->data + row * t->columns * dtype_bytes(t->dtype);
+}
+
 static void cpu_embed(struct stream *s, const struct tensor *out, const struct embedding *embedding,
                       const struct tensor *kept)
 {
@@ -167,29 +174,42 @@ static void cpu_embed(struct stream *s, const struct tensor *out, const struct e
     const struct tile *t = &s->tile;
     const size_t dim = out->columns;
     const float *word = embedding->word.data, *position = embedding->position.data, *type = embedding->type.data;
-    float *rows = out->data;
-    if (stream_failed(s)) {
-        return;
-    }
-    for (size_t i = 0; i < t->sequences; i++) {
+    float *scratch = stream_scratch(s, dim);
+    for (size_t i = 0; i < t->sequences && !stream_failed(s); i++) {
         for (size_t row = t->starts[i]; row < t->starts[i + 1]; row++) {
-            k->sum(rows + row * dim, word + (size_t)t->ids[row] * dim, position + (row - t->starts[i]) * dim, type,
-                   dim);
+            k->embed(row_of(out, row), out->dtype, word + (size_t)t->ids[row] * dim,
+                     position + (row - t->starts[i]) * dim, type, embedding->norm.data, embedding->epsilon, dim,
+                     kept ? kept_of(kept) + 2 * row : NULL, scratch);
         }
     }
-    k->layer_norm(rows, rows, NULL, embedding->norm.data, embedding->epsilon, t->tokens, dim, kept_of(kept));
+}
+
+struct linear {
+    const struct tensor *out, *in, *kept;
+    const struct weight *weight;
+    enum epilogue epilogue;
+};
+
+/* GELU is a loop of its own over a piece that is still in the cache: oneDNN's costs a quarter of its matmul. */
+static void linear_part(struct stream *s, const void *operation, size_t part)
+{
+    const struct linear *l = operation;
+    const struct tensor *out = l->out, *product = l->kept ? l->kept : out;
+    const struct piece piece = onednn_piece(l->weight, l->in->rows, part);
+    const size_t first = piece.column * dtype_bytes(out->dtype);
+    if (onednn_linear(s->onednn, product->data, l->in->data, l->weight, &piece, &s->error) == 0 &&
+        l->epilogue == EPILOGUE_GELU) {
+        s->cpu->kernels->gelu((char *)row_of(out, piece.row) + first, (char *)row_of(product, piece.row) + first,
+                              out->dtype, piece.rows, piece.columns, out->columns);
+    }
 }
 
 static void cpu_linear(struct stream *s, const struct tensor *out, const struct tensor *in, const struct weight *w,
                        enum epilogue epilogue, const struct tensor *kept)
 {
-    const bool apart = kept && epilogue == EPILOGUE_GELU;
-    if (stream_failed(s) || onednn_linear(s->onednn, apart ? kept->data : out->data, in->data, w,
-                                          apart ? EPILOGUE_NONE : epilogue, in->rows, &s->error)) {
-        return;
-    }
-    if (apart) {
-        s->cpu->kernels->gelu(out->data, kept->data, out->rows * out->columns);
+    const struct linear linear = {out, in, epilogue == EPILOGUE_GELU ? kept : NULL, w, epilogue};
+    if (!stream_failed(s)) {
+        share_run(s, linear_part, &linear, onednn_pieces(w, in->rows));
     }
 }
 
@@ -198,24 +218,36 @@ static void cpu_layer_norm(struct stream *s, const struct tensor *out, const str
                            const struct tensor *kept)
 {
     if (!stream_failed(s)) {
-        s->cpu->kernels->layer_norm(out->data, x->data, residual ? residual->data : NULL, norm->data, epsilon, x->rows,
-                                    x->columns, kept_of(kept));
+        s->cpu->kernels->layer_norm(out->data, x->data, residual ? residual->data : NULL, x->dtype, norm->data, epsilon,
+                                    x->rows, x->columns, kept_of(kept), stream_scratch(s, x->columns));
     }
+}
+
+struct attention {
+    const struct tensor *out, *qkv, *kept;
+    const struct tile *tile; /* the owner's: a helper's stream has another */
+    size_t heads, groups;    /* groups: of heads, each a part */
+};
+
+static void attention_part(struct stream *s, const void *operation, size_t part)
+{
+    const struct attention *a = operation;
+    const struct kernels *k = s->cpu->kernels;
+    const size_t sequence = part / a->groups, group = part % a->groups;
+    const size_t row = a->tile->starts[sequence], rows = a->tile->starts[sequence + 1] - row;
+    const size_t first = group * a->heads / a->groups, count = (group + 1) * a->heads / a->groups - first;
+    const size_t dim = a->out->columns;
+    k->attention(row_of(a->out, row), row_of(a->qkv, row), a->out->dtype, rows, a->heads, first, count, dim,
+                 a->kept ? kept_of(a->kept) + row * a->heads : NULL,
+                 stream_scratch(s, attention_scratch(k, rows, dim / a->heads)));
 }
 
 static void cpu_attention(struct stream *s, const struct tensor *out, const struct tensor *qkv, size_t heads,
                           const struct tensor *kept)
 {
-    const struct kernels *k = s->cpu->kernels;
-    const struct tile *t = &s->tile;
-    const size_t dim = out->columns;
-    float *to = out->data, *kept_rows = kept_of(kept);
-    const float *from = qkv->data;
-    for (size_t i = 0; i < t->sequences && !stream_failed(s); i++) {
-        size_t first = t->starts[i], rows = t->starts[i + 1] - first;
-        float *scratch = stream_scratch(s, attention_scratch(k, rows, dim / heads));
-        k->attention(to + first * dim, from + first * 3 * dim, rows, heads, dim,
-                     kept_rows ? kept_rows + first * heads : NULL, scratch);
+    const struct attention attention = {out, qkv, kept, &s->tile, heads, heads < GROUPS ? heads : GROUPS};
+    if (!stream_failed(s)) {
+        share_run(s, attention_part, &attention, s->tile.sequences * attention.groups);
     }
 }
 
@@ -223,11 +255,9 @@ static void cpu_pool(struct stream *s, const struct tensor *out, const struct te
 {
     const struct tile *t = &s->tile;
     const size_t dim = x->columns;
-    const float *from = x->data;
-    float *to = out->data;
     for (size_t i = 0; i < t->sequences && !stream_failed(s); i++) {
-        size_t rows = pooling == POOLING_CLS ? 1 : t->starts[i + 1] - t->starts[i];
-        s->cpu->kernels->mean(to + i * dim, from + t->starts[i] * dim, rows, dim);
+        const size_t rows = pooling == POOLING_CLS ? 1 : t->starts[i + 1] - t->starts[i];
+        s->cpu->kernels->mean(row_of(out, i), row_of(x, t->starts[i]), x->dtype, rows, dim);
     }
 }
 
@@ -270,17 +300,65 @@ static const struct backend_operations operations = {
     .keys_open = cpu_keys_open,
     .keys_close = cpu_keys_close,
     .keys_scan = cpu_keys_scan,
+    .assist = cpu_assist,
 };
+
+/* Whether a linear takes less time in bf16: one of the model-like shape [128, 384] -> 1,536, the best of several. */
+static int bf16_pays(struct cpu *c, bool *out, struct error *e)
+{
+    enum { ROUNDS = 5, ROWS = 128, IN = 384, WIDTH = 1536 };
+    uint64_t best[] = {[DTYPE_BF16] = UINT64_MAX, [DTYPE_F32] = UINT64_MAX};
+    struct stream *s = NULL;
+    struct tensor in = {0}, to = {0};
+    int result = cpu_stream_open(&c->backend, &s, e);
+    for (enum dtype dtype = DTYPE_BF16; dtype <= DTYPE_F32 && result == 0; dtype++) {
+        struct weight *w = NULL;
+        result = onednn_weight_open(&w, c->onednn, IN, WIDTH, dtype, c->backend.facts.streams, e) ||
+                         tensor_alloc(&c->backend, &in, dtype, ROWS, IN, e) ||
+                         tensor_alloc(&c->backend, &to, dtype, ROWS, WIDTH, e)
+                     ? -1
+                     : 0;
+        for (size_t round = 0; round < ROUNDS && result == 0; round++) {
+            const uint64_t start = clock_us();
+            cpu_linear(s, &to, &in, w, EPILOGUE_NONE, NULL);
+            const uint64_t took = clock_us() - start;
+            best[dtype] = took < best[dtype] ? took : best[dtype];
+            result = cpu_wait(s, e);
+        }
+        tensor_release(&c->backend, &in);
+        tensor_release(&c->backend, &to);
+        onednn_weight_close(w);
+    }
+    if (s) {
+        cpu_stream_close(s);
+    }
+    *out = best[DTYPE_BF16] < best[DTYPE_F32];
+    return result;
+}
+
+static int compute_choose(struct cpu *c, const struct backend_options *options, struct error *e)
+{
+    bool pays = false;
+    if (!options->compute_auto) {
+        c->backend.facts.compute = options->compute;
+        return 0;
+    }
+    if (onednn_bf16(c->onednn) && bf16_pays(c, &pays, e)) {
+        return -1;
+    }
+    c->backend.facts.compute = pays ? DTYPE_BF16 : DTYPE_F32;
+    return 0;
+}
 
 int backend_cpu_open(struct backend **out, const struct backend_options *options, struct error *e)
 {
-    struct cpu *c = mem_zero(1, sizeof *c);
+    struct cpu *c = mem_aligned(_Alignof(struct cpu), sizeof *c);
     const size_t streams = options->threads ? options->threads : threads_allowed();
+    memset(c, 0, sizeof *c);
     c->backend.ops = &operations;
     c->backend.facts = (struct backend_facts){
         .name = "cpu",
         .library = VERSION_TEXT(DNNL_VERSION_MAJOR, DNNL_VERSION_MINOR, DNNL_VERSION_PATCH),
-        .compute = DTYPE_F32,
         .row_multiple = CPU_ROWS,
         .streams = streams,
         .tile_tokens = TILE_TOKENS,
@@ -288,7 +366,7 @@ int backend_cpu_open(struct backend **out, const struct backend_options *options
         .host_memory = true,
     };
     c->kernels = kernels_best();
-    if (onednn_open(&c->onednn, e)) {
+    if (onednn_open(&c->onednn, c->kernels, e) || compute_choose(c, options, e)) {
         cpu_close(&c->backend);
         return -1;
     }

@@ -3,6 +3,8 @@
 #ifndef ENGRAM_GPU_CPU_INTERNAL_H
 #define ENGRAM_GPU_CPU_INTERNAL_H
 
+#include <stdatomic.h>
+
 #include "gpu/backend.h"
 
 /* ---- loops of our own, one table for each instruction set ------------------------------------------------------- */
@@ -22,18 +24,26 @@ struct kernels {
     /* True if any score of scores [rows, columns] reaches (>=) its column's threshold. */
     bool (*reaches)(const float *scores, const float *thresholds, size_t rows, size_t columns);
     void (*widen)(float *to, const uint16_t *from_bf16, size_t count);
+    void (*narrow)(uint16_t *to_bf16, const float *from, size_t count); /* ties to even; NaN stays NaN */
 
-    /* One sequence: out [rows, dim], qkv [rows, 3 dim], kept [rows, heads] or NULL; scratch holds attention_scratch()
-     * floats, 64-byte aligned. */
-    void (*attention)(float *out, const float *qkv, size_t rows, size_t heads, size_t dim, float *kept, float *scratch);
-    /* norm [2, dim], kept [rows, 2] or NULL; residual may be NULL. */
-    void (*layer_norm)(float *out, const float *x, const float *residual, const float *norm, float epsilon, size_t rows,
-                       size_t dim, float *kept);
-    void (*sum)(float *out, const float *a, const float *b, const float *c, size_t count); /* out = a + b + c */
-    void (*mean)(float *out, const float *x, size_t rows, size_t dim);                     /* over the rows */
+    /* Below, dtype is that of out, x, residual and qkv; sums are f32. */
+
+    /* Heads first .. first + count - 1 of one sequence: out [rows, dim], qkv [rows, 3 dim], kept [rows, heads] or NULL;
+     * scratch holds attention_scratch() floats, 64-byte aligned. */
+    void (*attention)(void *out, const void *qkv, enum dtype dtype, size_t rows, size_t heads, size_t first,
+                      size_t count, size_t dim, float *kept, float *scratch);
+    /* norm [2, dim], kept [rows, 2] or NULL; residual may be NULL; row: scratch of dim floats. */
+    void (*layer_norm)(void *out, const void *x, const void *residual, enum dtype dtype, const float *norm,
+                       float epsilon, size_t rows, size_t dim, float *kept, float *row);
+    /* One row: the layer norm of word + position + type [dim]. */
+    void (*embed)(void *out, enum dtype dtype, const float *word, const float *position, const float *type,
+                  const float *norm, float epsilon, size_t dim, float *kept, float *row);
+    void (*mean)(float *out, const void *x, enum dtype dtype, size_t rows, size_t dim); /* over the rows */
     float (*normalise)(float *out, const float *x, size_t dim); /* to L2 norm 1; returns the norm */
     void (*exponential)(float *x, size_t count); /* e^x for x <= 0, relative error below 2e-7; 0 below -87 */
-    void (*gelu)(float *out, const float *x, size_t count);
+    /* `columns` of each row of out and x, whose rows are `stride` apart; out may be x. Error below 3e-7 |x| in f32 and,
+     * before rounding, 4e-5 |x| in bf16. */
+    void (*gelu)(void *out, const void *x, enum dtype dtype, size_t rows, size_t columns, size_t stride);
 };
 
 extern const struct kernels kernels_base;
@@ -49,10 +59,26 @@ size_t attention_scratch(const struct kernels *k, size_t rows, size_t head_dim);
 
 #define CPU_ROWS 8 /* row_multiple */
 
+/* One part of an operation, run on whichever stream took it. */
+typedef void part_function(struct stream *s, const void *operation, size_t part);
+
+/* The one operation that is shared at a time: see share.c. */
+struct share {
+    _Alignas(64) atomic_uint_fast64_t claim;
+    _Alignas(64) atomic_size_t done;
+    _Alignas(64) atomic_size_t helpers; /* threads in cpu_assist */
+    atomic_flag taken;                  /* by an owner */
+    atomic_bool failed;
+    struct error error; /* of the part that set `failed` */
+    part_function *run;
+    const void *operation;
+};
+
 struct cpu {
     struct backend backend; /* first: a struct backend * is a struct cpu * */
     const struct kernels *kernels;
     struct onednn *onednn;
+    struct share share;
 };
 
 /* A calling thread's: every call is done when it returns. */
@@ -73,21 +99,33 @@ struct stream {
 void *memory_grow(void **memory, size_t *have, size_t bytes);
 float *stream_scratch(struct stream *s, size_t floats);
 
+/* run(0 .. parts - 1), in any order, by this stream and by those that assist. */
+void share_run(struct stream *s, part_function *run, const void *operation, size_t parts);
+void cpu_assist(struct stream *s, bool (*finished)(const void *context), const void *context);
+
 /* ---- oneDNN ------------------------------------------------------------------------------------------------------ */
 
-int onednn_open(struct onednn **out, struct error *e);
+int onednn_open(struct onednn **out, const struct kernels *kernels, struct error *e);
 void onednn_close(struct onednn *o);
+bool onednn_bf16(const struct onednn *o); /* this CPU multiplies bf16 itself */
 int onednn_stream_open(struct onednn_stream **out, struct onednn *o, struct error *e);
 void onednn_stream_close(struct onednn_stream *s);
 
-int onednn_weight_open(struct weight **out, struct onednn *o, size_t in, size_t width, enum dtype dtype,
+/* streams: how many may share a linear, at least 1. */
+int onednn_weight_open(struct weight **out, struct onednn *o, size_t in, size_t width, enum dtype dtype, size_t streams,
                        struct error *e);
 int onednn_weight_fill(struct weight *w, struct onednn *o, const float *weight, const float *bias, struct error *e);
 void onednn_weight_close(struct weight *w);
 
-/* out [rows, width] = epilogue(in W' + bias). rows are rounded up to CPU_ROWS. */
-int onednn_linear(struct onednn_stream *s, void *out, const void *in, const struct weight *w, enum epilogue epilogue,
-                  size_t rows, struct error *e);
+/* out [rows, width] = in W' + bias is made of pieces, in any order and by any stream; the numbers do not depend on
+ * that. The rows of the last ones are rounded up to CPU_ROWS. */
+struct piece {
+    size_t row, rows, column, columns;
+};
+size_t onednn_pieces(const struct weight *w, size_t rows);
+struct piece onednn_piece(const struct weight *w, size_t rows, size_t number);
+int onednn_linear(struct onednn_stream *s, void *out, const void *in, const struct weight *w, const struct piece *piece,
+                  struct error *e);
 
 /* ---- keys -------------------------------------------------------------------------------------------------------- */
 

@@ -14,8 +14,9 @@ const struct kernels *kernels_best(void)
     return &kernels_base;
 }
 
-/* Panels of queries (then of the output), of sums, of maxima and of scores: see attention_panel. */
+/* See struct head in kernels.inc. */
 size_t attention_scratch(const struct kernels *k, size_t rows, size_t head_dim)
 {
-    return (head_dim + 2 + rows) * k->panel;
+    const size_t whole = (head_dim + k->half - 1) / k->half * k->half;
+    return (whole + 2 + k->panel + rows) * k->panel + rows * (whole + head_dim);
 }

@@ -6,8 +6,14 @@
 #include "gpu/cpu/internal.h"
 
 #if defined(__x86_64__)
+#include <immintrin.h>
+
 #pragma GCC optimize("O3", "fp-contract=fast")
 #pragma GCC target("arch=x86-64-v4")
+#define GREATER(a, b) ((vector)_mm512_max_ps((__m512)(a), (__m512)(b)))
+#define LESSER(a, b) ((vector)_mm512_min_ps((__m512)(a), (__m512)(b)))
+#define HALVES(w) ((halves)_mm512_cvtepi32_epi16((__m512i)(w)))
+#define WORDS(h) ((words)_mm512_cvtepu16_epi32((__m256i)(h)))
 #define LANES 16
 #define ROWS 12
 #define KERNELS kernels_avx512

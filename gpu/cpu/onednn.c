@@ -1,11 +1,13 @@
 /* Every call of oneDNN, as version 3 has them (Debian 13); onednn2.h makes them of version 2's (Debian 12).
  *
  * Weights are packed once into the layout that the matmul asks for. A stream keeps one primitive for each (weight
- * shape, epilogue, rows): oneDNN compiles one for each row count, so a linear goes over its rows in chunks of CHUNK and
- * rounds the last one up to CPU_ROWS; measured on a Zen 4 core, 8 rows already run at 97 % of the speed of 1,024,
- * and one primitive takes 0.3 ms to make. What surprises: a primitive with a scratchpad of oneDNN's own gives wrong
- * numbers outside the thread that made it, so each stream hands in its own; and OpenMP's thread count belongs to the
- * calling thread, so every call sets it to 1: a team for one matmul would only spin beside the other streams. */
+ * shape, rows): oneDNN compiles one for each row count, so a linear goes over its rows in chunks of CHUNK and rounds
+ * the last one up to CPU_ROWS; measured on a Zen 4 core, 8 rows already run at 97 % of the speed of 1,024, and one
+ * primitive takes 0.3 ms to make. Version 2 multiplies bf16 from AVX-512 on, and without AVX512-BF16 or AMX slower than
+ * f32: there a bf16 weight is multiplied in f32, so that bf16 gives about the same numbers everywhere. What surprises:
+ * a primitive with a scratchpad of oneDNN's own gives wrong numbers outside the thread that made it, so each stream
+ * hands in its own; and OpenMP's thread count belongs to the calling thread, so every call sets it to 1: a team for one
+ * matmul would only spin beside the other streams. */
 #include <omp.h>
 #include <pthread.h>
 #include <stdlib.h>
@@ -16,18 +18,32 @@
 #include "gpu/cpu/onednn2.h"
 
 #define CHUNK 128 /* rows; a multiple of CPU_ROWS */
-#define EPILOGUES 2
 
 struct onednn {
     dnnl_engine_t engine;
+    const struct kernels *kernels;
+    bool bf16; /* this CPU multiplies bf16 */
+};
+
+/* A weight's columns are cut into slabs, each a matmul of its own, so that several streams can share one linear. */
+#define SLABS 8
+#define SLAB_SHARED 4   /* slabs at most for the sake of sharing */
+#define SLAB_MOST 768   /* columns */
+#define SLAB_COLUMNS 64 /* in whole multiples of these: what one kernel of oneDNN covers */
+
+struct slab {
+    layout_handle layout;
+    dnnl_memory_t packed; /* owns its data */
+    dnnl_memory_t bias;   /* the same */
 };
 
 struct weight {
     size_t in, width;
     enum dtype dtype;
-    layout_handle layout;
-    dnnl_memory_t packed; /* owns its data */
-    dnnl_memory_t bias;   /* the same */
+    bool converts;  /* bf16 values, which this CPU multiplies in f32 */
+    size_t columns; /* of a slab; the last one may have fewer */
+    size_t slabs;
+    struct slab slab[SLABS];
 };
 
 /* A matmul for one row count, with the memory objects that it is run on. */
@@ -37,9 +53,11 @@ struct primitive {
     size_t scratch_bytes;
 };
 
+/* Of in [rows, in] to `columns` of a row of `stride`. */
 struct shape {
-    size_t in, width;
-    struct primitive by_rows[EPILOGUES][CHUNK / CPU_ROWS];
+    size_t in, columns, stride;
+    dnnl_data_type_t type;
+    struct primitive by_rows[CHUNK / CPU_ROWS];
 };
 
 struct onednn_stream {
@@ -47,8 +65,10 @@ struct onednn_stream {
     dnnl_stream_t stream;
     struct shape *shapes;
     size_t count;
-    void *scratch;
+    void *scratch; /* the primitives' own */
     size_t scratch_bytes;
+    void *converted; /* in and out of a matmul in f32 whose weight is bf16 */
+    size_t converted_bytes;
 };
 
 #define TRY(call)                                                                                                      \
@@ -61,10 +81,12 @@ struct onednn_stream {
         }                                                                                                              \
     } while (0)
 
-int onednn_open(struct onednn **out, struct error *e)
+int onednn_open(struct onednn **out, const struct kernels *kernels, struct error *e)
 {
     int result = 0;
     struct onednn *o = mem_zero(1, sizeof *o);
+    o->kernels = kernels;
+    o->bf16 = (dnnl_get_effective_cpu_isa() & dnnl_cpu_isa_avx512_core_bf16) == dnnl_cpu_isa_avx512_core_bf16;
     TRY(dnnl_engine_create(&o->engine, dnnl_cpu, 0));
     *out = o;
     o = NULL;
@@ -79,6 +101,11 @@ void onednn_close(struct onednn *o)
         dnnl_engine_destroy(o->engine);
         free(o);
     }
+}
+
+bool onednn_bf16(const struct onednn *o)
+{
+    return o->bf16;
 }
 
 int onednn_stream_open(struct onednn_stream **out, struct onednn *o, struct error *e)
@@ -121,13 +148,13 @@ void onednn_stream_close(struct onednn_stream *s)
         return;
     }
     for (size_t i = 0; i < s->count; i++) {
-        struct primitive *p = &s->shapes[i].by_rows[0][0];
-        for (size_t j = 0; j < EPILOGUES * (CHUNK / CPU_ROWS); j++) {
-            primitive_close(p + j);
+        for (size_t j = 0; j < CHUNK / CPU_ROWS; j++) {
+            primitive_close(&s->shapes[i].by_rows[j]);
         }
     }
     free(s->shapes);
     free(s->scratch);
+    free(s->converted);
     dnnl_stream_destroy(s->stream);
     free(s);
 }
@@ -150,76 +177,110 @@ static void kernel_end(void)
 
 /* ---- weights ----------------------------------------------------------------------------------------------------- */
 
-/* The descriptor of out [rows, width] = in [rows, in] W' + bias with its epilogue; layout: the weights', which may be
- * "any" (then the primitive descriptor says what it likes best). The caller destroys *made. */
-static int matmul_describe(dnnl_primitive_desc_t *made, dnnl_engine_t engine, size_t rows, size_t in, size_t width,
-                           layout_view layout, enum epilogue epilogue, struct error *e)
+static dnnl_data_type_t type_of(const struct weight *w)
+{
+    return w->dtype == DTYPE_BF16 && !w->converts ? dnnl_bf16 : dnnl_f32;
+}
+
+static size_t slab_columns(const struct weight *w, size_t slab)
+{
+    return slab + 1 < w->slabs ? w->columns : w->width - slab * w->columns;
+}
+
+/* The descriptor of a matmul of that shape with a bias; layout: the weights', which may be "any" (then the primitive
+ * descriptor says what it likes best). The caller destroys *made. */
+static int matmul_describe(dnnl_primitive_desc_t *made, dnnl_engine_t engine, const struct shape *shape, size_t rows,
+                           layout_view layout, struct error *e)
 {
     int result = 0;
     dnnl_primitive_attr_t attributes = NULL;
-    dnnl_post_ops_t post = NULL;
     layout_handle source = NULL, bias = NULL, target = NULL;
-    const dnnl_dims_t source_shape = {(dnnl_dim_t)rows, (dnnl_dim_t)in}, bias_shape = {1, (dnnl_dim_t)width},
-                      target_shape = {(dnnl_dim_t)rows, (dnnl_dim_t)width};
+    const dnnl_dim_t in = (dnnl_dim_t)shape->in, columns = (dnnl_dim_t)shape->columns;
+    const dnnl_dims_t source_shape = {(dnnl_dim_t)rows, in}, bias_shape = {1, columns},
+                      target_shape = {(dnnl_dim_t)rows, columns}, target_strides = {(dnnl_dim_t)shape->stride, 1};
     TRY(dnnl_primitive_attr_create(&attributes));
     TRY(dnnl_primitive_attr_set_scratchpad_mode(attributes, dnnl_scratchpad_mode_user));
-    TRY(dnnl_post_ops_create(&post));
-    if (epilogue == EPILOGUE_GELU) {
-        TRY(dnnl_post_ops_append_eltwise(post, dnnl_eltwise_gelu_erf, 0, 0));
-    }
-    TRY(dnnl_primitive_attr_set_post_ops(attributes, post));
-    TRY(dnnl_memory_desc_create_with_tag(&source, 2, source_shape, dnnl_f32, dnnl_ab));
+    TRY(dnnl_memory_desc_create_with_tag(&source, 2, source_shape, shape->type, dnnl_ab));
     TRY(dnnl_memory_desc_create_with_tag(&bias, 2, bias_shape, dnnl_f32, dnnl_ab));
-    TRY(dnnl_memory_desc_create_with_tag(&target, 2, target_shape, dnnl_f32, dnnl_ab));
+    TRY(dnnl_memory_desc_create_with_strides(&target, 2, target_shape, shape->type, target_strides));
     TRY(dnnl_matmul_primitive_desc_create(made, engine, source, layout, bias, target, attributes));
 done:
     layout_close(target);
     layout_close(bias);
     layout_close(source);
-    if (post) {
-        dnnl_post_ops_destroy(post);
-    }
     if (attributes) {
         dnnl_primitive_attr_destroy(attributes);
     }
     return result;
 }
 
-int onednn_weight_open(struct weight **out, struct onednn *o, size_t in, size_t width, enum dtype dtype,
-                       struct error *e)
+/* The slab's layout, and room for its values. */
+static int slab_open(struct slab *out, const struct weight *w, const struct onednn *o, size_t columns, struct error *e)
 {
     int result = 0;
     dnnl_primitive_desc_t likes = NULL;
-    struct weight *w = mem_zero(1, sizeof *w);
-    w->in = in;
-    w->width = width;
-    w->dtype = dtype;
-    const dnnl_dims_t shape = {(dnnl_dim_t)in, (dnnl_dim_t)width}, bias_shape = {1, (dnnl_dim_t)width};
     layout_handle any = NULL, bias_layout = NULL;
-    TRY(dnnl_memory_desc_create_with_tag(&any, 2, shape, dnnl_f32, dnnl_format_tag_any));
+    const struct shape shape = {w->in, columns, w->converts ? columns : w->width, type_of(w), {{0}}};
+    const dnnl_dims_t any_shape = {(dnnl_dim_t)w->in, (dnnl_dim_t)columns}, bias_shape = {1, (dnnl_dim_t)columns};
+    omp_set_num_threads(1);
+    TRY(dnnl_memory_desc_create_with_tag(&any, 2, any_shape, shape.type, dnnl_format_tag_any));
     TRY(dnnl_memory_desc_create_with_tag(&bias_layout, 2, bias_shape, dnnl_f32, dnnl_ab));
     kernel_begin();
-    result = matmul_describe(&likes, o->engine, CHUNK, in, width, any, EPILOGUE_NONE, e);
+    result = matmul_describe(&likes, o->engine, &shape, CHUNK, any, e);
     kernel_end();
     if (result != 0) {
         goto done;
     }
-    TRY(dnnl_memory_desc_clone(&w->layout, dnnl_primitive_desc_query_md(likes, dnnl_query_weights_md, 0)));
-    TRY(dnnl_memory_create(&w->packed, w->layout, o->engine, DNNL_MEMORY_ALLOCATE));
-    TRY(dnnl_memory_create(&w->bias, bias_layout, o->engine, DNNL_MEMORY_ALLOCATE));
-    *out = w;
-    w = NULL;
+    TRY(dnnl_memory_desc_clone(&out->layout, dnnl_primitive_desc_query_md(likes, dnnl_query_weights_md, 0)));
+    TRY(dnnl_memory_create(&out->packed, out->layout, o->engine, DNNL_MEMORY_ALLOCATE));
+    TRY(dnnl_memory_create(&out->bias, bias_layout, o->engine, DNNL_MEMORY_ALLOCATE));
 done:
     if (likes) {
         dnnl_primitive_desc_destroy(likes);
     }
     layout_close(bias_layout);
     layout_close(any);
-    onednn_weight_close(w);
     return result;
 }
 
-int onednn_weight_fill(struct weight *w, struct onednn *o, const float *weight, const float *bias, struct error *e)
+/* A row of a slab is not a whole multiple of 2 KiB: where weights stay as they are (AVX2), all rows would be in the
+ * same few lines of the first cache. Measured on a Zen 3 core, 512 rows of 384 by 1,536 columns in slabs of 1,536 / 768
+ * / 512 / 384: 66 / 85 / 65 / 89 GFLOP/s. */
+static void slabs_choose(struct weight *w, size_t streams)
+{
+    size_t slabs = (w->width + SLAB_MOST - 1) / SLAB_MOST;
+    streams = streams < SLAB_SHARED ? streams : SLAB_SHARED;
+    slabs = slabs < streams ? streams : slabs;
+    do {
+        slabs = slabs < SLABS ? slabs : SLABS;
+        w->columns = (w->width + slabs - 1) / slabs;
+        w->columns = (w->columns + SLAB_COLUMNS - 1) / SLAB_COLUMNS * SLAB_COLUMNS;
+    } while (w->columns % 512 == 0 && slabs++ < SLABS);
+    w->slabs = (w->width + w->columns - 1) / w->columns;
+}
+
+int onednn_weight_open(struct weight **out, struct onednn *o, size_t in, size_t width, enum dtype dtype, size_t streams,
+                       struct error *e)
+{
+    struct weight *w = mem_zero(1, sizeof *w);
+    w->in = in;
+    w->width = width;
+    w->dtype = dtype;
+    w->converts = dtype == DTYPE_BF16 && !o->bf16;
+    slabs_choose(w, streams);
+    for (size_t i = 0; i < w->slabs; i++) {
+        if (slab_open(&w->slab[i], w, o, slab_columns(w, i), e)) {
+            onednn_weight_close(w);
+            return -1;
+        }
+    }
+    *out = w;
+    return 0;
+}
+
+/* values: [columns, in] f32. */
+static int slab_fill(const struct slab *slab, const struct onednn *o, size_t in, size_t columns, const float *values,
+                     const float *bias, struct error *e)
 {
     int result = 0;
     dnnl_stream_t stream = NULL;
@@ -228,23 +289,23 @@ int onednn_weight_fill(struct weight *w, struct onednn *o, const float *weight, 
     dnnl_primitive_t reorder = NULL;
     layout_handle layout = NULL;
     void *bias_data = NULL;
-    const dnnl_dims_t shape = {(dnnl_dim_t)w->in, (dnnl_dim_t)w->width};
+    const dnnl_dims_t shape = {(dnnl_dim_t)in, (dnnl_dim_t)columns};
     union {
         const float *from;
         void *handle; /* oneDNN takes no pointer to const; a reorder only reads its source */
-    } values = {weight};
+    } source = {values};
     kernel_begin();
     omp_set_num_threads(1);
     TRY(dnnl_memory_desc_create_with_tag(&layout, 2, shape, dnnl_f32, dnnl_ba));
-    TRY(dnnl_memory_create(&plain, layout, o->engine, values.handle));
+    TRY(dnnl_memory_create(&plain, layout, o->engine, source.handle));
     TRY(dnnl_stream_create(&stream, o->engine, dnnl_stream_default_flags));
-    TRY(dnnl_reorder_primitive_desc_create(&describes, layout, o->engine, w->layout, o->engine, NULL));
+    TRY(dnnl_reorder_primitive_desc_create(&describes, layout, o->engine, slab->layout, o->engine, NULL));
     TRY(dnnl_primitive_create(&reorder, describes));
-    const dnnl_exec_arg_t arguments[] = {{DNNL_ARG_FROM, plain}, {DNNL_ARG_TO, w->packed}};
+    const dnnl_exec_arg_t arguments[] = {{DNNL_ARG_FROM, plain}, {DNNL_ARG_TO, slab->packed}};
     TRY(dnnl_primitive_execute(reorder, stream, 2, arguments));
     TRY(dnnl_stream_wait(stream));
-    TRY(dnnl_memory_get_data_handle(w->bias, &bias_data));
-    memcpy(bias_data, bias, w->width * sizeof *bias);
+    TRY(dnnl_memory_get_data_handle(slab->bias, &bias_data));
+    memcpy(bias_data, bias, columns * sizeof *bias);
 done:
     kernel_end();
     if (reorder) {
@@ -263,32 +324,71 @@ done:
     return result;
 }
 
+int onednn_weight_fill(struct weight *w, struct onednn *o, const float *weight, const float *bias, struct error *e)
+{
+    int result = 0;
+    float *rounded = NULL;
+    if (w->converts) {
+        const size_t count = w->in * w->width;
+        uint16_t *narrow = mem_alloc(count * sizeof *narrow);
+        rounded = mem_alloc(count * sizeof *rounded);
+        o->kernels->narrow(narrow, weight, count);
+        o->kernels->widen(rounded, narrow, count);
+        free(narrow);
+        weight = rounded;
+    }
+    for (size_t i = 0; i < w->slabs && result == 0; i++) {
+        const size_t first = i * w->columns;
+        result = slab_fill(&w->slab[i], o, w->in, slab_columns(w, i), weight + first * w->in, bias + first, e);
+    }
+    free(rounded);
+    return result;
+}
+
 void onednn_weight_close(struct weight *w)
 {
     if (!w) {
         return;
     }
-    if (w->packed) {
-        dnnl_memory_destroy(w->packed);
+    for (size_t i = 0; i < w->slabs; i++) {
+        if (w->slab[i].packed) {
+            dnnl_memory_destroy(w->slab[i].packed);
+        }
+        if (w->slab[i].bias) {
+            dnnl_memory_destroy(w->slab[i].bias);
+        }
+        layout_close(w->slab[i].layout);
     }
-    if (w->bias) {
-        dnnl_memory_destroy(w->bias);
-    }
-    layout_close(w->layout);
     free(w);
 }
 
 /* ---- linear ------------------------------------------------------------------------------------------------------ */
 
-static int primitive_open(struct primitive *out, struct onednn_stream *s, const struct weight *w, size_t rows,
-                          enum epilogue epilogue, struct error *e)
+size_t onednn_pieces(const struct weight *w, size_t rows)
+{
+    return (rows + CHUNK - 1) / CHUNK * w->slabs;
+}
+
+struct piece onednn_piece(const struct weight *w, size_t rows, size_t number)
+{
+    const size_t row = number / w->slabs * CHUNK, slab = number % w->slabs;
+    return (struct piece){
+        .row = row,
+        .rows = rows - row < CHUNK ? rows - row : CHUNK,
+        .column = slab * w->columns,
+        .columns = slab_columns(w, slab),
+    };
+}
+
+static int primitive_open(struct primitive *out, const struct onednn_stream *s, const struct shape *shape,
+                          layout_view weights, size_t rows, struct error *e)
 {
     int result = 0;
     struct primitive p = {0};
     dnnl_primitive_desc_t describes = NULL;
     dnnl_engine_t engine = s->onednn->engine;
     kernel_begin();
-    if (matmul_describe(&describes, engine, rows, w->in, w->width, w->layout, epilogue, e) != 0) {
+    if (matmul_describe(&describes, engine, shape, rows, weights, e) != 0) {
         result = -1;
         goto done;
     }
@@ -311,48 +411,73 @@ done:
     return result;
 }
 
-static struct shape *shape_of(struct onednn_stream *s, const struct weight *w)
+/* Weights of one shape have one layout, so they share their primitives. */
+static struct shape *shape_of(struct onednn_stream *s, const struct weight *w, size_t columns)
 {
+    const struct shape wanted = {w->in, columns, w->converts ? columns : w->width, type_of(w), {{0}}};
     for (size_t i = 0; i < s->count; i++) {
-        if (s->shapes[i].in == w->in && s->shapes[i].width == w->width) {
+        const struct shape *have = &s->shapes[i];
+        if (have->in == wanted.in && have->columns == wanted.columns && have->stride == wanted.stride &&
+            have->type == wanted.type) {
             return &s->shapes[i];
         }
     }
     s->shapes = mem_resize(s->shapes, (s->count + 1) * sizeof *s->shapes);
-    struct shape *shape = &s->shapes[s->count++];
-    memset(shape, 0, sizeof *shape);
-    shape->in = w->in;
-    shape->width = w->width;
-    return shape;
+    s->shapes[s->count] = wanted;
+    return &s->shapes[s->count++];
 }
 
-int onednn_linear(struct onednn_stream *s, void *out, const void *in, const struct weight *w, enum epilogue epilogue,
-                  size_t rows, struct error *e)
+static int matmul_run(struct onednn_stream *s, void *out, void *in, const struct weight *w, const struct piece *piece,
+                      struct error *e)
 {
     int result = 0;
-    struct shape *shape = shape_of(s, w);
+    struct shape *shape = shape_of(s, w, piece->columns);
+    const struct slab *slab = &w->slab[piece->column / w->columns];
+    const size_t eights = (piece->rows + CPU_ROWS - 1) / CPU_ROWS;
+    struct primitive *p = &shape->by_rows[eights - 1];
     omp_set_num_threads(1);
-    for (size_t first = 0; first < rows; first += CHUNK) {
-        size_t count = rows - first < CHUNK ? rows - first : CHUNK, eights = (count + CPU_ROWS - 1) / CPU_ROWS;
-        struct primitive *p = &shape->by_rows[epilogue][eights - 1];
-        if (!p->run && primitive_open(p, s, w, eights * CPU_ROWS, epilogue, e) != 0) {
-            return -1;
-        }
-        union {
-            const float *from;
-            void *handle; /* as in onednn_weight_fill */
-        } source = {(const float *)in + first * w->in};
-        TRY(dnnl_memory_set_data_handle(p->in, source.handle));
-        TRY(dnnl_memory_set_data_handle(p->out, (float *)out + first * w->width));
-        TRY(dnnl_memory_set_data_handle(p->scratchpad,
-                                        memory_grow(&s->scratch, &s->scratch_bytes, p->scratch_bytes + 1)));
-        const dnnl_exec_arg_t arguments[] = {{DNNL_ARG_SRC, p->in},
-                                             {DNNL_ARG_WEIGHTS, w->packed},
-                                             {DNNL_ARG_BIAS, w->bias},
-                                             {DNNL_ARG_DST, p->out},
-                                             {DNNL_ARG_SCRATCHPAD, p->scratchpad}};
-        TRY(dnnl_primitive_execute(p->run, s->stream, sizeof arguments / sizeof *arguments, arguments));
+    if (!p->run && primitive_open(p, s, shape, slab->layout, eights * CPU_ROWS, e) != 0) {
+        return -1;
     }
+    TRY(dnnl_memory_set_data_handle(p->in, in));
+    TRY(dnnl_memory_set_data_handle(p->out, out));
+    TRY(dnnl_memory_set_data_handle(p->scratchpad, memory_grow(&s->scratch, &s->scratch_bytes, p->scratch_bytes + 1)));
+    const dnnl_exec_arg_t arguments[] = {{DNNL_ARG_SRC, p->in},
+                                         {DNNL_ARG_WEIGHTS, slab->packed},
+                                         {DNNL_ARG_BIAS, slab->bias},
+                                         {DNNL_ARG_DST, p->out},
+                                         {DNNL_ARG_SCRATCHPAD, p->scratchpad}};
+    TRY(dnnl_primitive_execute(p->run, s->stream, sizeof arguments / sizeof *arguments, arguments));
 done:
     return result;
+}
+
+/* in and out are bf16, the matmul is not. */
+static int converted_run(struct onednn_stream *s, uint16_t *out, const uint16_t *in, const struct weight *w,
+                         const struct piece *piece, struct error *e)
+{
+    const struct kernels *k = s->onednn->kernels;
+    float *wide = memory_grow(&s->converted, &s->converted_bytes, CHUNK * (w->in + w->columns) * sizeof *wide);
+    float *product = wide + CHUNK * w->in;
+    k->widen(wide, in, piece->rows * w->in);
+    if (matmul_run(s, product, wide, w, piece, e)) {
+        return -1;
+    }
+    for (size_t r = 0; r < piece->rows; r++) {
+        k->narrow(out + r * w->width, product + r * piece->columns, piece->columns);
+    }
+    return 0;
+}
+
+int onednn_linear(struct onednn_stream *s, void *out, const void *in, const struct weight *w, const struct piece *piece,
+                  struct error *e)
+{
+    const size_t bytes = dtype_bytes(w->dtype);
+    union {
+        const char *from;
+        void *handle; /* as in slab_fill */
+    } source = {(const char *)in + piece->row * w->in * bytes};
+    void *target = (char *)out + (piece->row * w->width + piece->column) * bytes;
+    return w->converts ? converted_run(s, target, source.handle, w, piece, e)
+                       : matmul_run(s, target, source.handle, w, piece, e);
 }

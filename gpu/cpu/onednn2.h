@@ -28,6 +28,13 @@ static inline dnnl_status_t dnnl_memory_desc_create_with_tag(layout_handle *out,
     return dnnl_memory_desc_init_by_tag(*out, rank, shape, type, tag);
 }
 
+static inline dnnl_status_t dnnl_memory_desc_create_with_strides(layout_handle *out, int rank, const dnnl_dims_t shape,
+                                                                 dnnl_data_type_t type, const dnnl_dims_t strides)
+{
+    *out = mem_zero(1, sizeof **out);
+    return dnnl_memory_desc_init_by_strides(*out, rank, shape, type, strides);
+}
+
 static inline dnnl_status_t dnnl_memory_desc_clone(layout_handle *out, layout_view from)
 {
     *out = mem_zero(1, sizeof **out);
@@ -50,10 +57,6 @@ static inline dnnl_status_t dnnl_matmul_primitive_desc_create(dnnl_primitive_des
     dnnl_status_t status = dnnl_matmul_desc_init(&matmul, source, weights, bias, target);
     return status != dnnl_success ? status : dnnl_primitive_desc_create(out, &matmul, attributes, engine, NULL);
 }
-
-/* these two only lost or won an argument */
-#define dnnl_post_ops_append_eltwise(post, kind, alpha, beta) dnnl_post_ops_append_eltwise(post, 1, kind, alpha, beta)
-#define dnnl_post_ops_append_sum(post, scale, zero_point, type) dnnl_post_ops_append_sum(post, scale)
 
 #endif
 

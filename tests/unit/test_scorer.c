@@ -86,7 +86,7 @@ static int world_open(void **state)
     struct encoder_options model = {.folder = MODEL};
     snprintf(w->folder, sizeof w->folder, "/tmp/engram-scorer-XXXXXX");
     assert_non_null(mkdtemp(w->folder));
-    must(backend_cpu_open(&w->backend, &(struct backend_options){.threads = 2}, &e), &e);
+    must(backend_cpu_open(&w->backend, &(struct backend_options){.threads = 2, .compute = DTYPE_F32}, &e), &e);
     must(encoder_open(&w->encoder, w->backend, &model, &e), &e);
     struct memory_options memory = {.path = w->folder,
                                     .map_size = 64 << 20,

@@ -40,7 +40,7 @@ static struct world *world_open(size_t threads)
     struct error e = {0};
     snprintf(w->folder, sizeof w->folder, "/tmp/engram-tiles-XXXXXX");
     assert_non_null(mkdtemp(w->folder));
-    must(backend_cpu_open(&w->backend, &(struct backend_options){.threads = threads}, &e), &e);
+    must(backend_cpu_open(&w->backend, &(struct backend_options){.threads = threads, .compute = DTYPE_F32}, &e), &e);
     must(encoder_open(&w->encoder, w->backend, &(struct encoder_options){.folder = MODEL}, &e), &e);
     struct memory_options memory = {.path = w->folder,
                                     .map_size = 64 << 20,
