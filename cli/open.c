@@ -112,12 +112,21 @@ struct predict_options cli_predict_options(const struct config *config)
     };
 }
 
+static struct backend_options backend_options_from(const struct config *config)
+{
+    return (struct backend_options){
+        .threads = (size_t)config->threads,
+        .compute_auto = config->compute == CONFIG_COMPUTE_AUTO,
+        .compute = config->compute == CONFIG_COMPUTE_BF16 ? DTYPE_BF16 : DTYPE_F32,
+    };
+}
+
 int cli_open(struct cli_engine *c, const struct config *config, enum cli_open_mode mode, struct error *e)
 {
     struct predict_options predict = cli_predict_options(config);
+    struct backend_options backend = backend_options_from(config);
     *c = (struct cli_engine){0};
-    int result = backend_cpu_open(
-        &c->backend, &(struct backend_options){.threads = (size_t)config->threads, .compute = DTYPE_F32}, e);
+    int result = backend_cpu_open(&c->backend, &backend, e);
     if (result == 0) {
         result = encoder_open_from(c, config, e);
     }

@@ -186,9 +186,10 @@ int command_run(int argc, char **argv)
         goto done;
     }
     cli_versions(c.backend->facts.library, encoder_name(c.encoder), &versions);
-    size_t threads = config.threads ? (size_t)config.threads : threads_allowed();
-    log_info("%s; memory %s, brokers %s, %zu thread%s", versions.data, config.memory, config_bootstrap_servers(&config),
-             threads, threads == 1 ? "" : "s");
+    const struct backend_facts *facts = &c.backend->facts;
+    log_info("%s; memory %s, brokers %s, %zu thread%s, %s", versions.data, config.memory,
+             config_bootstrap_servers(&config), facts->streams, facts->streams == 1 ? "" : "s",
+             facts->compute == DTYPE_BF16 ? "bf16" : "f32");
     running.engine = c.engine;
     if (stage_start(&running.stage, &config, c.engine, c.memory, versions.data, &e)) {
         status = run_fail(&e);

@@ -14,6 +14,7 @@ enum config_start { START_EARLIEST, START_LATEST };
 enum config_guarantee { GUARANTEE_AT_LEAST_ONCE, GUARANTEE_EXACTLY_ONCE };
 enum config_timestamp { TIMESTAMP_INPUT, TIMESTAMP_NOW };
 enum config_key_dtype { CONFIG_BF16, CONFIG_F32 };
+enum config_compute { CONFIG_COMPUTE_AUTO, CONFIG_COMPUTE_F32, CONFIG_COMPUTE_BF16 };
 enum config_pool { CONFIG_JOINT, CONFIG_APART };
 enum config_log_format { LOG_TEXT, LOG_JSON };
 
@@ -39,6 +40,7 @@ struct config {
     int64_t max_seq_length;
     char *text_prefix, *label_prefix;
     int64_t threads;
+    int compute; /* enum config_compute */
     /* [memory] */
     char *memory;
     int64_t map_size; /* bytes; suffixes KiB MiB GiB TiB and K M G T are read */

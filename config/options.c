@@ -25,6 +25,7 @@ static const char *const start_names[] = {"earliest", "latest", NULL};
 static const char *const guarantee_names[] = {"at-least-once", "exactly-once", NULL};
 static const char *const timestamp_names[] = {"input", "now", NULL};
 static const char *const dtype_names[] = {"bf16", "f32", NULL};
+static const char *const compute_names[] = {"auto", "f32", "bf16", NULL};
 static const char *const pool_names[] = {"joint", "apart", NULL};
 static const char *const level_names[] = {"error", "warn", "info", "debug", NULL};
 static const char *const format_names[] = {"text", "json", NULL};
@@ -83,6 +84,7 @@ const struct option config_options[OPTIONS] = {
     STRING("encoder", text_prefix, "", "put before each text (models such as E5 and BGE need it), in place of the model's default prompt; in the file, double quotes keep blanks at its ends"),
     STRING("encoder", label_prefix, "", "put before each label's text, in place of that prompt; quotes as for text_prefix"),
     INT("encoder", threads, "0", 0, 1024, "threads for computing; 0: as many as this process may use"),
+    ENUM("encoder", compute, "auto", compute_names, "numbers that the encoder works with; auto: bf16 where this CPU has instructions for it (AMX or AVX512-BF16) and it measures faster, else f32"),
 
     STRING("memory", memory, "engram-memory", "folder of the memory"),
     SIZE("memory", map_size, "1TiB", MIB, 64 * TIB, "size that the memory may grow to, in bytes (address space, not disk); KiB MiB GiB TiB or K M G T may follow"),

@@ -133,11 +133,11 @@ def ids_digest(many):
     return digest.hexdigest()[:16]
 
 
-def encode(texts, model=MODEL):
-    """What `engram encode` answers to each text, as the parsed objects."""
+def encode(texts, model=MODEL, compute="f32"):
+    """What `engram encode` answers to each text, as the parsed objects; the references are in f32."""
     lines = "".join(json.dumps(text) + "\n" for text in texts)
     done = subprocess.run(
-        [BUILD / "engram", "encode", "--stdin", "--json-lines", "--model", model],
+        [BUILD / "engram", "encode", "--stdin", "--json-lines", "--model", model, "--compute", compute],
         input=lines.encode(), capture_output=True, timeout=800,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr.decode()
