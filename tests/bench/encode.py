@@ -92,7 +92,7 @@ class Matmuls:
         self.name = f"matmuls alone {dtype}"
         config = json.loads((pathlib.Path(options.model) / "config.json").read_text(encoding="utf-8"))
         self.command = [options.gemm, *(str(config[size]) for size in ("hidden_size", "intermediate_size", "num_hidden_layers")),
-                        str(options.threads), "1", dtype]  # fmt: skip
+                        str(options.threads), "2", dtype]  # fmt: skip
         self.best = None
 
     def tokens_per_s(self):
@@ -130,11 +130,11 @@ def best_batch(peer, name, count):
     return min(BATCHES, key=lambda batch: min(seconds[batch]))
 
 
-def same_vectors(ours, peer, name):
+def same_vectors(ours, peer, name, count):
     """Refuses a peer whose vectors are others than Engram's: it would not have done the same work."""
     with tempfile.TemporaryDirectory() as folder:
-        ours[0].encode(name, CHECKED, "--embeddings", f"{folder}/ours")
-        peer.vectors(name, CHECKED, max(BATCHES), f"{folder}/theirs.npy")
+        ours[0].encode(name, count, "--embeddings", f"{folder}/ours")
+        peer.vectors(name, count, max(BATCHES), f"{folder}/theirs.npy")
         theirs = numpy.load(f"{folder}/theirs.npy")
         cosines = (numpy.fromfile(f"{folder}/ours", dtype=numpy.float32).reshape(theirs.shape) * theirs).sum(axis=1)
     if cosines.min() < 0.99:
@@ -163,7 +163,7 @@ def measure(options, ours, others, bounds, name):
     tokens = ours[0].encode(name, len(texts))["tokens"]
     for peer in others:
         peer.texts(name, texts)
-        same_vectors(ours, peer, name)
+        same_vectors(ours, peer, name, min(CHECKED, len(texts)))
         peer.batch[name] = best_batch(peer, name, len(texts))
         counted = peer.encode(name, len(texts), peer.batch[name])["tokens"]
         if counted != tokens:
@@ -195,6 +195,7 @@ def table(result, ours, others, bounds):
         for engram in ours:
             cells.append("" if name == engram.name else "{:.2f} ({:.2f})".format(*ratio(rounds, engram.name, name)))
         print(f"| {' | '.join(cells)} |")
+    print()
     summary = {}
     for engram in ours:
         dtype = engram.name.split()[1]

@@ -3,7 +3,7 @@
 # else meanwhile: ratios stay fair if it does, single figures get worse. The peers are in build/bench-env and
 # build/classifier-env; numbers also go to build/bench/*.json. Arguments after -- go to the measurement (of one name).
 #   tests/bench/run.sh [encode] [latency] [stage] [beside] [live] [memory] [lexical] [classifier] [-- ARGUMENT...]
-#   encode      encoding beside other libraries and beside what oneDNN's matmul would allow      25 minutes on 2 cores
+#   encode      encoding beside other libraries and beside what oneDNN's matmul would allow      about 20 minutes
 #   latency     a single text beside onnxruntime and others                                        5 minutes
 #   stage       the stage through a broker beside encoding alone and a loop in Python             20 minutes
 #   beside      the stage beside a process that takes half of one core                             8 minutes
