@@ -80,8 +80,6 @@ def engrams(options):
         Engram(options, "f32").encode("S", 1)
     except Failed as failure:
         return [Engram(options, None)], {"Engram bf16": str(failure)}
-    if peers.bf16_reason():
-        return [Engram(options, "f32")], {"Engram bf16": peers.bf16_reason()}
     return [Engram(options, "f32"), Engram(options, "bf16")], {}
 
 
