@@ -66,37 +66,10 @@ static bool stream_failed(const struct stream *s)
 
 /* ---- memory ------------------------------------------------------------------------------------------------------ */
 
-/* Where the process has no memory left, mem_aligned ends it with one line. */
-static void *memory_zeroed(size_t bytes)
-{
-    void *memory = mem_aligned(64, bytes);
-    memset(memory, 0, bytes);
-    return memory;
-}
-
-void *memory_grow(void **memory, size_t *have, size_t bytes)
-{
-    if (*have < bytes) {
-        free(*memory);
-        *memory = memory_zeroed(bytes);
-        *have = bytes;
-    }
-    return *memory;
-}
-
-float *stream_scratch(struct stream *s, size_t floats)
-{
-    void *scratch = s->scratch;
-    size_t have = s->scratch_floats * sizeof(float);
-    s->scratch = memory_grow(&scratch, &have, floats * sizeof(float));
-    s->scratch_floats = have / sizeof(float);
-    return s->scratch;
-}
-
 static int cpu_alloc(struct backend *b, size_t bytes, void **out, struct error *e)
 {
     (void)b, (void)e;
-    *out = memory_zeroed(bytes);
+    *out = memory_zero(bytes);
     return 0;
 }
 

@@ -94,8 +94,9 @@ struct stream {
     struct error error;  /* of the first operation that failed since the last wait; kind ERROR_NONE: none */
 };
 
-/* At least `bytes`, 64-byte aligned and zeroed when it grows: padding rows are computed, never on denormal rubbish.
- * NULL: there is not that much. */
+/* 64-byte aligned and zeroed. */
+void *memory_zero(size_t bytes);
+/* At least `bytes` of the same; what they held is lost when they grow. */
 void *memory_grow(void **memory, size_t *have, size_t bytes);
 float *stream_scratch(struct stream *s, size_t floats);
 
