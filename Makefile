@@ -38,7 +38,7 @@ ASAN_OBJECTS := $(ROOM_SOURCES:%.c=$(BUILD)/asan/%.o)
 ASAN_TESTS := $(UNIT_SOURCES:tests/unit/%.c=$(BUILD)/tests-asan/%)
 # a backend for tests as a plug-in, and tests that run on it in place of the CPU's
 APART_SOURCES := $(wildcard tests/backend/apart/*.c)
-APART_TESTS := test_engine_apart test_encoder_apart
+APART_TESTS := test_engine_apart test_encoder_apart test_encoder_dense_apart
 PLUGINS := libengram_apart.so libengram_other_abi.so
 WRAPPED := -Wl,--wrap=backend_cpu_open
 UNIT_TESTS += $(APART_TESTS:%=$(BUILD)/tests/%)

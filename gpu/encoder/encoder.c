@@ -45,7 +45,6 @@ int encoder_open(struct encoder **out, struct backend *backend, const struct enc
     }
     enc->prefixes[ENCODER_TEXT] = prefix_choose(options->text_prefix, c->prompt);
     enc->prefixes[ENCODER_LABEL] = prefix_choose(options->label_prefix, c->prompt);
-    enc->width = c->dim;
     if (backend->ops->stream_open(backend, &enc->stream, e) != 0 || parameters_load(enc, e) != 0) {
         goto done;
     }
@@ -75,7 +74,7 @@ void encoder_close(struct encoder *enc)
 
 size_t encoder_dim(const struct encoder *enc)
 {
-    return enc->width;
+    return enc->config.width;
 }
 
 size_t encoder_vocabulary(const struct encoder *enc)

@@ -1,5 +1,5 @@
 /* The encoder f(x): a Hugging Face / sentence-transformers folder of the BERT family, WordPiece, the forward pass on a
- * backend, pooling, L2 norm. Reads the folder once at open; nothing of it is changed later. */
+ * backend, pooling, an optional Dense, L2 norm. Reads the folder once at open; nothing of it is changed later. */
 #ifndef ENGRAM_GPU_ENCODER_ENCODER_H
 #define ENGRAM_GPU_ENCODER_ENCODER_H
 
@@ -16,7 +16,7 @@ struct encoder;
 struct encoder_options {
     const char *folder;
     size_t max_seq_length;    /* 0: the model's own; counts [CLS] and [SEP] */
-    const char *text_prefix;  /* put before each text as it stands; NULL or "": the folder's default prompt, if any */
+    const char *text_prefix;  /* put before each text unchanged; NULL or "": the folder's default prompt, if any */
     const char *label_prefix; /* the same for label texts */
     bool masters;             /* keep the matrices' values as they are in the file too, for who trains them */
 };
@@ -48,7 +48,7 @@ void tokens_free(struct tokens *t);
 
 /* Parameters by name, for whoever trains them: one a matrix or norm, named as in the folder's file without `.weight`;
  * the three matrices of a layer's attention are one, `encoder.layer.N.attention.self`, with q, k and v one below the
- * other. */
+ * other. The matrix of a Dense module is `dense`, the last; its bias is zero where the folder has none. */
 enum parameter_kind {
     PARAMETER_TABLE,  /* weight [rows, columns]: an embedding */
     PARAMETER_NORM,   /* gamma and beta: weight [columns] and bias [columns]; rows is 1 */
@@ -60,14 +60,14 @@ struct encoder_parameter {
     enum parameter_kind kind;
     size_t rows, columns;
     struct tensor tensor;  /* the master values, f32 on the device: TABLE and LINEAR [rows, columns], NORM [2, columns];
-                              no  data for a LINEAR without encoder_options.masters */
+                              no data for a LINEAR without encoder_options.masters */
     struct tensor bias;    /* LINEAR: [1, rows], as `tensor` */
     struct weight *packed; /* LINEAR, in the backend's layout; else NULL */
 };
 
 const struct encoder_parameter *encoder_parameters(const struct encoder *enc, size_t *count);
 
-/* Puts new values (host memory, shapes as above; bias NULL for a TABLE) in place of parameter i's, packing them anew.
+/* Puts new values (host memory, shapes as above; bias NULL for a TABLE) in place of parameter i's and packs them again.
  * No pass may be running. The fingerprint stays that of the folder. */
 int encoder_parameter_set(struct encoder *enc, size_t i, const float *weight, const float *bias, struct error *e);
 

@@ -119,12 +119,14 @@ static const char *module_path(const struct json *module)
     return path->text.data;
 }
 
-/* modules.json: where the transformer and the pooling are (NULL: there is none). Without the file the folder is a
- * plain Hugging Face one: pooling by mean, as the authors' library does it. */
-static int modules_read(struct reading *r, const char **transformer, const char **pooling)
+enum { TRANSFORMER, POOLING, DENSE, NORMALIZE, MODULES };
+
+/* modules.json: where each module is (NULL: there is none). Without the file the folder is a plain Hugging Face one:
+ * pooling by mean, as the authors' library does it. */
+static int modules_read(struct reading *r, const char *paths[MODULES])
 {
-    *transformer = "";
-    *pooling = NULL;
+    static const char *const names[MODULES] = {"Transformer", "Pooling", "Dense", "Normalize"};
+    paths[TRANSFORMER] = "";
     int found = reading_file(r, "", "modules.json");
     if (found <= 0) {
         return found;
@@ -132,25 +134,26 @@ static int modules_read(struct reading *r, const char **transformer, const char 
     if (r->json->type != JSON_ARRAY) {
         return refuse(r, "is not a list of modules");
     }
-    size_t i = 0;
+    size_t i = 0, next = 0;
     for (const struct json *m = r->json->child; m; m = m->next, i++) {
         const struct json *type = m->type == JSON_OBJECT ? json_member(m, "type") : NULL;
         const char *dot = type && type->type == JSON_STRING ? strrchr(type->text.data, '.') : NULL;
         const char *name = dot ? dot + 1 : "without a type", *path = m->type == JSON_OBJECT ? module_path(m) : NULL;
-        bool known = (i == 0 && !strcmp(name, "Transformer")) || (i == 1 && !strcmp(name, "Pooling")) ||
-                     (i == 2 && !strcmp(name, "Normalize"));
-        if (!known) {
-            return refuse(
-                r, "module %zu (%.80s) cannot be run; only Transformer, Pooling and Normalize can, in this order", i,
-                name);
+        if (next == DENSE && strcmp(name, names[DENSE]) != 0) {
+            next++;
+        }
+        if (next == MODULES || strcmp(name, names[next]) != 0) {
+            return refuse(r,
+                          "module %zu (%.80s) cannot be run; only Transformer, Pooling, one Dense and Normalize can, "
+                          "in this order",
+                          i, name);
         }
         if (!path) {
             return refuse(r, "module %zu (%.80s) has no path inside the folder", i, name);
         }
-        *transformer = i == 0 ? path : *transformer;
-        *pooling = i == 1 ? path : *pooling;
+        paths[next++] = path;
     }
-    return *pooling ? 0 : refuse(r, "names no Pooling module");
+    return paths[POOLING] ? 0 : refuse(r, "names no Pooling module");
 }
 
 /* What sentence-transformers' encode() puts before every text: the default prompt. Other prompts are applied there only
@@ -176,15 +179,15 @@ static int prompt_read(struct model_config *c, struct reading *r)
     return 0;
 }
 
-/* The file that only has to be there. */
-static int weights_find(struct model_config *c, struct reading *r, const char *inside)
+/* The file that only has to be there, in a module's folder. */
+static int weights_find(char **path, struct reading *r, const char *inside)
 {
-    c->weights_path = reading_path(r->folder, inside, "model.safetensors");
+    *path = reading_path(r->folder, inside, "model.safetensors");
     char *shards = reading_path(r->folder, inside, "model.safetensors.index.json");
     char *pickled = reading_path(r->folder, inside, "pytorch_model.bin");
     int result = 0;
-    r->file = NULL;
-    if (access(c->weights_path, F_OK) != 0) {
+    r->file = *inside ? inside : NULL;
+    if (access(*path, F_OK) != 0) {
         result = access(shards, F_OK) == 0
                      ? refuse(r, "the model is in shards (model.safetensors.index.json), which cannot be "
                                  "run; save it as one model.safetensors")
@@ -197,12 +200,37 @@ static int weights_find(struct model_config *c, struct reading *r, const char *i
     return result;
 }
 
+/* A linear map between pooling and normalisation. */
+static int dense_read(struct model_config *c, struct reading *r, const char *inside)
+{
+    static const char identity[] = "torch.nn.modules.linear.Identity";
+    int found = reading_object(r, inside, "config.json");
+    if (found <= 0) {
+        return found < 0 ? -1 : refuse(r, "is missing, but modules.json names it");
+    }
+    size_t in;
+    if (reading_size(r, "in_features", 1, 65536, 0, &in) || reading_size(r, "out_features", 1, 16384, 0, &c->width) ||
+        reading_flag(r, "bias", true, &c->dense_bias) || reading_text_expect(r, "activation_function", identity) ||
+        reading_text_expect(r, "module_input_name", "sentence_embedding") ||
+        reading_text_expect(r, "module_output_name", "sentence_embedding") ||
+        reading_flag_expect(r, "use_residual", false)) {
+        return -1;
+    }
+    if (!reading_member(r, "activation_function")) { /* the library then takes Tanh */
+        return refuse(r, "activation_function is missing; only %s can be run", identity);
+    }
+    if (in != c->dim) {
+        return refuse(r, "in_features is %zu, but the transformer's hidden_size is %zu", in, c->dim);
+    }
+    return weights_find(&c->dense_path, r, inside);
+}
+
 int model_config_read(struct model_config *out, const char *folder, struct error *e)
 {
     int result = -1;
     struct arena arena = {0};
     struct reading r = {.folder = folder, .arena = &arena, .e = e};
-    const char *transformer, *pooling;
+    const char *paths[MODULES] = {NULL};
     struct stat status;
     memset(out, 0, sizeof *out);
     bool found = stat(folder, &status) == 0;
@@ -211,14 +239,17 @@ int model_config_read(struct model_config *out, const char *folder, struct error
                   found ? "is not a folder" : strerror(errno));
         goto done;
     }
-    if (modules_read(&r, &transformer, &pooling) || architecture_read(out, &r, transformer) ||
-        weights_find(out, &r, transformer)) {
+    if (modules_read(&r, paths) || architecture_read(out, &r, paths[TRANSFORMER]) ||
+        weights_find(&out->weights_path, &r, paths[TRANSFORMER])) {
         goto done;
     }
     size_t length = out->positions;
     out->pooling = POOLING_MEAN;
-    if (folder_tokenizer_open(out, &r, transformer, &length) || length_read(out, &r, transformer, length) ||
-        (pooling && (pooling_read(out, &r, pooling) || prompt_read(out, &r)))) {
+    out->width = out->dim;
+    if (folder_tokenizer_open(out, &r, paths[TRANSFORMER], &length) ||
+        length_read(out, &r, paths[TRANSFORMER], length) ||
+        (paths[POOLING] && (pooling_read(out, &r, paths[POOLING]) || prompt_read(out, &r))) ||
+        (paths[DENSE] && dense_read(out, &r, paths[DENSE]))) {
         goto done;
     }
     result = 0;
@@ -231,5 +262,6 @@ void model_config_free(struct model_config *config)
 {
     tokenizer_close(config->tokenizer);
     free(config->weights_path);
+    free(config->dense_path);
     free(config->prompt);
 }

@@ -8,7 +8,8 @@
 static struct tensor place(const struct backend *b, size_t *next, void *memory, enum dtype dtype, size_t rows,
                            size_t columns)
 {
-    struct tensor t = {.data = memory ? (unsigned char *)memory + *next : NULL, .dtype = dtype, .rows = rows, .columns = columns};
+    struct tensor t = {
+        .data = memory ? (unsigned char *)memory + *next : NULL, .dtype = dtype, .rows = rows, .columns = columns};
     *next += (tensor_bytes(b, dtype, rows, columns) + 63) / 64 * 64;
     return t;
 }
@@ -47,7 +48,7 @@ size_t pass_place(const struct encoder *enc, struct pass *p, void *memory, size_
     p->tokens = place(b, &next, memory, b->facts.compute, tokens, c->dim);
     p->embed_norm = place(b, &next, memory, DTYPE_F32, keep ? tokens : 0, 2);
     p->pooled = place(b, &next, memory, DTYPE_F32, sequences, c->dim);
-    p->vectors = place(b, &next, memory, DTYPE_F32, sequences, enc->width);
+    p->vectors = place(b, &next, memory, DTYPE_F32, sequences, c->width);
     p->norms = place(b, &next, memory, DTYPE_F32, sequences, 1);
     p->keep = keep;
     for (size_t i = 0; i < (keep ? c->layers : 1); i++) {

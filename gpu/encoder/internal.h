@@ -47,9 +47,12 @@ const char *json_shown(const struct json *j); /* for a message */
  * does. */
 struct model_config {
     char *weights_path; /* model.safetensors */
+    char *dense_path;   /* the Dense module's; NULL: there is none */
+    bool dense_bias;
     struct tokenizer *tokenizer;
     char *prompt; /* what the folder puts before every text; NULL: nothing */
     size_t layers, dim, heads, intermediate;
+    size_t width;                        /* of a vector: dim, or what a Dense makes of it */
     size_t vocabulary, positions, types; /* rows of the embeddings */
     float epsilon;                       /* of the layer norms */
     enum pooling pooling;
@@ -58,8 +61,7 @@ struct model_config {
     bool lower_case, strip_accents, tokenize_chinese_chars; /* the tokenizer's */
 };
 
-/* Errors are FATAL E_MODEL: one line that names what stands in the way. model_config_free releases, also after an
- * error. */
+/* Errors are FATAL E_MODEL: one line that names what cannot be run. model_config_free releases, also after an error. */
 int model_config_read(struct model_config *out, const char *folder, struct error *e);
 /* The part of it that is the tokenizer (tokenizer_folder.c): the flags and the tokenizer of `out`, whose embeddings'
  * rows are known. *length becomes the length limit that tokenizer_config.json names, where that is smaller. */
@@ -80,7 +82,6 @@ struct encoder {
     struct stream *stream; /* on which parameters are loaded and set */
     bool masters;          /* matrices keep their master values too */
     struct model_config config;
-    size_t width; /* of a vector: config.dim, or what a Dense makes of it */
     struct encoder_parameter *parameters;
     size_t parameter_count;
     const struct encoder_parameter *dense; /* after pooling; NULL: none */
@@ -91,10 +92,10 @@ struct encoder {
     char model_version[17];
 };
 
-enum { WORD, POSITION, TYPE, EMBEDDING_NORM, FIRST_LAYER }; /* places in parameters; six to a layer follow */
+/* Places in parameters; six to a layer follow, then the Dense's, if any. */
+enum { WORD, POSITION, TYPE, EMBEDDING_NORM, FIRST_LAYER };
 
-/* Reads model.safetensors into enc->parameters and takes the fingerprint; enc->config and prefixes are set.
- */
+/* Reads the weights into enc->parameters and takes the fingerprint; enc->config and prefixes are set. */
 int parameters_load(struct encoder *enc, struct error *e);
 void parameters_free(struct encoder *enc);
 

@@ -1,8 +1,8 @@
-/* The encoder's parameters: which there are, where their numbers stand in model.safetensors, and the fingerprint over
- * them. Nothing of the file is kept: tables and norms go to the backend's memory, matrices to its packed layout.
+/* The encoder's parameters: which there are, where their numbers are in the files, and the fingerprint over them.
+ * Nothing of a file is kept: tables and norms go to the backend's memory, matrices to its packed layout.
  *
- * What surprises: a canonical name (no `bert.` or `0.auto_model.`, weight and bias also for gamma and beta) is what we
- * and the fingerprint speak of; only tensor_find knows how the file spells it. */
+ * What surprises: a canonical name (no `bert.` or `0.auto_model.`, weight and bias also for gamma and beta, `dense` for
+ * a Dense module's `linear`) is what we and the fingerprint speak of; only tensor_find knows how the file spells it. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,16 +17,23 @@
 #define UPLOAD_ROWS 1024
 #define PER_LAYER 6
 
-/* One tensor of the file under its canonical name. */
+/* One tensor of a file under its canonical name. */
 struct named_tensor {
     char name[96];
+    char stored[128]; /* as the file spells it */
     struct stored_tensor tensor;
+};
+
+/* A file of tensors. */
+struct source {
+    struct safetensors *file;
+    const char *path, *prefix; /* of its names */
 };
 
 struct loading {
     struct encoder *enc;
-    struct safetensors *file;
-    const char *prefix;           /* of the file's names */
+    struct source model, dense;
+    const struct source *from;    /* the one of the parameter being read */
     struct named_tensor *tensors; /* all that were used so far */
     size_t count;
     float *weight, *bias; /* of one parameter, for the hand-over: grown only to what the file is known to hold */
@@ -70,7 +77,7 @@ static void layer_add(struct encoder *enc, size_t number)
 static void parameters_list(struct encoder *enc)
 {
     const struct model_config *c = &enc->config;
-    enc->parameters = mem_zero(FIRST_LAYER + PER_LAYER * c->layers, sizeof *enc->parameters);
+    enc->parameters = mem_zero(FIRST_LAYER + PER_LAYER * c->layers + 1, sizeof *enc->parameters);
     enc->layers = mem_zero(c->layers, sizeof *enc->layers);
     parameter_add(enc, PARAMETER_TABLE, c->vocabulary, c->dim, "embeddings.word_embeddings");
     parameter_add(enc, PARAMETER_TABLE, c->positions, c->dim, "embeddings.position_embeddings");
@@ -78,6 +85,10 @@ static void parameters_list(struct encoder *enc)
     parameter_add(enc, PARAMETER_NORM, 1, c->dim, "embeddings.LayerNorm");
     for (size_t i = 0; i < c->layers; i++) {
         layer_add(enc, i);
+    }
+    if (c->dense_path) {
+        enc->dense = &enc->parameters[enc->parameter_count];
+        parameter_add(enc, PARAMETER_LINEAR, c->width, c->dim, "dense");
     }
 }
 
@@ -154,36 +165,39 @@ static int prefix_find(struct loading *l, struct error *e)
         char name[96];
         struct stored_tensor ignored;
         snprintf(name, sizeof name, "%sembeddings.word_embeddings.weight", prefixes[i]);
-        int found = safetensors_find(l->file, name, &ignored, e);
+        int found = safetensors_find(l->model.file, name, &ignored, e);
         if (found != 0) {
-            l->prefix = prefixes[i];
+            l->model.prefix = prefixes[i];
             return found < 0 ? -1 : 0;
         }
     }
     return error_set(
         e, ERROR_FATAL, E_MODEL,
         "%s: tensor embeddings.word_embeddings.weight is missing (with the prefixes bert. and 0.auto_model. too)",
-        l->enc->config.weights_path);
+        l->model.path);
 }
 
 /* The tensor of canonical name `module`.`member`, of shape [rows, columns] ([columns] where rows is 0). */
 static int tensor_find(struct loading *l, const char *module, const char *member, size_t rows, size_t columns,
                        struct stored_tensor *out, struct error *e)
 {
-    const char *path = l->enc->config.weights_path;
+    const struct source *from = l->from;
     const size_t suffix = strlen(module) > 9 ? strlen(module) - 9 : 0;
+    const char *spelled = from == &l->dense ? "linear" : module;
     struct named_tensor *t = &l->tensors[l->count];
-    char name[128];
     snprintf(t->name, sizeof t->name, "%s.%s", module, member);
-    snprintf(name, sizeof name, "%s%s", l->prefix, t->name);
-    int found = safetensors_find(l->file, name, out, e);
+    snprintf(t->stored, sizeof t->stored, "%s%s.%s", from->prefix, spelled, member);
+    int found = safetensors_find(from->file, t->stored, out, e);
     if (found == 0 && strcmp(module + suffix, "LayerNorm") == 0) {
-        snprintf(name, sizeof name, "%s%s.%s", l->prefix, module, strcmp(member, "bias") ? "gamma" : "beta");
-        found = safetensors_find(l->file, name, out, e);
+        char old[sizeof t->stored];
+        snprintf(old, sizeof old, "%s%s.%s", from->prefix, module, strcmp(member, "bias") ? "gamma" : "beta");
+        found = safetensors_find(from->file, old, out, e);
+        if (found != 0) {
+            memcpy(t->stored, old, sizeof old);
+        }
     }
     if (found <= 0) {
-        return found < 0 ? -1
-                         : error_set(e, ERROR_FATAL, E_MODEL, "%s: tensor %s%s is missing", path, l->prefix, t->name);
+        return found < 0 ? -1 : error_set(e, ERROR_FATAL, E_MODEL, "%s: tensor %s is missing", from->path, t->stored);
     }
     bool fits = rows ? out->rank == 2 && out->shape[0] == rows && out->shape[1] == columns
                      : out->rank == 1 && out->shape[0] == columns;
@@ -192,8 +206,8 @@ static int tensor_find(struct loading *l, const char *module, const char *member
         for (size_t i = 0; i < out->rank; i++) {
             buffer_format(&shape, "%s%zu", i ? ", " : "", out->shape[i]);
         }
-        error_set(e, ERROR_FATAL, E_MODEL, "%s: tensor %s has shape [%s]; config.json asks for [%.*zu%s%zu]", path,
-                  name, shape.data ? shape.data : "", rows ? 1 : 0, rows, rows ? ", " : "", columns);
+        error_set(e, ERROR_FATAL, E_MODEL, "%s: tensor %s has shape [%s]; config.json asks for [%.*zu%s%zu]",
+                  from->path, t->stored, shape.data ? shape.data : "", rows ? 1 : 0, rows, rows ? ", " : "", columns);
         buffer_free(&shape);
         return -1;
     }
@@ -221,8 +235,8 @@ static int numbers_read(const struct loading *l, const struct named_tensor *name
         buffer_format(&place, "%zu, ", (first + i) / columns);
     }
     buffer_format(&place, "%zu", (first + i) % columns);
-    error_set(e, ERROR_FATAL, E_MODEL, "%s: tensor %s%s [%s] is %s: the file is damaged, or its training failed",
-              l->enc->config.weights_path, l->prefix, named->name, place.data, isnan(out[i]) ? "NaN" : "infinite");
+    error_set(e, ERROR_FATAL, E_MODEL, "%s: tensor %s [%s] is %s: the file is damaged, or its training failed",
+              l->from->path, named->stored, place.data, isnan(out[i]) ? "NaN" : "infinite");
     buffer_free(&place);
     return -1;
 }
@@ -246,11 +260,41 @@ static int table_load(struct loading *l, struct encoder_parameter *p, struct err
     return 0;
 }
 
+/* All numbers of a tensor, as part `part` of `parts` of *out. */
+static int part_load(struct loading *l, const char *module, const char *member, size_t rows, size_t columns,
+                     size_t part, size_t parts, float **out, struct error *e)
+{
+    struct stored_tensor t;
+    if (tensor_find(l, module, member, rows, columns, &t, e) != 0) {
+        return -1;
+    }
+    *out = mem_resize(*out, parts * t.count * sizeof **out);
+    return numbers_read(l, &l->tensors[l->count - 1], 0, t.count, *out + part * t.count, e);
+}
+
+/* A Dense without bias has one of zeroes. */
+static int dense_bias_none(struct loading *l, size_t width, struct error *e)
+{
+    struct stored_tensor t;
+    int found = safetensors_find(l->dense.file, "linear.bias", &t, e);
+    if (found != 0) {
+        return found < 0 ? -1
+                         : error_set(e, ERROR_FATAL, E_MODEL,
+                                     "%s: tensor linear.bias is there, but config.json says that bias is false",
+                                     l->dense.path);
+    }
+    l->bias = mem_resize(l->bias, width * sizeof *l->bias);
+    memset(l->bias, 0, width * sizeof *l->bias);
+    return 0;
+}
+
 /* Weight and bias of a norm, a matrix, or the three matrices of an attention one below the other. */
 static int parameter_load(struct loading *l, size_t i, struct error *e)
 {
     static const char *const attention_parts[PARTS_MAX] = {"query", "key", "value"};
     struct encoder_parameter *p = &l->enc->parameters[i];
+    const bool dense = p == l->enc->dense;
+    l->from = dense ? &l->dense : &l->model;
     if (p->kind == PARAMETER_TABLE) {
         return table_load(l, p, e);
     }
@@ -259,17 +303,11 @@ static int parameter_load(struct loading *l, size_t i, struct error *e)
     const size_t parts = attention ? PARTS_MAX : 1, rows = p->rows / parts, biases = norm ? p->columns : rows;
     for (size_t part = 0; part < parts; part++) {
         char module[96];
-        struct stored_tensor weight, bias;
         snprintf(module, sizeof module, "%s%s%s", p->name, attention ? "." : "",
                  attention ? attention_parts[part] : "");
-        if (tensor_find(l, module, "weight", norm ? 0 : rows, p->columns, &weight, e) != 0 ||
-            tensor_find(l, module, "bias", 0, biases, &bias, e) != 0) {
-            return -1;
-        }
-        l->weight = mem_resize(l->weight, parts * weight.count * sizeof *l->weight);
-        l->bias = mem_resize(l->bias, parts * biases * sizeof *l->bias);
-        if (numbers_read(l, &l->tensors[l->count - 2], 0, weight.count, l->weight + part * weight.count, e) != 0 ||
-            numbers_read(l, &l->tensors[l->count - 1], 0, bias.count, l->bias + part * biases, e) != 0) {
+        if (part_load(l, module, "weight", norm ? 0 : rows, p->columns, part, parts, &l->weight, e) ||
+            (dense && !l->enc->config.dense_bias ? dense_bias_none(l, biases, e)
+                                                 : part_load(l, module, "bias", 0, biases, part, parts, &l->bias, e))) {
             return -1;
         }
     }
@@ -340,9 +378,10 @@ static void fingerprint_take(struct loading *l)
 int parameters_load(struct encoder *enc, struct error *e)
 {
     int result = -1;
-    struct loading l = {.enc = enc};
     const struct model_config *c = &enc->config;
-    if (safetensors_open(&l.file, c->weights_path, e) != 0 || prefix_find(&l, e) != 0) {
+    struct loading l = {.enc = enc, .model.path = c->weights_path, .dense = {.path = c->dense_path, .prefix = ""}};
+    if (safetensors_open(&l.model.file, c->weights_path, e) || prefix_find(&l, e) ||
+        (c->dense_path && safetensors_open(&l.dense.file, c->dense_path, e))) {
         goto done;
     }
     parameters_list(enc);
@@ -355,7 +394,8 @@ int parameters_load(struct encoder *enc, struct error *e)
     fingerprint_take(&l);
     result = 0;
 done:
-    safetensors_close(l.file);
+    safetensors_close(l.model.file);
+    safetensors_close(l.dense.file);
     free(l.tensors);
     free(l.weight);
     free(l.bias);

@@ -102,6 +102,56 @@ def test_prompts(tmp_path, golden):
     numpy.testing.assert_allclose(embeddings, golden["embeddings"], atol=3e-6)
 
 
+DENSE = json.loads((HERE / "dense.json").read_text())
+
+
+def folder_with_dense(folder, golden):
+    shutil.copytree(TINY, folder)
+    (folder / "modules.json").write_text(json.dumps(golden["modules.json"]))
+    shutil.copytree(HERE / "dense" / golden["name"], folder / "2_Dense")
+    return folder
+
+
+@pytest.mark.parametrize("golden", DENSE, ids=lambda golden: golden["name"])
+def test_dense(tmp_path, golden):
+    """A Dense between pooling and normalisation, narrower, as wide, and wider than the transformer (make_dense.py)."""
+    folder = folder_with_dense(tmp_path / "model", golden)
+    embeddings = [one["embedding"] for one in encode(golden["texts"], folder)]
+    numpy.testing.assert_allclose(embeddings, golden["embeddings"], rtol=0, atol=2e-6)
+
+
+def test_dense_that_is_none(tmp_path):
+    folder = folder_with_dense(tmp_path / "model", DENSE[0])
+    edit(folder / "2_Dense/config.json", lambda config: config.update(activation_function="torch.nn.modules.activation.Tanh"))
+    refused(folder, "2_Dense/config.json: activation_function is torch.nn.modules.activation.Tanh")
+
+
+def engram(*arguments, status=0):
+    done = subprocess.run([BUILD / "engram", *arguments], capture_output=True, timeout=60)
+    assert done.returncode == status, done.stderr.decode()
+    return done
+
+
+@pytest.mark.parametrize("golden", DENSE, ids=lambda golden: golden["name"])
+def test_memory_of_a_model_with_dense(tmp_path, golden):
+    """The memory has the Dense's width, finds by its vectors, and is not that of the model without it."""
+    folder = folder_with_dense(tmp_path / "model", golden)
+    texts, vectors = golden["texts"], numpy.array(golden["embeddings"])
+    records = [{"id": f"i{i}", "text": text, "labels": [f"l{i}"]} for i, text in enumerate(texts)]
+    (tmp_path / "instances.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    memory = ["--memory", tmp_path / "memory", "--key-dtype", "f32", "--compute", "f32"]
+    engram("load", "--instances", tmp_path / "instances.jsonl", "--model", folder, *memory)
+    stats = json.loads(engram("memory", "stats", "--json", *memory).stdout)
+    assert (stats["dim"], stats["instances"]) == (vectors.shape[1], len(texts))
+    for text, vector in zip(texts, vectors):
+        done = engram("tag", "--lambda", "1", "--evidence-max", "5", "--model", folder, *memory, "--", text)
+        similarities = {one["id"]: one["similarity"] for one in json.loads(done.stdout)["evidence"]}
+        assert len(similarities) == len(texts)
+        for i, expected in enumerate(vectors @ vector):
+            assert similarities[f"i{i}"] == pytest.approx(expected, abs=1e-5)
+    assert b"made by another encoder" in engram("tag", "--model", TINY, *memory, "--", "a", status=1).stderr
+
+
 def refused(folder, line):
     done = subprocess.run([BUILD / "engram", "encode", "--stdin", "--model", folder], input=b"a\n", capture_output=True, timeout=60)
     assert done.returncode == 1 and done.stdout == b""

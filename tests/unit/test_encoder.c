@@ -1,6 +1,6 @@
 /* The encoder on a tiny random BERT (tests/golden/make_tiny_bert.py): embeddings as the authors' library gives them,
- * alone and in batches; the fingerprint; parameters put anew; and every folder that must be refused, made from the good
- * one by one change. Runs from the root of the project. */
+ * alone and in batches; the fingerprint; parameters set again; and every folder that must be refused, made from the
+ * good one by one change. Runs from the root of the project. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -12,139 +12,16 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include "base/buffer.h"
 #include "base/json.h"
 #include "gpu/encoder/internal.h"
-#include "tests/unit/model_folder.h"
+#include "tests/unit/encoder_folder.h"
 
-#define GOOD "tests/golden/tiny-bert"
 #define GOLDEN "tests/golden/tiny-bert-golden.json"
-
-static struct backend *backend;
-static struct stream *stream;
-static char root[64]; /* the temporary folder; each test's `folder` is root/model */
-
-static const char *const files[] = {"config.json",           "modules.json", "sentence_bert_config.json",
-                                    "tokenizer_config.json", "vocab.txt",    "model.safetensors",
-                                    "1_Pooling/config.json"};
-
-/* ---- files --------------------------------------------------------------------------------------------------------
- */
-
-static void file_remove(const char *file)
-{
-    assert_int_equal(unlink(inside(file)), 0);
-}
-
-/* A fresh copy of the good folder. */
-static int folder_make(void **state)
-{
-    (void)state;
-    snprintf(root, sizeof root, "/tmp/engram-test-XXXXXX");
-    assert_non_null(mkdtemp(root));
-    snprintf(folder, sizeof folder, "%s/model", root);
-    assert_int_equal(mkdir(folder, 0700), 0);
-    assert_int_equal(mkdir(inside("1_Pooling"), 0700), 0);
-    for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
-        char from[256];
-        snprintf(from, sizeof from, "%s/%s", GOOD, files[i]);
-        struct buffer b = whole_read(from);
-        file_put(files[i], b.data, b.bytes);
-        buffer_free(&b);
-    }
-    return 0;
-}
-
-static int folder_remove(void **state)
-{
-    (void)state;
-    static const char *const extra[] = {"model.safetensors.index.json", "pytorch_model.bin",
-                                        "config_sentence_transformers.json"};
-    for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
-        unlink(inside(files[i]));
-    }
-    for (size_t i = 0; i < sizeof extra / sizeof *extra; i++) {
-        unlink(inside(extra[i]));
-    }
-    rmdir(inside("1_Pooling"));
-    return rmdir(folder) != 0 || rmdir(root) != 0;
-}
 
 /* ---- what is right ------------------------------------------------------------------------------------------------
  */
-
-static struct encoder *encoder_of(const struct encoder_options *options)
-{
-    struct encoder *enc = NULL;
-    struct error e = {0};
-    if (encoder_open(&enc, backend, options, &e) != 0) {
-        fail_msg("%s", e.text);
-    }
-    return enc;
-}
-
-/* f(x) of a batch as one tile: out [n, dim]. */
-static int encode(const struct encoder *enc, const struct tokens *const *inputs, size_t n, float *out, struct error *e)
-{
-    const size_t dim = encoder_dim(enc);
-    size_t tokens = 0;
-    for (size_t i = 0; i < n; i++) {
-        tokens += inputs[i]->count;
-    }
-    int32_t *ids = mem_alloc(tokens * sizeof *ids);
-    uint32_t *starts = mem_zero(n + 1, sizeof *starts);
-    float *norms = mem_alloc(n * sizeof *norms);
-    for (size_t i = 0; i < n; i++) {
-        memcpy(ids + starts[i], inputs[i]->ids, inputs[i]->count * sizeof *ids);
-        starts[i + 1] = starts[i] + inputs[i]->count;
-    }
-    const struct tile tile = {.ids = ids, .starts = starts, .tokens = tokens, .sequences = n};
-    struct encoded encoded;
-    int result = encoder_pass(enc, stream, &tile, NULL, NULL, &encoded, e);
-    if (result == 0) {
-        backend->ops->download(stream, out, encoded.vectors.data, n * dim * sizeof *out);
-        backend->ops->download(stream, norms, encoded.norms.data, n * sizeof *norms);
-        result = backend->ops->wait(stream, e);
-    }
-    for (size_t i = 0; i < n && result == 0; i++) {
-        result = encoder_norm_check(enc, norms[i], inputs[i]->count, i, n, e);
-    }
-    free(ids);
-    free(starts);
-    free(norms);
-    return result;
-}
-
-static struct encoder *encoder_plain(void)
-{
-    return encoder_of(&(struct encoder_options){.folder = folder});
-}
-
-static const struct json *golden_read(struct arena *arena)
-{
-    const struct json *golden;
-    struct error e = {0};
-    struct buffer b = whole_read(GOLDEN);
-    assert_int_equal(json_parse((struct slice){b.data, b.bytes}, 8, arena, &golden, &e), 0);
-    buffer_free(&b);
-    return golden;
-}
-
-static void numbers_check(const float *got, const struct json *expected, size_t count, double bound)
-{
-    assert_int_equal(expected->count, count);
-    const struct json *j = expected->child;
-    for (size_t i = 0; i < count; i++, j = j->next) {
-        double x;
-        assert_true(json_double(j, &x));
-        if (!(fabs((double)got[i] - x) <= bound)) {
-            fail_msg("number %zu is %.9g, not %.9g", i, (double)got[i], x);
-        }
-    }
-}
 
 /* Each text alone, then all of them many times over in one batch. */
 static void test_golden(void **state)
@@ -153,7 +30,7 @@ static void test_golden(void **state)
     struct arena arena = {0};
     struct error e = {0};
     struct encoder *enc = encoder_plain();
-    const struct json *golden = golden_read(&arena);
+    const struct json *golden = golden_read(GOLDEN, &arena);
     const size_t dim = encoder_dim(enc), n = golden->count, times = 40;
     struct tokens *tokens = mem_zero(n, sizeof *tokens);
     const struct tokens **batch = mem_alloc(n * times * sizeof *batch);
@@ -190,15 +67,6 @@ static void test_golden(void **state)
     encoder_close(enc);
 }
 
-static void text_embed(struct encoder *enc, enum encoder_input input, const char *text, float *out)
-{
-    struct tokens t;
-    struct error e = {0};
-    encoder_tokenize(enc, input, slice_of(text), &t);
-    assert_int_equal(encode(enc, &(const struct tokens *){&t}, 1, out, &e), 0);
-    tokens_free(&t);
-}
-
 static void test_prefix(void **state)
 {
     (void)state;
@@ -224,8 +92,6 @@ static void prompts_put(const char *rest)
     int bytes = snprintf(text, sizeof text, "{%s%s}", PROMPTS, rest);
     file_put("config_sentence_transformers.json", text, (size_t)bytes);
 }
-
-static void fingerprint_of(const struct encoder_options *options, char out[33]);
 
 /* The default prompt is put before texts and labels alike, and counts as the option of the same text does; an option
  * wins over it; without a default none is applied, whatever prompts there are. */
@@ -423,15 +289,6 @@ static void test_parameters(void **state)
 /* ---- the fingerprint ----------------------------------------------------------------------------------------------
  */
 
-static void fingerprint_of(const struct encoder_options *options, char out[33])
-{
-    struct encoder *enc = encoder_of(options);
-    memcpy(out, encoder_fingerprint(enc), 33);
-    assert_int_equal(strlen(out), 32);
-    assert_true(strncmp(out, encoder_model_version(enc), 16) == 0 && strlen(encoder_model_version(enc)) == 16);
-    encoder_close(enc);
-}
-
 /* Where in model.safetensors (its bytes in b) the tensor begins; *size is its bytes. */
 static size_t tensor_place(const struct buffer *b, const char *name, size_t *size)
 {
@@ -523,20 +380,6 @@ static void test_fingerprint(void **state)
 /* ---- what is refused ----------------------------------------------------------------------------------------------
  */
 
-/* Opening must fail with one line that holds each of the words. */
-static void refused(const char *first, const char *second)
-{
-    struct encoder *enc = NULL;
-    struct error e = {0};
-    assert_int_equal(encoder_open(&enc, backend, &(struct encoder_options){.folder = folder}, &e), -1);
-    assert_null(enc);
-    assert_int_equal(e.kind, ERROR_FATAL);
-    assert_int_equal(e.code, E_MODEL);
-    if (!strstr(e.text, first) || !strstr(e.text, second) || strchr(e.text, '\n')) {
-        fail_msg("says: %s\nand not: %s, %s", e.text, first, second);
-    }
-}
-
 /* One change to one file, and what the refusal must name. */
 static void test_refused_settings(void **state)
 {
@@ -574,7 +417,7 @@ static void test_refused_settings(void **state)
         {"1_Pooling/config.json", "\"word_embedding_dimension\": 32", "\"word_embedding_dimension\": 33",
          "word_embedding"},
         {"1_Pooling/config.json", "{", "{\"include_prompt\": false,", "include_prompt is false"},
-        {"modules.json", "models.Normalize", "models.Dense", "Dense"},
+        {"modules.json", "models.Normalize", "models.LayerNorm", "LayerNorm"},
         {"modules.json", "models.Transformer", "models.CLIPModel", "CLIPModel"},
         {"modules.json", "\"path\": \"1_Pooling\"", "\"path\": \"../elsewhere\"", "path"},
         {"modules.json", "\"path\": \"1_Pooling\"", "\"path\": \"2_Pooling\"", "2_Pooling/config.json"},
@@ -777,7 +620,6 @@ static void test_refused_length(void **state)
 
 int main(void)
 {
-#define TEST(f) cmocka_unit_test_setup_teardown(f, folder_make, folder_remove)
     const struct CMUnitTest tests[] = {
         TEST(test_golden),
         TEST(test_prefix),
@@ -796,14 +638,5 @@ int main(void)
         TEST(test_prompts),
         TEST(test_refused_prompts),
     };
-    struct error e = {0};
-    if (backend_cpu_open(&backend, &(struct backend_options){.threads = 1, .compute = DTYPE_F32}, &e) != 0 ||
-        backend->ops->stream_open(backend, &stream, &e) != 0) {
-        fprintf(stderr, "%s\n", e.text);
-        return 1;
-    }
-    int failed = cmocka_run_group_tests_name("encoder", tests, NULL, NULL);
-    backend->ops->stream_close(stream);
-    backend_close(backend);
-    return failed;
+    return encoder_tests_run("encoder", tests, sizeof tests / sizeof *tests);
 }
