@@ -316,7 +316,7 @@ static int compute_choose(struct cpu *c, const struct backend_options *options, 
         c->backend.facts.compute = options->compute;
         return 0;
     }
-    if (onednn_bf16(c->onednn) && bf16_pays(c, &pays, e)) {
+    if (onednn_bf16() && bf16_pays(c, &pays, e)) {
         return -1;
     }
     c->backend.facts.compute = pays ? DTYPE_BF16 : DTYPE_F32;
@@ -338,7 +338,7 @@ int backend_cpu_open(struct backend **out, const struct backend_options *options
         .batch_tokens = streams * BATCH_TILES * TILE_TOKENS,
         .host_memory = true,
     };
-    c->kernels = kernels_best();
+    c->kernels = kernels_best(onednn_amx());
     if (onednn_open(&c->onednn, c->kernels, e) || compute_choose(c, options, e)) {
         cpu_close(&c->backend);
         return -1;

@@ -50,9 +50,10 @@ extern const struct kernels kernels_base;
 #if defined(__x86_64__)
 extern const struct kernels kernels_avx2;
 extern const struct kernels kernels_avx512;
+extern const struct kernels kernels_amx;
 #endif
 
-const struct kernels *kernels_best(void); /* for the CPU at hand */
+const struct kernels *kernels_best(bool amx); /* for the CPU at hand; amx: the process may use AMX-BF16 */
 size_t attention_scratch(const struct kernels *k, size_t rows, size_t head_dim);
 
 /* ---- the backend and its streams --------------------------------------------------------------------------------- */
@@ -108,7 +109,8 @@ void cpu_assist(struct stream *s, bool (*finished)(const void *context), const v
 
 int onednn_open(struct onednn **out, const struct kernels *kernels, struct error *e);
 void onednn_close(struct onednn *o);
-bool onednn_bf16(const struct onednn *o); /* this CPU multiplies bf16 itself */
+bool onednn_bf16(void); /* this CPU multiplies bf16 itself */
+bool onednn_amx(void);  /* ... with AMX, and the kernel has allowed this process to use it */
 int onednn_stream_open(struct onednn_stream **out, struct onednn *o, struct error *e);
 void onednn_stream_close(struct onednn_stream *s);
 

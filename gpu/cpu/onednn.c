@@ -81,12 +81,27 @@ struct onednn_stream {
         }                                                                                                              \
     } while (0)
 
+static bool onednn_has(dnnl_cpu_isa_t isa)
+{
+    return (dnnl_get_effective_cpu_isa() & isa) == isa;
+}
+
+bool onednn_bf16(void)
+{
+    return onednn_has(dnnl_cpu_isa_avx512_core_bf16);
+}
+
+bool onednn_amx(void)
+{
+    return onednn_has(dnnl_cpu_isa_avx512_core_amx);
+}
+
 int onednn_open(struct onednn **out, const struct kernels *kernels, struct error *e)
 {
     int result = 0;
     struct onednn *o = mem_zero(1, sizeof *o);
     o->kernels = kernels;
-    o->bf16 = (dnnl_get_effective_cpu_isa() & dnnl_cpu_isa_avx512_core_bf16) == dnnl_cpu_isa_avx512_core_bf16;
+    o->bf16 = onednn_bf16();
     TRY(dnnl_engine_create(&o->engine, dnnl_cpu, 0));
     *out = o;
     o = NULL;
@@ -101,11 +116,6 @@ void onednn_close(struct onednn *o)
         dnnl_engine_destroy(o->engine);
         free(o);
     }
-}
-
-bool onednn_bf16(const struct onednn *o)
-{
-    return o->bf16;
 }
 
 int onednn_stream_open(struct onednn_stream **out, struct onednn *o, struct error *e)

@@ -270,6 +270,7 @@ static inline int suite_run(const struct CMUnitTest *tests, size_t count)
 #if defined(__x86_64__)
     failed += __builtin_cpu_supports("x86-64-v3") ? backend_run(&kernels_avx2, 1, tests, count) : 0;
     failed += __builtin_cpu_supports("x86-64-v4") ? backend_run(&kernels_avx512, 3, tests, count) : 0;
+    failed += onednn_amx() ? backend_run(&kernels_amx, 2, tests, count) : 0;
 #endif
     failed += backend_run(NULL, 1, tests, count);
     return failed != 0;

@@ -83,6 +83,10 @@ static void test_narrow(void **state)
             assert_true((y[i] & 0x7f80) == 0x7f80 && (y[i] & 0x7f) != 0);
             continue;
         }
+        if (!strcmp(kernels->name, "amx") && (bits & 0x7f800000) == 0) { /* it has no denormal numbers */
+            assert_int_equal(y[i] & 0x7fff, 0);
+            continue;
+        }
         assert_int_equal(y[i], low > 0x8000 || (low == 0x8000 && upper % 2) ? upper + 1 : upper);
     }
     free(x);
@@ -152,6 +156,7 @@ int main(void)
 #if defined(__x86_64__)
     failed += __builtin_cpu_supports("x86-64-v3") ? run_all(&kernels_avx2) : 0;
     failed += __builtin_cpu_supports("x86-64-v4") ? run_all(&kernels_avx512) : 0;
+    failed += onednn_amx() ? run_all(&kernels_amx) : 0;
 #endif
     return failed != 0;
 }
