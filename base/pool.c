@@ -30,6 +30,7 @@ struct worker {
 struct pool {
     struct worker *workers;
     size_t count, lanes;
+    bool lanes_share;           /* workers that take the lanes' jobs share work too: there are no others */
     pthread_mutex_t lock;       /* covers all below, and what is the pool's in jobs and shared work */
     pthread_cond_t work;        /* there is something to do, or it is over */
     pthread_cond_t event;       /* a piece was taken or is done */
@@ -84,7 +85,6 @@ static void piece_run(struct pool *p, enum lane lane, size_t seat)
         if (j->help) {
             j->next = p->helped;
             p->helped = j;
-            pthread_cond_signal(&p->work);
         }
         pthread_cond_broadcast(&p->event);
     }
@@ -149,16 +149,22 @@ int pool_end(struct pool *p, struct job *job, struct error *e)
     return failed->kind == ERROR_NONE ? 0 : error_set(e, failed->kind, failed->code, "%s", failed->text);
 }
 
+/* The lock is held on both sides of the call. */
+static void brief_run(struct pool *p, size_t seat, bool *yielded)
+{
+    if (!*yielded && p->waiting[LANE_PROMPT] && p->waiting[LANE_PROMPT]->brief) {
+        *yielded = true;
+        piece_run(p, LANE_PROMPT, seat);
+    }
+}
+
 void pool_yield(struct pool *p, size_t seat, bool *yielded)
 {
     if (*yielded || seat >= p->count) {
         return;
     }
     pthread_mutex_lock(&p->lock);
-    if (p->waiting[LANE_PROMPT] && p->waiting[LANE_PROMPT]->brief) {
-        *yielded = true;
-        piece_run(p, LANE_PROMPT, p->count + seat);
-    }
+    brief_run(p, p->count + seat, yielded);
     pthread_mutex_unlock(&p->lock);
 }
 
@@ -173,10 +179,14 @@ void pool_wait_taken(struct pool *p, enum lane lane)
 
 /* ---- shared work ---- */
 
-/* Does pieces of it until none is left to take. The lock is held on both sides of the call. */
-static void shared_work(struct pool *p, struct shared *w)
+enum { NO_SEAT = -1 };
+
+/* Does pieces of it until none is left to take, and between two of them one brief piece on `seat`, the worker's own.
+ * The lock is held on both sides of the call. */
+static void shared_work(struct pool *p, struct shared *w, int seat)
 {
     size_t hand = w->hands++;
+    bool yielded = seat == NO_SEAT;
     w->working++;
     while (w->taken < w->pieces && w->error.kind == ERROR_NONE) {
         size_t piece = w->taken++;
@@ -189,6 +199,7 @@ static void shared_work(struct pool *p, struct shared *w)
         if (failed.kind != ERROR_NONE && w->error.kind == ERROR_NONE) {
             w->error = failed;
         }
+        brief_run(p, (size_t)seat, &yielded);
     }
     w->working--;
     pthread_cond_broadcast(&p->event);
@@ -217,7 +228,7 @@ int pool_share(struct pool *p, size_t pieces, int (*run)(void *context, size_t p
     if (pieces > 1) {
         pthread_cond_broadcast(&p->work);
     }
-    shared_work(p, &w);
+    shared_work(p, &w, NO_SEAT);
     struct shared **at = &p->shared;
     while (*at != &w) {
         at = &(*at)->next;
@@ -241,13 +252,14 @@ static void *worker_main(void *argument)
 {
     const struct worker *w = argument;
     struct pool *p = w->pool;
+    const bool has_lane = w->index < p->lanes, shares = !has_lane || p->lanes_share;
     pthread_mutex_lock(&p->lock);
     while (!p->stopping) {
-        struct shared *shared = shared_next(p);
-        enum lane lane = w->index < p->lanes ? lane_next(p) : LANES;
-        struct job *helped = w->index < p->lanes ? job_to_help(p) : NULL;
+        struct shared *shared = shares ? shared_next(p) : NULL;
+        enum lane lane = has_lane ? lane_next(p) : LANES;
+        struct job *helped = has_lane ? job_to_help(p) : NULL;
         if (shared) {
-            shared_work(p, shared);
+            shared_work(p, shared, has_lane ? (int)w->index : NO_SEAT);
         } else if (lane != LANES) {
             piece_run(p, lane, w->index);
         } else if (helped) {
@@ -265,6 +277,7 @@ int pool_open(struct pool **out, size_t workers, size_t lanes, struct error *e)
     struct pool *p = mem_zero(1, sizeof *p);
     int failed = 0;
     p->lanes = lanes;
+    p->lanes_share = lanes == workers;
     p->fair = true;
     p->last = LANE_BULK;
     p->workers = mem_zero(workers, sizeof *p->workers);

@@ -1,8 +1,9 @@
 /* Worker threads that share work out in pieces. Two sorts of work:
  *   - jobs in a lane (pool_begin, pool_end): what computes on the device. A worker takes the next piece when it is
  * free. PROMPT goes first, but once the pool is fair never twice in a row while BULK waits. A brief PROMPT piece need
- * not even wait for a worker: a long piece lets it in where it calls pool_yield.
- *   - shared work (pool_share): the caller does it, and workers with nothing else to do help.
+ * not even wait for a worker: a long piece lets it in where it calls pool_yield, and shared work between two pieces.
+ *   - shared work (pool_share): the caller does it, and workers that are between two pieces help, before they take the
+ * next.
  * Any thread may call; a piece must not wait for another piece. */
 #ifndef ENGRAM_BASE_POOL_H
 #define ENGRAM_BASE_POOL_H
@@ -33,7 +34,8 @@ struct job {
     struct error error;
 };
 
-/* `workers` threads, of which the first `lanes` take the lanes' jobs (on a GPU: one a stream; the others only share).
+/* `workers` threads, of which the first `lanes` take the lanes' jobs. Where there are others, those alone share work: a
+ * GPU's streams do not wait for the host.
  * Errors: FATAL E_INTERNAL (a thread cannot be started). */
 int pool_open(struct pool **out, size_t workers, size_t lanes, struct error *e);
 void pool_close(struct pool *p); /* NULL is fine; no job may be left */

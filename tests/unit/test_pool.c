@@ -68,14 +68,20 @@ static int letter_run(struct job *job, size_t piece, size_t seat, struct error *
     return l->fails ? error_set(e, ERROR_RETRY, E_IO, "%c says no", l->letter) : 0;
 }
 
+/* Bounded, so that a gate that nobody opens fails a test and does not hang it. */
+static void gate_wait(struct run *r)
+{
+    for (int ms = 0; ms < 10000 && !atomic_load(&r->gate); ms++) {
+        clock_sleep_ms(1);
+    }
+}
+
 static int gate_run(struct job *job, size_t piece, size_t seat, struct error *e)
 {
     struct run *r = ((struct lettered *)job)->run;
     (void)piece, (void)seat, (void)e;
     atomic_fetch_add(&r->at_gate, 1);
-    while (!atomic_load(&r->gate)) {
-        clock_sleep_ms(1);
-    }
+    gate_wait(r);
     return 0;
 }
 
@@ -220,17 +226,20 @@ static void help_run(struct job *job, size_t seat)
     atomic_store(&r->gate, true);
 }
 
-/* A worker with nothing to do helps, and pool_end waits for it. */
+/* A worker with nothing to do helps, and pool_end waits for it; also where most of those that wait may not. */
 static void test_help(void **state)
 {
     (void)state;
-    struct run *r = run_open(2, 2);
-    struct lettered first = letters(r, '-', LANE_BULK, 1);
-    first.job.run = gate_run;
-    first.job.help = help_run;
-    pool_begin(r->pool, &first.job);
-    assert_int_equal(pool_end(r->pool, &first.job, NULL), 0); /* nobody but the helper opens the gate */
-    assert_true(atomic_load(&r->helped) >= 1);
+    struct run *r = run_open(12, 2);
+    for (size_t round = 1; round <= 200; round++) {
+        struct lettered first = letters(r, '-', LANE_BULK, 1);
+        first.job.run = gate_run;
+        first.job.help = help_run;
+        atomic_store(&r->gate, false);
+        pool_begin(r->pool, &first.job);
+        assert_int_equal(pool_end(r->pool, &first.job, NULL), 0); /* nobody but the helper opens the gate */
+        assert_true(atomic_load(&r->helped) >= round);
+    }
     run_close(r);
 }
 
@@ -279,6 +288,93 @@ static void test_share(void **state)
     run_close(r);
 }
 
+/* Shared work whose first two pieces wait until the gate opens, the others until a lane's piece has run. */
+struct sharing {
+    struct run *run;
+    size_t pieces;
+    atomic_size_t begun, late;
+    pthread_t thread;
+};
+
+static int sharing_run(void *context, size_t piece, size_t hand, struct error *e)
+{
+    struct sharing *s = context;
+    (void)hand, (void)e;
+    atomic_fetch_add(&s->begun, 1);
+    if (piece < 2) {
+        gate_wait(s->run);
+        return 0;
+    }
+    for (int ms = 0; ms < 2000 && atomic_load(&s->run->helped) == 0; ms++) {
+        clock_sleep_ms(1);
+    }
+    atomic_fetch_add(&s->late, atomic_load(&s->run->helped) == 0);
+    return 0;
+}
+
+static void *sharing_main(void *context)
+{
+    struct sharing *s = context;
+    assert_int_equal(pool_share(s->run->pool, s->pieces, sharing_run, s, NULL), 0);
+    return NULL;
+}
+
+/* Returns when two threads are in it. */
+static void sharing_begin(struct sharing *s, struct run *r, size_t pieces)
+{
+    *s = (struct sharing){.run = r, .pieces = pieces};
+    pthread_create(&s->thread, NULL, sharing_main, s);
+    while (atomic_load(&s->begun) < 2) {
+        clock_sleep_ms(1);
+    }
+}
+
+static int lane_run(struct job *job, size_t piece, size_t seat, struct error *e)
+{
+    struct run *r = ((struct lettered *)job)->run;
+    (void)piece, (void)e;
+    assert_true(seat < pool_seats(r->pool));
+    atomic_fetch_add(&r->helped, 1);
+    return 0;
+}
+
+/* A brief piece does not wait for the end of shared work that every worker is in. */
+static void test_a_brief_piece_is_let_in_between_shared_pieces(void **state)
+{
+    (void)state;
+    struct run *r = run_open(1, 1);
+    struct sharing sharing;
+    struct lettered brief = letters(r, 'b', LANE_PROMPT, 1);
+    brief.job.run = lane_run;
+    brief.job.brief = true;
+    sharing_begin(&sharing, r, 4);
+    pool_begin(r->pool, &brief.job);
+    atomic_store(&r->gate, true);
+    assert_int_equal(pool_end(r->pool, &brief.job, NULL), 0);
+    pthread_join(sharing.thread, NULL);
+    assert_int_equal(atomic_load(&sharing.late), 0);
+    run_close(r);
+}
+
+/* Where the host's work has threads of its own, it never keeps a lane waiting. */
+static void test_a_lane_does_not_wait_for_shared_work(void **state)
+{
+    (void)state;
+    struct run *r = run_open(2, 1);
+    struct sharing sharing;
+    struct lettered text = letters(r, 't', LANE_BULK, 1);
+    text.job.run = lane_run;
+    sharing_begin(&sharing, r, 3);
+    clock_sleep_ms(20); /* in which the lane's worker would begin the third piece */
+    pool_begin(r->pool, &text.job);
+    assert_int_equal(pool_end(r->pool, &text.job, NULL), 0);
+    atomic_store(&r->gate, true);
+    pthread_join(sharing.thread, NULL);
+    assert_int_equal(atomic_load(&sharing.late), 0);
+    assert_int_equal(atomic_load(&sharing.begun), 3);
+    run_close(r);
+}
+
 static void *taken_main(void *context)
 {
     struct run *r = context;
@@ -320,6 +416,8 @@ int main(void)
         cmocka_unit_test(test_workers_without_a_lane),
         cmocka_unit_test(test_help),
         cmocka_unit_test(test_share),
+        cmocka_unit_test(test_a_brief_piece_is_let_in_between_shared_pieces),
+        cmocka_unit_test(test_a_lane_does_not_wait_for_shared_work),
         cmocka_unit_test(test_wait_taken),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
