@@ -87,6 +87,8 @@ int engine_open(struct engine **out, struct backend *backend, struct encoder *en
     g->options = *options;
     pthread_mutex_init(&g->options_lock, NULL);
     pthread_mutex_init(&g->snapshot_lock, NULL);
+    pthread_mutex_init(&g->begin_lock, NULL);
+    pthread_cond_init(&g->begun, NULL);
     pthread_mutex_init(&g->words_lock, NULL);
     if (encoder) {
         size_t batch = backend->facts.batch_tokens;
@@ -122,6 +124,8 @@ void engine_close(struct engine *g)
     pool_close(g->pool);
     free(g->seats);
     pthread_mutex_destroy(&g->words_lock);
+    pthread_cond_destroy(&g->begun);
+    pthread_mutex_destroy(&g->begin_lock);
     pthread_mutex_destroy(&g->snapshot_lock);
     pthread_mutex_destroy(&g->options_lock);
     free(g);

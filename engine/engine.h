@@ -68,7 +68,8 @@ struct predicting;
 int engine_predict_begin(struct engine *g, const struct predict_options *options, const struct tokens *const *inputs,
                          size_t n, struct predicting **p, struct error *e);
 int engine_predict_end(struct predicting *p, struct prediction *out, struct predict_times *times, struct error *e);
-/* Returns when every batch that has begun is in work: time to begin the next. */
+/* Returns when every batch that has begun is in work to its last slice: time to begin the next. Another thread ends
+ * them meanwhile. */
 void engine_wait_begun(struct engine *g);
 
 /* One change of the memory, in the order of its partition. */

@@ -38,6 +38,9 @@ struct engine {
     struct predict_options options;
     pthread_mutex_t snapshot_lock;          /* covers unseen, and `snapshot` and `next_unseen` of those in it */
     struct retrieval *unseen;               /* begun and without a snapshot, the oldest first */
+    pthread_mutex_t begin_lock;             /* covers unbegun */
+    pthread_cond_t begun;                   /* it became 0 */
+    size_t unbegun;                         /* batches with slices that have not begun */
     pthread_mutex_t words_lock;             /* covers the two below */
     struct lexical *lexical;                /* NULL until a lexical score was asked for */
     struct lexical_query **lexical_queries; /* [pool_hands] */
@@ -117,7 +120,7 @@ struct retrieval {
     struct engine *g;
     struct search search;
     struct retrieval *next_unseen;
-    struct snapshot *snapshot;    /* taken when the first tile is encoded, unless the caller sets it before */
+    struct snapshot *snapshot;    /* taken when the first tile is encoded, if retrieval_see or the caller has not */
     bool borrowed;                /* the caller's snapshot */
     size_t texts;                 /* room, in texts */
     float *queries;               /* [texts, dim]: retrieval_search's; the caller sets it */
@@ -135,6 +138,8 @@ void retrieval_close(struct retrieval *r);
 /* Encodes and searches: n at most r->texts, together at most one slice of tokens. Between begin and end the device
  * works and r stays where it is. */
 void retrieval_begin(struct retrieval *r, const struct tokens *const *inputs, size_t n);
+/* Sees to it that r has its snapshot, and all that began before it. */
+int retrieval_see(struct retrieval *r, struct error *e);
 /* r->matches [n], their lexical scores included. */
 int retrieval_end(struct retrieval *r, struct error *e);
 /* The lexical score of matches of the row in `slot`, as if that row were not there. The caller holds words_lock, and

@@ -32,7 +32,8 @@ struct predicting {
     struct predict_options options;
     struct setting setting;
     const struct tokens *const *inputs;
-    size_t n;
+    size_t n, begun; /* inputs; those of slices that have begun */
+    bool unbegun;    /* counted in the engine's: slices are still to begin */
     struct retrieval slices[2];
     struct snapshot *snapshot;
     struct hand *hands; /* [pool_hands] */
@@ -229,8 +230,22 @@ static void hand_open(struct hand *h, struct predicting *batch)
                                                      .least = o->min_score});
 }
 
+static void unbegun_set(struct predicting *p, bool unbegun)
+{
+    struct engine *g = p->g;
+    if (p->unbegun == unbegun) {
+        return;
+    }
+    pthread_mutex_lock(&g->begin_lock);
+    p->unbegun = unbegun;
+    g->unbegun = unbegun ? g->unbegun + 1 : g->unbegun - 1;
+    pthread_cond_broadcast(&g->begun);
+    pthread_mutex_unlock(&g->begin_lock);
+}
+
 static void predicting_free(struct predicting *p)
 {
+    unbegun_set(p, false);          /* after an error */
     retrieval_close(&p->slices[1]); /* first: the other one owns the snapshot */
     retrieval_close(&p->slices[0]);
     for (size_t i = 0; i < pool_hands(p->g->pool); i++) {
@@ -241,14 +256,16 @@ static void predicting_free(struct predicting *p)
     free(p);
 }
 
-/* Hands the slice that begins with input `first` to the device. Returns how many inputs it has. */
-static size_t slice_begin(struct predicting *p, struct retrieval *slice, size_t first)
+/* Hands the next slice to the device, if there is one. */
+static void slice_begin(struct predicting *p, struct retrieval *slice)
 {
-    size_t count = engine_slice(p->g, p->inputs + first, p->n - first, slice->texts);
+    size_t count = engine_slice(p->g, p->inputs + p->begun, p->n - p->begun, slice->texts);
+    slice->encoding.n = 0;
     if (count) {
-        retrieval_begin(slice, p->inputs + first, count);
+        retrieval_begin(slice, p->inputs + p->begun, count);
     }
-    return count;
+    p->begun += count;
+    unbegun_set(p, p->begun < p->n);
 }
 
 int engine_predict_begin(struct engine *g, const struct predict_options *options, const struct tokens *const *inputs,
@@ -274,7 +291,7 @@ int engine_predict_begin(struct engine *g, const struct predict_options *options
     if (p->slices[0].texts < n) {
         retrieval_open(&p->slices[1], g, &search, most);
     }
-    slice_begin(p, &p->slices[0], 0);
+    slice_begin(p, &p->slices[0]);
     *out = p;
     return 0;
 }
@@ -289,30 +306,44 @@ static int text_finish(void *context, size_t text, size_t hand, struct error *e)
     return text_predict(h, p->inputs[p->first + text], &p->slice->matches[text], &p->out[p->first + text], e);
 }
 
-/* Waits for the slices one after the other and finishes each while the device works on the next. */
+/* From a slice that the device is done with to predictions. */
+static int slice_finish(struct predicting *p, struct retrieval *slice, uint64_t *aggregate_us, struct error *e)
+{
+    if (retrieval_end(slice, e)) {
+        return -1;
+    }
+    const uint64_t start = clock_us();
+    p->slice = slice;
+    p->snapshot = slice->snapshot;
+    int failed = pool_share(p->g->pool, slice->encoding.n, text_finish, p, e);
+    *aggregate_us += clock_us() - start;
+    return failed;
+}
+
+/* Finishes the slices one after the other, each while the device works on the next. */
 static int slices_end(struct predicting *p, struct prediction *out, uint64_t *aggregate_us, struct error *e)
 {
-    size_t count = p->slices[0].encoding.n, following;
+    int result = 0;
     p->out = out;
-    for (size_t number = 0; p->first < p->n; number++, p->first += count, count = following) {
-        struct retrieval *slice = &p->slices[number % 2], *next = &p->slices[(number + 1) % 2];
-        if (retrieval_end(slice, e)) {
-            return -1;
-        }
-        if (number == 0) {
-            p->snapshot = p->slices[1].snapshot = slice->snapshot;
-            p->slices[1].borrowed = true;
-        }
-        p->slice = slice;
-        following = slice_begin(p, next, p->first + count);
-        const uint64_t start = clock_us();
-        int failed = pool_share(p->g->pool, count, text_finish, p, e);
-        *aggregate_us += clock_us() - start;
-        if (failed) {
-            return following ? (retrieval_end(next, NULL), -1) : -1;
+    if (p->begun < p->n) {
+        result = retrieval_see(&p->slices[0], e);
+        p->slices[1].snapshot = p->slices[0].snapshot;
+        p->slices[1].borrowed = true;
+        if (result == 0) {
+            slice_begin(p, &p->slices[1]);
         }
     }
-    return 0;
+    for (size_t number = 0; p->first < p->begun; number++) {
+        struct retrieval *slice = &p->slices[number % 2];
+        const size_t count = slice->encoding.n;
+        if (result) {
+            retrieval_end(slice, NULL); /* what the device has must end */
+        } else if ((result = slice_finish(p, slice, aggregate_us, e)) == 0) {
+            slice_begin(p, slice);
+        }
+        p->first += count;
+    }
+    return result;
 }
 
 int engine_predict_end(struct predicting *p, struct prediction *out, struct predict_times *times, struct error *e)
@@ -334,6 +365,11 @@ int engine_predict_end(struct predicting *p, struct prediction *out, struct pred
 
 void engine_wait_begun(struct engine *g)
 {
+    pthread_mutex_lock(&g->begin_lock);
+    while (g->unbegun) {
+        pthread_cond_wait(&g->begun, &g->begin_lock);
+    }
+    pthread_mutex_unlock(&g->begin_lock);
     pool_wait_taken(g->pool, LANE_BULK);
 }
 

@@ -70,8 +70,7 @@ static void unseen_remove(struct retrieval *r)
     pthread_mutex_unlock(&r->g->snapshot_lock);
 }
 
-/* Sees to it that r has a snapshot, and all that began before it. */
-static int snapshot_see(struct retrieval *r, struct error *e)
+int retrieval_see(struct retrieval *r, struct error *e)
 {
     struct engine *g = r->g;
     int failed = 0;
@@ -238,7 +237,7 @@ static int tile_search(struct encoding *x, struct stream *s, const struct tensor
                        struct error *e)
 {
     struct retrieval *r = (struct retrieval *)x;
-    if (snapshot_see(r, e)) {
+    if (retrieval_see(r, e)) {
         return -1;
     }
     scan_start(r, s, vectors, first);

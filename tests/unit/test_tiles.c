@@ -14,6 +14,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "engine/internal.h"
 
 #define MODEL "tests/golden/tiny-bert"
@@ -219,12 +220,55 @@ static void test_a_fold_goes_between_the_tiles_of_a_batch(void **state)
     world_close(w);
 }
 
+struct begun_wait {
+    struct engine *engine;
+    atomic_bool over;
+};
+
+static void *begun_main(void *context)
+{
+    struct begun_wait *w = context;
+    engine_wait_begun(w->engine);
+    atomic_store(&w->over, true);
+    return NULL;
+}
+
+/* A batch of many slices is in work when its last one is, not when its first one is: those that begin after it would
+ * take the device, and a snapshot, too early. */
+static void test_a_batch_has_begun_with_its_last_slice(void **state)
+{
+    (void)state;
+    struct world *w = world_open(1);
+    struct texts t = texts_make(w, 2000);
+    struct prediction *out = mem_alloc(t.n * sizeof *out);
+    struct begun_wait wait = {.engine = w->engine};
+    struct predicting *p;
+    struct error e = {0};
+    pthread_t thread;
+    fold_one(w, 0);
+    assert_true(engine_slice(w->engine, t.inputs, t.n, t.n) < t.n / 3);
+    must(engine_predict_begin(w->engine, NULL, t.inputs, t.n, &p, &e), &e);
+    pthread_create(&thread, NULL, begun_main, &wait);
+    pool_wait_taken(w->engine->pool, LANE_BULK); /* the first slice's tiles */
+    clock_sleep_ms(50);
+    assert_false(atomic_load(&wait.over));
+    must(engine_predict_end(p, out, NULL, &e), &e);
+    pthread_join(thread, NULL);
+    for (size_t i = 0; i < t.n; i++) {
+        prediction_free(&out[i]);
+    }
+    free(out);
+    texts_free(&t);
+    world_close(w);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_every_text_gets_its_own_vector),
         cmocka_unit_test(test_versions_never_go_back),
         cmocka_unit_test(test_a_fold_goes_between_the_tiles_of_a_batch),
+        cmocka_unit_test(test_a_batch_has_begun_with_its_last_slice),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
