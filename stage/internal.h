@@ -1,4 +1,4 @@
-/* What the stage's files share. Threads: one for the learn lane; three for the tag lane (poll, compute, publish); the
+/* What the stage's files share. Threads: one for the learn lane; four for the tag lane (poll, begin, end, publish); the
  * caller's, for start, tick, stop and close. */
 #ifndef ENGRAM_STAGE_INTERNAL_H
 #define ENGRAM_STAGE_INTERNAL_H
@@ -21,6 +21,8 @@ struct queue *queue_open(size_t weight_max);
 void queue_free(struct queue *q, void (*release)(void *item)); /* NULL is fine */
 /* Waits up to wait_ms for room; false: there was none, or the queue is closed, and the item is still the caller's. */
 bool queue_push(struct queue *q, void *item, size_t weight, unsigned wait_ms);
+/* Waits up to wait_ms until less than `weight` waits; false: it does not. */
+bool queue_wait_below(struct queue *q, size_t weight, unsigned wait_ms);
 /* Waits for an item, then up to fill_ms for weight_max to be there; takes what waits within both bounds (one item at
  * least). 0: the queue is closed. */
 size_t queue_take(struct queue *q, void **items, size_t items_max, size_t weight_max, unsigned fill_ms);

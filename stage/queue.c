@@ -90,6 +90,19 @@ bool queue_push(struct queue *q, void *item, size_t weight, unsigned wait_ms)
     return room;
 }
 
+bool queue_wait_below(struct queue *q, size_t weight, unsigned wait_ms)
+{
+    struct timespec deadline = queue_deadline(wait_ms);
+    bool waiting = true;
+    pthread_mutex_lock(&q->lock);
+    while (q->weight >= weight && waiting) {
+        waiting = queue_wait(q, &deadline);
+    }
+    bool below = q->weight < weight;
+    pthread_mutex_unlock(&q->lock);
+    return below;
+}
+
 static void *queue_pop(struct queue *q)
 {
     struct queue_entry *entry = q->head;

@@ -1,8 +1,9 @@
-/* The tag lane, three threads in a row: poll (decode, tokenize) -> compute (encode, retrieve, aggregate) -> publish
- * (the output records written, sent and acknowledged, then offsets). Two bounded queues stand between them. One thread
- * each, so texts of a partition leave in the order in which they came, and the last text of an acknowledged batch is
- * the offset to commit. The surprise: on a rebalance or a stop what waits in the first queue is dropped, what was taken
- * from it is finished. */
+/* The tag lane, four threads in a row: poll (decode, tokenize) -> begin (batches go to the engine) -> end (their
+ * predictions come back) -> publish (the output records written, sent and acknowledged, then offsets). One thread each,
+ * so texts of a partition leave in the order in which they came, and the last text of an acknowledged batch is the
+ * offset to commit. The surprise: on a rebalance or a stop what waits in the first queue is dropped, what was taken
+ * from it is finished. A batch keeps a snapshot of the memory only until it is computed: however long the publish
+ * thread waits for a broker, the memory's file does not grow for it. */
 #include "stage/internal.h"
 
 #include <stdlib.h>
@@ -12,7 +13,8 @@
 
 enum {
     BATCH_TEXTS = 4096,
-    BATCHES_WAITING = 4, /* with the engine and not yet with the publisher */
+    BATCHES_BEGUN = 2,    /* with the engine, beside the one that ends */
+    BATCHES_COMPUTED = 4, /* and not yet with the publisher, from which on no more begin */
     PARTITIONS_MAX = 1024,
     POLL_MS = 500,
     PAUSED_POLL_MS = 20,
@@ -40,17 +42,19 @@ struct batch {
     struct work **texts;
     size_t texts_count;
     uint64_t tokens;
+    bool failed; /* it could not be predicted */
     size_t count;
     struct work *works[];
 };
 
 struct tag_lane {
     struct stage *stage;
-    pthread_t poll_thread, compute_thread, publish_thread;
-    bool poll_started, compute_started, publish_started;
+    pthread_t poll_thread, begin_thread, end_thread, publish_thread;
+    bool poll_started, begin_started, end_started, publish_started;
     struct pulse compute_pulse, publish_pulse;
-    struct queue *texts;   /* struct work, weighed in tokens (work_weight) */
-    struct queue *batches; /* struct batch, weighed 1; NULL is the last item */
+    struct queue *texts; /* struct work, weighed in tokens (work_weight) */
+    /* struct batch, weighed 1; NULL is the last item */
+    struct queue *begun, *computed;
     struct text_consumer *consumer;
     struct publisher *publisher;           /* the publish thread's */
     struct work *overflow, **overflow_end; /* polled and not yet in the queue; the poll thread's */
@@ -264,8 +268,10 @@ static int lane_end(struct tag_lane *t, struct batch *b, struct error *e)
     return failed;
 }
 
+/* While the publisher has enough to do, texts wait where a rebalance drops them. */
 static struct batch *lane_take(struct tag_lane *t, void **items, size_t batch_tokens)
 {
+    while (!queue_wait_below(t->computed, BATCHES_COMPUTED, POLL_MS)) {}
     size_t count = queue_take(t->texts, items, BATCH_TEXTS, batch_tokens, (unsigned)t->stage->config->batch_wait_ms);
     if (count == 0) {
         return NULL;
@@ -278,9 +284,13 @@ static struct batch *lane_take(struct tag_lane *t, void **items, size_t batch_to
     return b;
 }
 
-/* Batches wait in t->batches while the engine works on them: the next one begins as soon as all of the last is in work.
- */
-static void *compute_main(void *context)
+static void batch_push(struct queue *q, struct batch *b)
+{
+    while (!queue_push(q, b, 1, POLL_MS)) {}
+}
+
+/* The next batch begins as soon as all of the last is in work. */
+static void *begin_main(void *context)
 {
     struct tag_lane *t = context;
     struct stage *s = t->stage;
@@ -296,13 +306,33 @@ static void *compute_main(void *context)
             batch_free(b);
             continue;
         }
-        while (!queue_push(t->batches, b, 1, POLL_MS)) {}
+        batch_push(t->begun, b);
         engine_wait_begun(s->engine);
     }
-    while (!queue_push(t->batches, NULL, 1, POLL_MS)) { /* the end: the publisher finishes what is before it */
-    }
+    batch_push(t->begun, NULL); /* the end: what is before it is finished */
     free(items);
     stage_thread_ends(s);
+    return NULL;
+}
+
+/* Batches end in the order in which they began. */
+static void *end_main(void *context)
+{
+    struct tag_lane *t = context;
+    struct error e = {0};
+    void *item = NULL;
+    while (queue_take(t->begun, &item, 1, 1, 0) == 1 && item) {
+        struct batch *b = item;
+        pulse_begin(&t->compute_pulse, "computing a batch");
+        b->failed = lane_end(t, b, &e);
+        pulse_end(&t->compute_pulse);
+        if (b->failed) {
+            stage_fail(t->stage, &e);
+        }
+        batch_push(t->computed, b);
+    }
+    batch_push(t->computed, NULL);
+    stage_thread_ends(t->stage);
     return NULL;
 }
 
@@ -394,46 +424,32 @@ static int lane_publish(struct tag_lane *t, const struct batch *b, struct outcom
     return 0;
 }
 
-/* A batch that is computed and acknowledged, in order. */
-static int lane_finish(struct tag_lane *t, struct batch *b, struct outcomes *o, bool failed)
-{
-    struct stage *s = t->stage;
-    struct error e = {0};
-    pulse_begin(&t->compute_pulse, "computing a batch");
-    int uncomputed = lane_end(t, b, &e);
-    pulse_end(&t->compute_pulse);
-    if (uncomputed) {
-        stage_fail(s, &e);
-        return -1;
-    }
-    if (failed) {
-        return -1; /* from here on nothing more is published, or an offset would pass over the batch that failed */
-    }
-    pulse_begin(&t->publish_pulse, "publishing a batch");
-    int unpublished = lane_publish(t, b, o, &e);
-    pulse_end(&t->publish_pulse);
-    if (unpublished && !(e.kind == ERROR_RETRY && atomic_load(&s->stopping))) {
-        stage_fail(s, &e);
-    } else if (unpublished) {
-        log_warn("stopped before the last batch was acknowledged, it will be tagged again: %s", e.text);
-    }
-    return unpublished;
-}
-
 static void *publish_main(void *context)
 {
     struct tag_lane *t = context;
+    struct stage *s = t->stage;
     struct outcomes o = {.list = mem_alloc(BATCH_TEXTS * sizeof *o.list)};
+    struct error e = {0};
     void *item = NULL;
     bool failed = false;
-    while (queue_take(t->batches, &item, 1, 1, 0) == 1 && item) {
+    while (queue_take(t->computed, &item, 1, 1, 0) == 1 && item) {
         struct batch *b = item;
-        failed = lane_finish(t, b, &o, failed) || failed;
+        failed = failed || b->failed;
+        pulse_begin(&t->publish_pulse, "publishing a batch");
+        if (!failed && lane_publish(t, b, &o, &e)) {
+            failed = true; /* from here on nothing more is published, or an offset would pass over this batch */
+            if (!(e.kind == ERROR_RETRY && atomic_load(&s->stopping))) {
+                stage_fail(s, &e);
+            } else {
+                log_warn("stopped before the last batch was acknowledged, it will be tagged again: %s", e.text);
+            }
+        }
+        pulse_end(&t->publish_pulse);
         queue_done(t->texts, b->count);
         batch_free(b);
     }
     free(o.list);
-    stage_thread_ends(t->stage);
+    stage_thread_ends(s);
     return NULL;
 }
 
@@ -446,8 +462,9 @@ int tag_lane_start(struct tag_lane **out, struct stage *s, struct error *e)
     t->stage = s;
     t->overflow_end = &t->overflow;
     t->texts = queue_open((size_t)s->config->queue_tokens);
-    t->batches = queue_open(BATCHES_WAITING);
-    *out = t; /* tag_lane_close frees it, also after an error */
+    t->begun = queue_open(BATCHES_BEGUN);
+    t->computed = queue_open(SIZE_MAX); /* what has begun always finds room */
+    *out = t;                           /* tag_lane_close frees it, also after an error */
     if (text_consumer_open(&t->consumer, s->config, &events, e)) {
         return -1;
     }
@@ -459,11 +476,16 @@ int tag_lane_start(struct tag_lane **out, struct stage *s, struct error *e)
         return -1;
     }
     t->publish_started = true;
-    if (stage_thread(s, &t->compute_thread, compute_main, t, e)) {
-        queue_push(t->batches, NULL, 1, 0);
+    if (stage_thread(s, &t->end_thread, end_main, t, e)) {
+        batch_push(t->computed, NULL);
         return -1;
     }
-    t->compute_started = true;
+    t->end_started = true;
+    if (stage_thread(s, &t->begin_thread, begin_main, t, e)) {
+        batch_push(t->begun, NULL);
+        return -1;
+    }
+    t->begin_started = true;
     if (stage_thread(s, &t->poll_thread, poll_main, t, e)) {
         queue_close(t->texts);
         return -1;
@@ -480,8 +502,11 @@ void tag_lane_close(struct tag_lane *t)
     if (t->poll_started) {
         pthread_join(t->poll_thread, NULL);
     }
-    if (t->compute_started) {
-        pthread_join(t->compute_thread, NULL);
+    if (t->begin_started) {
+        pthread_join(t->begin_thread, NULL);
+    }
+    if (t->end_started) {
+        pthread_join(t->end_thread, NULL);
     }
     if (t->publish_started) {
         pthread_join(t->publish_thread, NULL);
@@ -489,7 +514,8 @@ void tag_lane_close(struct tag_lane *t)
     publisher_close(t->publisher);
     text_consumer_close(t->consumer);
     queue_free(t->texts, work_free);
-    queue_free(t->batches, batch_free);
+    queue_free(t->begun, batch_free);
+    queue_free(t->computed, batch_free);
     free(t);
 }
 

@@ -213,3 +213,24 @@ def test_no_room_for_a_new_memory(topics, stage, disk):
     disk.has_room()
     running.restart().wait_ready()
     running.stop()
+
+
+def test_no_growth_while_predictions_wait(broker, topics, stage, memory):
+    """Batches that wait for an acknowledgement keep no snapshot of the memory: pages that folds leave are used again."""
+    running = stage(*TINY, "-X", "topic.metadata.refresh.interval.ms=1000")
+    broker.delete_topics(topics.predictions)
+    for i in range(12):
+        broker.produce(topics.texts, [(b"t%d" % i, oracle.written(text=f"text {i}"))])
+
+    def fold(first, count):
+        for i in range(first, first + count):
+            broker.produce(topics.instances, [(b"same", oracle.written(text=f"tool {i}", labels=["tool"]))])
+        oracle.wait_folded(broker, topics, memory)
+        return (memory / "data.mdb").stat().st_size
+
+    before = fold(0, 100)
+    assert fold(100, 300) - before < 1 << 20
+    assert broker.committed(topics.group, topics.texts) == {}
+    broker.create_topics(topics.predictions, partitions=6)
+    oracle.check_texts(broker, topics)
+    assert running.running
