@@ -173,9 +173,9 @@ struct backend_operations {
     /* For each of queries [n, dim] f32 (device) the b candidates of largest q.k in the view among the kinds in the
      * mask, sorted by falling score, exact ties (also at the b-th place) by the smaller `tie`. A score that is not a
      * number is no hit; a view of another dim or dtype is an error. A CPU reads the view where it is; a device first
-     * takes the blocks whose version changed, which it knows by their first_slot. hits [n, b] and counts [n] (fewer
-     * than b only where there are fewer candidates) are host memory, written when `wait` returns; the view must live
-     * until then. */
+     * takes the blocks whose version changed, which it knows by their first_slot. Batches overlap: scans of an earlier
+     * and of a later view may run on two streams at once. hits [n, b] and counts [n] (fewer than b only where there are
+     * fewer candidates) are host memory, written when `wait` returns; the view must live until then. */
     void (*keys_scan)(struct stream *s, struct keys *k, const struct keys_view *view, const struct tensor *queries,
                       size_t b, enum key_kind kinds, struct keys_hit *hits, uint32_t *counts);
 

@@ -158,14 +158,24 @@ static struct scan scan_make(const struct key_set *set, bool whole, size_t n, si
     return s;
 }
 
-static void scan_check(struct keys *k, const struct key_set *set, const struct scan *s, bool whole)
+static void scan_start(struct stream *on, struct keys *k, const struct key_set *set, const struct scan *s)
 {
     memset(s->counts, 0xFF, s->n * sizeof *s->counts);
-    ops->keys_scan(stream, k, &set->view, &s->on_device, s->b, s->kinds, s->hits, s->counts);
-    done();
+    ops->keys_scan(on, k, &set->view, &s->on_device, s->b, s->kinds, s->hits, s->counts);
+}
+
+static void scan_compare(const struct key_set *set, const struct scan *s, bool whole)
+{
     for (size_t q = 0; q < s->n; q++) {
         hits_check(set, s->queries + q * set->view.dim, s->kinds, s->b, s->hits + q * s->b, s->counts[q], whole);
     }
+}
+
+static void scan_check(struct keys *k, const struct key_set *set, const struct scan *s, bool whole)
+{
+    scan_start(stream, k, set, s);
+    done();
+    scan_compare(set, s, whole);
 }
 
 static void one_check(size_t dim, size_t blocks, uint32_t rows_max, enum dtype dtype, bool whole, size_t n, size_t b,
@@ -266,6 +276,35 @@ static void test_versions(void **state)
     }
 }
 
+/* Batches overlap: an earlier and a later view are searched on two streams, whichever is waited for first. */
+static void test_two_views(void **state)
+{
+    (void)state;
+    struct error e = {0};
+    struct stream *other;
+    must(ops->stream_open(backend, &other, &e), &e);
+    struct key_set earlier = keys_make(17, 5, 30, DTYPE_F32, true), later = earlier;
+    later.block = hold(mem_alloc(5 * sizeof *later.block));
+    later.values = hold(mem_alloc(5 * sizeof *later.values));
+    memcpy(later.block, earlier.block, 5 * sizeof *later.block);
+    memcpy(later.values, earlier.values, 5 * sizeof *later.values);
+    later.view.blocks = later.block;
+    later.view.version = ++version;
+    block_fill(&later, 4, 40, earlier.block[4].first_slot, true);
+    struct keys *keys = keys_of(17, DTYPE_F32);
+    const struct scan s = scan_make(&earlier, true, 3, 10, KEY_BOTH), t = scan_make(&later, true, 3, 10, KEY_BOTH);
+    done(); /* the queries are there */
+    for (int round = 0; round < 6; round++) {
+        scan_start(stream, keys, round % 3 ? &earlier : &later, &s);
+        scan_start(other, keys, round % 3 ? &later : &earlier, &t);
+        must(ops->wait(round % 2 ? stream : other, &e), &e);
+        must(ops->wait(round % 2 ? other : stream, &e), &e);
+        scan_compare(round % 3 ? &earlier : &later, &s, true);
+        scan_compare(round % 3 ? &later : &earlier, &t, true);
+    }
+    ops->stream_close(other);
+}
+
 /* Two sets of keys of one backend have nothing in common, whatever their versions. */
 static void test_two_sets(void **state)
 {
@@ -286,8 +325,8 @@ static void test_two_sets(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        SUITE_TEST(test_exact),    SUITE_TEST(test_close),    SUITE_TEST(test_empty),
-        SUITE_TEST(test_versions), SUITE_TEST(test_two_sets),
+        SUITE_TEST(test_exact),    SUITE_TEST(test_close),     SUITE_TEST(test_empty),
+        SUITE_TEST(test_versions), SUITE_TEST(test_two_views), SUITE_TEST(test_two_sets),
     };
     return suite_run(tests, sizeof tests / sizeof *tests);
 }
