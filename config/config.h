@@ -16,6 +16,7 @@ enum config_timestamp { TIMESTAMP_INPUT, TIMESTAMP_NOW };
 enum config_key_dtype { CONFIG_BF16, CONFIG_F32 };
 enum config_compute { CONFIG_COMPUTE_AUTO, CONFIG_COMPUTE_F32, CONFIG_COMPUTE_BF16 };
 enum config_pool { CONFIG_JOINT, CONFIG_APART };
+enum config_lexical_form { CONFIG_COSINE, CONFIG_BM25 };
 enum config_log_format { LOG_TEXT, LOG_JSON };
 
 /* The values in force. Strings are owned by the config. Read-only after config_read: any thread may read. A running
@@ -52,6 +53,7 @@ struct config {
     double lambda, tau;
     int64_t b;
     double lexical;
+    int lexical_form; /* enum config_lexical_form */
     int64_t lexical_candidates;
     int64_t labels_max;
     double min_score;

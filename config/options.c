@@ -27,6 +27,7 @@ static const char *const timestamp_names[] = {"input", "now", NULL};
 static const char *const dtype_names[] = {"bf16", "f32", NULL};
 static const char *const compute_names[] = {"auto", "f32", "bf16", NULL};
 static const char *const pool_names[] = {"joint", "apart", NULL};
+static const char *const form_names[] = {"cosine", "bm25", NULL};
 static const char *const level_names[] = {"error", "warn", "info", "debug", NULL};
 static const char *const format_names[] = {"text", "json", NULL};
 
@@ -97,6 +98,7 @@ const struct option config_options[OPTIONS] = {
     DOUBLE(LIVE("predict"), tau, "0.1", 0.0001, 1000, "temperature of the softmax over similarities"),
     INT(LIVE("predict"), b, "200", 1, 10000, "how many keys are retrieved for a text"),
     DOUBLE(LIVE("predict"), lexical, "0", 0, 100, "weight of the words in common, added to the similarity when keys are ranked; 0: off"),
+    ENUM(LIVE("predict"), lexical_form, "cosine", form_names, "with lexical: how words in common are counted, by the cosine of TF-IDF or by BM25 (a text with itself is 1)"),
     INT(LIVE("predict"), lexical_candidates, "1000", 1, 100000, "with lexical: how many instances and how many labels, those of largest similarity, are ranked"),
     INT(LIVE("predict"), labels_max, "10", 0, 1000000, "most labels in a prediction; 0: no limit"),
     DOUBLE(LIVE("predict"), min_score, "0", 0, 1, "labels with a lower score are left out"),

@@ -1,6 +1,6 @@
 /* RAE inference (arXiv 2502.10615) on encoder, backend and memory: predict, fold, forget, evaluate. No Kafka here: the
  * stage and the command line use it as it is. p = sum over the top-b keys of softmax(score / tau) * v, score = q.k, or
- * q.k + a cos(t(q), t(k)); v = lambda * y for instances, (1 - lambda) * e for labels. The engine hands the
+ * q.k + a * a lexical score; v = lambda * y for instances, (1 - lambda) * e for labels. The engine hands the
  * device out tile by tile: a waiting fold goes first, but never twice in a row while texts wait. Any thread may call
  * engine_predict and engine_fold. */
 #ifndef ENGRAM_ENGINE_ENGINE_H
@@ -18,13 +18,15 @@
 #include "record/record.h"
 #include "store/memory.h"
 
+enum lexical_form { LEXICAL_COSINE, LEXICAL_BM25, LEXICAL_FORMS }; /* see engine/lexical.h */
+
 struct predict_options {
     bool apart; /* the b / 2 best of each kind, a softmax for each (arXiv 2511.13189); else the b best of both, one
                    softmax */
     double lambda, tau;
     size_t b;
-    double lexical; /* a: keys are ranked by q.k + a cos(t(q), t(k)) of TF-IDF over word pieces (engine/lexical.h); 0:
-                       by q.k alone */
+    double lexical; /* a: keys are ranked by q.k + a * their lexical score (engine/lexical.h); 0: by q.k alone */
+    enum lexical_form lexical_form;
     size_t lexical_candidates; /* of each kind, by q.k */
     size_t labels_max;         /* 0: no limit */
     double min_score;
@@ -126,6 +128,7 @@ struct propensity_source {
 struct setting {
     bool apart;
     double lambda, tau, lexical;
+    enum lexical_form form; /* means nothing where lexical is 0 */
     size_t b;
 };
 

@@ -511,7 +511,7 @@ static int rows_evaluate(struct evaluation *v, struct retrieval *r, const struct
     result = retrieval_search(r, n, e);
     for (size_t i = 0; i < n && result == 0; i++) {
         own_remove(&r->matches[i], rows[i].slot);
-        if (r->search.lexical && retrieval_score_own(r, rows[i].slot, &r->matches[i], e)) {
+        if (search_lexical(&r->search) && retrieval_score_own(r, rows[i].slot, &r->matches[i], e)) {
             result = -1;
             break;
         }
@@ -559,7 +559,7 @@ int evaluation_leave_one_out(struct evaluation *v, size_t skip, size_t sample,
     for (size_t first = skip, count; first < n; first += count) {
         count = n - first < r.texts ? n - first : r.texts;
         pthread_mutex_lock(&v->g->words_lock);
-        if (search.lexical) {
+        if (search_lexical(&search)) {
             engine_lexical_sync(v->g, r.snapshot);
         }
         int failed = rows_evaluate(v, &r, rows + first, count, e);

@@ -95,9 +95,9 @@ enum { INSTANCES, LABELS, KINDS }; /* places in what is kept by kind */
 /* A key found for a text. */
 struct match {
     uint64_t slot, tie;
-    float similarity; /* q.k */
-    float lexical;    /* cos(t(q), t(k)); 0 where it was not asked for */
-    float score;      /* by which it is ranked: q.k + a cos(t(q), t(k)) */
+    float similarity;             /* q.k */
+    float lexical[LEXICAL_FORMS]; /* of those that were asked for */
+    float score;                  /* by which it is ranked: q.k + a * one of them */
 };
 
 /* A text's matches of each kind, both in falling score (ties: the smaller `tie`, then slot). */
@@ -111,7 +111,7 @@ struct search {
     bool together;     /* the `count` best of both kinds; else of each */
     bool kinds[KINDS]; /* which kinds are candidates */
     size_t count;
-    bool lexical; /* the lexical score is asked for too */
+    bool lexical[LEXICAL_FORMS]; /* which lexical scores are asked for too */
 };
 
 /* One slice's. */
@@ -150,8 +150,10 @@ int retrieval_search(struct retrieval *r, size_t n, struct error *e);
 
 /* ---- weights (score.c) ---- */
 
+bool search_lexical(const struct search *s); /* of any form */
+
 /* Scores and ranks one kind's matches, `count` of them, and keeps the `keep` best; returns how many. */
-uint32_t matches_rank(struct match *matches, uint32_t count, double lexical, size_t keep);
+uint32_t matches_rank(struct match *matches, uint32_t count, double lexical, enum lexical_form form, size_t keep);
 size_t half_of(size_t b); /* at least 1 */
 /* Leaves the b best: apart half of b of each kind, else b of both together. */
 void matches_cut(struct matches *m, bool apart, size_t b);

@@ -56,6 +56,7 @@ struct lexical {
     size_t blocks_count;
     size_t block_rows, piece_bytes;
     uint64_t n;            /* keys */
+    uint64_t length;       /* word pieces of all keys together */
     float log_n;           /* ln(1 + n) + 1 */
     float logs[LOG_TABLE]; /* [df]: ln(1 + df) */
     uint32_t state;        /* another after every change of the counts */
@@ -75,7 +76,9 @@ struct lexical {
 struct lexical_query {
     struct terms terms;
     float *weights; /* [terms]: of t(q), normalised */
-    float *idf;     /* [terms] */
+    float *idf;     /* [terms]: of the cosine */
+    float *bm25;    /* [terms]: a term's idf / s(q, q) */
+    size_t pieces;  /* of the text */
     uint32_t *tf;   /* [terms]: of the key at hand; all 0 in between */
     uint32_t *met;  /* [terms]: the terms that the key at hand has */
     size_t capacity;
@@ -239,6 +242,7 @@ static void key_count(struct lexical *x, const int32_t *pieces, size_t count, ui
         }
     }
     x->n += change == 1 ? 1 : UINT64_MAX;
+    x->length += change == 1 ? count : -(uint64_t)count;
 }
 
 static void state_change(struct lexical *x)
@@ -262,7 +266,7 @@ static uint32_t df_of(const struct lexical *x, uint64_t key)
     return pair_place(x, key)->df;
 }
 
-/* ln((1 + n) / (1 + df)) + 1 */
+/* Of the cosine: ln((1 + n) / (1 + df)) + 1 */
 static float idf_of(const struct lexical *x, uint32_t df)
 {
     return x->log_n - (df < LOG_TABLE ? x->logs[df] : logf(1 + (float)df));
@@ -451,6 +455,7 @@ void lexical_query_close(struct lexical_query *q)
     terms_free(&q->keys[1]);
     free(q->weights);
     free(q->idf);
+    free(q->bm25);
     free(q->tf);
     free(q->met);
     free(q->bitmap);
@@ -465,6 +470,7 @@ static void query_reserve(struct lexical_query *q, const struct lexical *x)
         q->capacity = 2 * q->terms.count;
         q->weights = mem_resize(q->weights, q->capacity * sizeof *q->weights);
         q->idf = mem_resize(q->idf, q->capacity * sizeof *q->idf);
+        q->bm25 = mem_resize(q->bm25, q->capacity * sizeof *q->bm25);
         q->met = mem_resize(q->met, q->capacity * sizeof *q->met);
         free(q->tf);
         q->tf = mem_zero(q->capacity, sizeof *q->tf);
@@ -473,6 +479,28 @@ static void query_reserve(struct lexical_query *q, const struct lexical *x)
         free(q->bitmap);
         q->bitmap = mem_zero(words, sizeof *q->bitmap);
         q->bitmap_words = words;
+    }
+}
+
+/* k1 * (1 - b + b * length / mean length): what a term's tf is weighed against. */
+static float bm25_slowness(const struct lexical *x, size_t length)
+{
+    const double k1 = 1.2, b = 0.75;
+    return x->length ? (float)(k1 * (1 - b + b * (double)length * (double)x->n / (double)x->length)) : (float)k1;
+}
+
+/* Each term's idf, and that it gives 1 when the text is scored by itself. */
+static void bm25_set(struct lexical_query *q, const struct lexical *x, const uint32_t *df)
+{
+    double itself = 0;
+    float slowness = bm25_slowness(x, q->pieces);
+    for (size_t i = 0; i < q->terms.count; i++) {
+        double tf = (double)q->terms.terms[i].tf, n = (double)x->n;
+        q->bm25[i] = df[i] ? (float)log(1 + (n - (double)df[i] + 0.5) / ((double)df[i] + 0.5)) : 0;
+        itself += (double)q->bm25[i] * tf / (tf + (double)slowness);
+    }
+    for (size_t i = 0; i < q->terms.count && itself > 0; i++) {
+        q->bm25[i] = (float)((double)q->bm25[i] / itself);
     }
 }
 
@@ -486,10 +514,12 @@ void lexical_query_set(struct lexical_query *q, const struct lexical *x, const i
     }
     terms_of(&q->terms, pieces, count);
     query_reserve(q, x);
+    q->pieces = count;
     double squares = 0;
     for (size_t i = 0; i < q->terms.count; i++) {
         const struct term *term = &q->terms.terms[i];
         uint32_t df = df_of(x, term->key);
+        q->met[i] = df;
         q->idf[i] = idf_of(x, df);
         q->weights[i] = df ? tf_weight(term->tf) * q->idf[i] : 0;
         squares += (double)q->weights[i] * (double)q->weights[i];
@@ -500,6 +530,7 @@ void lexical_query_set(struct lexical_query *q, const struct lexical *x, const i
     for (size_t i = 0; i < q->terms.count && squares > 0; i++) {
         q->weights[i] /= (float)sqrt(squares);
     }
+    bm25_set(q, x, q->met);
 }
 
 void lexical_query_of(struct lexical_query *q, const struct lexical *x, uint64_t slot)
@@ -558,10 +589,10 @@ static void term_meet(struct lexical_query *q, uint64_t key, size_t *met)
     }
 }
 
-/* t(q) . t(k), before the division by the key's norm. */
-static float product_of(struct lexical_query *q, const struct lexical *x, uint64_t slot)
+/* The terms that text and key have in common into q->met and q->tf; how many. */
+static size_t terms_meet(struct lexical_query *q, size_t count)
 {
-    size_t count = row_read(x, slot, &q->row, &q->row_capacity), met = 0;
+    size_t met = 0;
     bool before = false;
     for (size_t i = 0; i < count; i++) {
         uint32_t piece = (uint32_t)q->row[i];
@@ -574,13 +605,23 @@ static float product_of(struct lexical_query *q, const struct lexical *x, uint64
         }
         before = has;
     }
-    float product = 0;
+    return met;
+}
+
+/* Scores of one key; the cosine before the division by the key's norm. */
+static void key_score(struct lexical_query *q, const struct lexical *x, uint64_t slot, float of[LEXICAL_FORMS])
+{
+    size_t count = row_read(x, slot, &q->row, &q->row_capacity), met = terms_meet(q, count);
+    float product = 0, sum = 0, slowness = met ? bm25_slowness(x, count) : 0;
     for (size_t i = 0; i < met; i++) {
         uint32_t at = q->met[i];
+        float tf = (float)q->tf[at];
         product += q->weights[at] * tf_weight(q->tf[at]) * q->idf[at];
+        sum += q->bm25[at] * tf / (tf + slowness);
         q->tf[at] = 0;
     }
-    return product;
+    of[LEXICAL_COSINE] = product;
+    of[LEXICAL_BM25] = sum;
 }
 
 static void row_prefetch(const struct lexical *x, uint64_t slot)
@@ -592,20 +633,11 @@ static void row_prefetch(const struct lexical *x, uint64_t slot)
     __builtin_prefetch(&x->norms[slot]);
 }
 
-void lexical_cosines(struct lexical_query *q, struct lexical *x, const uint64_t *slots, size_t n, float *cosines)
+/* Divides each product by its key's norm. */
+static void norms_divide(struct lexical_query *q, struct lexical *x, const uint64_t *slots, size_t n, float *cosines)
 {
     size_t waiting = n; /* whose norm has begun; n: none */
     int turn = 0;
-    for (size_t i = 0; i < n; i++) {
-        if (i + 2 * AHEAD < n) {
-            __builtin_prefetch(
-                &x->blocks[slots[i + 2 * AHEAD] / x->block_rows].starts[slots[i + 2 * AHEAD] % x->block_rows]);
-        }
-        if (i + AHEAD < n) {
-            row_prefetch(x, slots[i + AHEAD]);
-        }
-        cosines[i] = product_of(q, x, slots[i]);
-    }
     for (size_t i = 0; i <= n; i++) {
         float norm = 1;
         if (i < n && cosines[i] != 0 && (norm = norm_kept(x, slots[i])) > 0) {
@@ -624,5 +656,29 @@ void lexical_cosines(struct lexical_query *q, struct lexical *x, const uint64_t 
             waiting = i;
             turn = !turn;
         }
+    }
+}
+
+void lexical_scores(struct lexical_query *q, struct lexical *x, const uint64_t *slots, size_t n,
+                    float *const scores[LEXICAL_FORMS])
+{
+    for (size_t i = 0; i < n; i++) {
+        float of[LEXICAL_FORMS];
+        if (i + 2 * AHEAD < n) {
+            __builtin_prefetch(
+                &x->blocks[slots[i + 2 * AHEAD] / x->block_rows].starts[slots[i + 2 * AHEAD] % x->block_rows]);
+        }
+        if (i + AHEAD < n) {
+            row_prefetch(x, slots[i + AHEAD]);
+        }
+        key_score(q, x, slots[i], of);
+        for (int form = 0; form < LEXICAL_FORMS; form++) {
+            if (scores[form]) {
+                scores[form][i] = of[form];
+            }
+        }
+    }
+    if (scores[LEXICAL_COSINE]) {
+        norms_divide(q, x, slots, n, scores[LEXICAL_COSINE]);
     }
 }

@@ -1,12 +1,18 @@
-/* The lexical score: cos(t(q), t(k)), where t is TF-IDF over a text's word pieces and its pairs of neighbouring word
- * pieces. A term's weight is (1 + ln tf) * (ln((1 + n) / (1 + df)) + 1), n keys in all, df of them with that term; the
- * vector is L2-normalised; a term that no key has is left out. Counts are exact: they follow every fold and forget. */
+/* The lexical score of a key k for a text q, over word pieces and pairs of neighbouring word pieces, in one of two
+ * forms. n keys in all, df of them with a term; a term that no key has is left out.
+ *   cosine: cos(t(q), t(k)), t being TF-IDF: (1 + ln tf) * (ln((1 + n) / (1 + df)) + 1) for each term.
+ *   bm25:   s(q, k) / s(q, q), s(q, k) being the sum over the terms of q of
+ *             ln(1 + (n - df + 0.5) / (df + 0.5)) * tf / (tf + k1 * (1 - b + b * length(k) / mean length))
+ *           with k1 1.2, b 0.75, lengths in word pieces (Robertson and Zaragoza, "The probabilistic relevance
+ *           framework: BM25 and beyond", 2009; the idf that is never negative is Lucene's). It may pass 1.
+ * Counts are exact: they follow every fold and forget. */
 #ifndef ENGRAM_ENGINE_LEXICAL_H
 #define ENGRAM_ENGINE_LEXICAL_H
 
 #include <stddef.h>
 #include <stdint.h>
 
+#include "engine/engine.h"
 #include "store/memory.h"
 
 struct lexical; /* word pieces and counts of all keys of one version of the memory; about 6 bytes a piece */
@@ -29,7 +35,9 @@ void lexical_query_close(struct lexical_query *q); /* NULL is fine */
 /* pieces [count]: the text as encoded, without [CLS] and [SEP]. */
 void lexical_query_set(struct lexical_query *q, const struct lexical *x, const int32_t *pieces, size_t count);
 void lexical_query_of(struct lexical_query *q, const struct lexical *x, uint64_t slot); /* the text of a key */
-/* cosines [n], of the keys in slots [n]: 0 where a text or a key has no term. */
-void lexical_cosines(struct lexical_query *q, struct lexical *x, const uint64_t *slots, size_t n, float *cosines);
+/* scores [LEXICAL_FORMS][n], of the keys in slots [n]: 0 where a text or a key has no term. NULL for a form that is not
+ * asked for; both at once cost little more than the cosine. */
+void lexical_scores(struct lexical_query *q, struct lexical *x, const uint64_t *slots, size_t n,
+                    float *const scores[LEXICAL_FORMS]);
 
 #endif

@@ -170,6 +170,11 @@ static float cosine_shown(float cosine)
     return cosine > 1 ? 1 : cosine < -1 ? -1 : cosine;
 }
 
+static float lexical_shown(const struct setting *s, const struct match *match)
+{
+    return s->form == LEXICAL_COSINE ? cosine_shown(match->lexical[s->form]) : match->lexical[s->form];
+}
+
 static int evidence_select(struct hand *h, struct prediction *out, struct error *e)
 {
     const struct matches *m = h->scored.matches;
@@ -181,11 +186,11 @@ static int evidence_select(struct hand *h, struct prediction *out, struct error 
         int kind = evidence_next(h, next);
         uint32_t at = next[kind]++;
         const struct match *match = &m->of[kind][at];
-        out->evidence[i] =
-            (struct evidence){.similarity = cosine_shown(match->similarity),
-                              .has_lexical = h->batch->options.lexical > 0,
-                              .lexical = (float)(h->batch->options.lexical * (double)cosine_shown(match->lexical)),
-                              .weight = (float)h->scored.weights[kind][at]};
+        out->evidence[i] = (struct evidence){
+            .similarity = cosine_shown(match->similarity),
+            .has_lexical = h->batch->options.lexical > 0,
+            .lexical = (float)(h->batch->options.lexical * (double)lexical_shown(&h->batch->setting, match)),
+            .weight = (float)h->scored.weights[kind][at]};
         out->evidence_count = i + 1;
         int failed = kind == INSTANCES ? evidence_instance(h, match, out, &out->evidence[i], e)
                                        : evidence_label(h, match, out, &out->evidence[i], e);

@@ -177,7 +177,10 @@ static void matches_score(struct retrieval *r, struct lexical_query *q, struct m
 {
     enum { AT_ONCE = 1024 };
     uint64_t slots[AT_ONCE];
-    float cosines[AT_ONCE];
+    float room[LEXICAL_FORMS][AT_ONCE], *scores[LEXICAL_FORMS];
+    for (int form = 0; form < LEXICAL_FORMS; form++) {
+        scores[form] = r->search.lexical[form] ? room[form] : NULL;
+    }
     for (int kind = 0; kind < KINDS; kind++) {
         size_t end = m->counts[kind] * (part + 1) / parts;
         for (size_t first = m->counts[kind] * part / parts, count; first < end; first += count) {
@@ -186,9 +189,11 @@ static void matches_score(struct retrieval *r, struct lexical_query *q, struct m
             for (size_t i = 0; i < count; i++) {
                 slots[i] = of[i].slot;
             }
-            lexical_cosines(q, r->g->lexical, slots, count, cosines);
-            for (size_t i = 0; i < count; i++) {
-                of[i].lexical = cosines[i];
+            lexical_scores(q, r->g->lexical, slots, count, scores);
+            for (int form = 0; form < LEXICAL_FORMS; form++) {
+                for (size_t i = 0; scores[form] && i < count; i++) {
+                    of[i].lexical[form] = scores[form][i];
+                }
             }
         }
     }
@@ -276,7 +281,7 @@ int retrieval_end(struct retrieval *r, struct error *e)
         matches_fill(r, i, x->dealt[i]);
     }
     encoding_free(x);
-    failed = failed || (r->search.lexical && words_score(r, e)) ? -1 : 0;
+    failed = failed || (search_lexical(&r->search) && words_score(r, e)) ? -1 : 0;
     /* tiles run on all streams at once, also with other batches': what counts is their share of the device's time */
     r->encode_us += atomic_load(&x->encode_us) / streams;
     r->search_us += (atomic_load(&x->tiles_us) - atomic_load(&x->encode_us)) / streams + clock_us() - encoded;

@@ -58,10 +58,11 @@ static void matches_select(struct match *m, size_t count, size_t keep)
     }
 }
 
-uint32_t matches_rank(struct match *matches, uint32_t count, double lexical, size_t keep)
+uint32_t matches_rank(struct match *matches, uint32_t count, double lexical, enum lexical_form form, size_t keep)
 {
     for (uint32_t i = 0; i < count; i++) {
-        matches[i].score = matches[i].similarity + (float)(lexical * (double)matches[i].lexical);
+        double words = lexical > 0 ? lexical * (double)matches[i].lexical[form] : 0;
+        matches[i].score = matches[i].similarity + (float)words;
     }
     matches_select(matches, count, keep);
     count = count < keep ? count : (uint32_t)keep;

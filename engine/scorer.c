@@ -13,7 +13,12 @@ enum { UNWANTED = -2 };
 
 struct setting setting_of(const struct predict_options *o)
 {
-    return (struct setting){.apart = o->apart, .lambda = o->lambda, .tau = o->tau, .lexical = o->lexical, .b = o->b};
+    return (struct setting){.apart = o->apart,
+                            .lambda = o->lambda,
+                            .tau = o->tau,
+                            .lexical = o->lexical,
+                            .form = o->lexical_form,
+                            .b = o->b};
 }
 
 struct search search_for(const struct setting *settings, size_t count, size_t lexical_candidates)
@@ -24,10 +29,15 @@ struct search search_for(const struct setting *settings, size_t count, size_t le
         size_t keys = x->lexical > 0 ? lexical_candidates : x->apart ? half_of(x->b) : x->b;
         s.kinds[INSTANCES] |= x->lambda > 0; /* a key whose value is zero is no candidate */
         s.kinds[LABELS] |= x->lambda < 1;
-        s.lexical |= x->lexical > 0;
+        s.lexical[x->form] |= x->lexical > 0;
         s.count = s.count > keys ? s.count : keys;
     }
     return s;
+}
+
+bool search_lexical(const struct search *s)
+{
+    return s->lexical[LEXICAL_COSINE] || s->lexical[LEXICAL_BM25];
 }
 
 /* ---- in which order ---- */
@@ -53,9 +63,10 @@ static int settings_compare(const struct setting *a, const struct setting *b, en
         enum stage stage;
         int order;
     } by[] = {
-        {STAGE_RANK, compare(a->lexical, b->lexical)}, {STAGE_CUT, kinds_of(a) - kinds_of(b)},
-        {STAGE_CUT, (int)a->apart - (int)b->apart},    {STAGE_CUT, (a->b > b->b) - (a->b < b->b)},
-        {STAGE_WEIGH, compare(a->tau, b->tau)},        {STAGE_MIX, compare(a->lambda, b->lambda)},
+        {STAGE_RANK, compare(a->lexical, b->lexical)}, {STAGE_RANK, a->lexical > 0 ? (int)a->form - (int)b->form : 0},
+        {STAGE_CUT, kinds_of(a) - kinds_of(b)},        {STAGE_CUT, (int)a->apart - (int)b->apart},
+        {STAGE_CUT, (a->b > b->b) - (a->b < b->b)},    {STAGE_WEIGH, compare(a->tau, b->tau)},
+        {STAGE_MIX, compare(a->lambda, b->lambda)},
     };
     size_t i = 0;
     while (i + 1 < sizeof by / sizeof *by && by[i].order == 0) {
@@ -161,7 +172,7 @@ static void stage_rank(struct scorer *s, const struct setting *setting, const st
         if (count) {
             memcpy(s->all.of[kind], text->matches.of[kind], count * sizeof *s->all.of[kind]);
         }
-        s->all.counts[kind] = matches_rank(s->all.of[kind], count, setting->lexical, s->b_max);
+        s->all.counts[kind] = matches_rank(s->all.of[kind], count, setting->lexical, setting->form, s->b_max);
     }
 }
 

@@ -109,7 +109,7 @@ struct evidence {
     struct slice name;    /* the instance's id or the label's name */
     float similarity;     /* q.k, from -1 to 1 */
     bool has_lexical;     /* keys were ranked by similarity + lexical */
-    float lexical;        /* a cos(t(q), t(k)) */
+    float lexical;        /* a * the lexical score */
     float weight;         /* the softmax's */
     struct slice *labels; /* of an instance, sorted by bytes */
     size_t labels_count;

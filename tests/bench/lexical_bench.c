@@ -140,7 +140,7 @@ static double score_us(struct bench *b, struct lexical *x, struct lexical_query 
         size_t count = text_draw(b);
         uint64_t start = cpu_us();
         lexical_query_set(q, x, b->pieces, count);
-        lexical_cosines(q, x, slots[i], CANDIDATES, cosines);
+        lexical_scores(q, x, slots[i], CANDIDATES, (float *[LEXICAL_FORMS]){[LEXICAL_COSINE] = cosines});
         spent += cpu_us() - start;
     }
     return (double)spent / TEXTS;

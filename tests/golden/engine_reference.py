@@ -40,14 +40,32 @@ def lexical_cosines(query, keys):
     return np.array([sum(weight * of_key.get(term, 0) for term, weight in of_query.items()) for of_key in of_keys])
 
 
+def bm25(query, keys, k1=1.2, b=0.75):
+    """s(q, k) / s(q, q) of every key [n], s being BM25 over word pieces and their pairs, with Lucene's idf and lengths in
+    word pieces; 0 where no term of the text is in a key. Arguments as lexical_cosines."""
+    n, df = len(keys), Counter(term for pieces in keys for term in set(terms(pieces)))
+    mean = sum(map(len, keys)) / n
+
+    def score(pieces):
+        tf, length = terms(pieces), len(pieces)
+        return sum(np.log(1 + (n - df[term] + 0.5) / (df[term] + 0.5)) * tf[term] * (k1 + 1) /
+                   (tf[term] + k1 * (1 - b + b * length / mean)) for term in terms(query) if df[term] and term in tf)
+
+    itself = score(query)
+    return np.array([score(pieces) / itself if itself else 0 for pieces in keys])
+
+
+LEXICAL = {"cosine": lexical_cosines, "bm25": bm25}
+
+
 # ---- prediction -----------------------------------------------------------------------------------------------------
 
 
 class Words(NamedTuple):
-    """What ranks keys beside the similarity: a * cosines [n], for the best of each kind by similarity."""
+    """What ranks keys beside the similarity: a * scores [n], for the best of each kind by similarity."""
 
     a: float
-    cosines: np.ndarray
+    scores: np.ndarray
     candidates: int
 
 
@@ -63,7 +81,7 @@ def retrieve(q, keys, values, lam, b, pool, words):
     """[[(index, similarity, lexical)], falling in the sum of both]: of one search over all kinds (joint), or of one for
     each (apart, arXiv 2511.13189); and the smallest gap of those that cut."""
     similarity = keys.astype(np.float64) @ q.astype(np.float64)
-    lexical = words.a * words.cosines if words else np.zeros(len(keys))
+    lexical = words.a * words.scores if words else np.zeros(len(keys))
     factor = {"instance": lam, "label": 1 - lam}
     kinds, gaps = [], []
     for kind in factor:

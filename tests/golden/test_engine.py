@@ -88,16 +88,16 @@ class World:
         return [json.loads(line) for line in lines]
 
 
-def compare(world, texts, lam, tau, b, bound=1e-4, pool="joint", lexical=0, candidates=1000):
+def compare(world, texts, lam, tau, b, bound=1e-4, pool="joint", lexical=0, candidates=1000, form="cosine"):
     """`engram tag` against the reference; how many texts were compared."""
     names, keys, pieces, values = world.keys()
     queries, query_pieces = world.encode(texts)
     got = world.tag(texts, "--lambda", lam, "--tau", tau, "--b", b, "--labels-max", 0, "--evidence-max", 8,
-                    "--pool", pool, "--lexical", lexical, "--lexical-candidates", candidates)
+                    "--pool", pool, "--lexical", lexical, "--lexical-candidates", candidates, "--lexical-form", form)
     assert len(got) == len(texts)
     compared = 0
     for text, q, said, prediction in zip(texts, queries, query_pieces, got):
-        words = reference.Words(lexical, reference.lexical_cosines(said, pieces), candidates) if lexical else None
+        words = reference.Words(lexical, reference.LEXICAL[form](said, pieces), candidates) if lexical else None
         p, hits, gap = reference.predict(q, keys, values, lam, tau, b, pool, words)
         if gap < 1e-6:
             continue
@@ -182,9 +182,9 @@ class Texts(World):
 LEXICAL_TEXTS = ["", WORDS[0], f"{WORDS[1]} " * 9, f"{WORDS[40]} {WORDS[41]}", f"{WORDS[40]} {WORDS[2]}", f"{WORDS[3]} {WORDS[4]} " * 60]
 
 
-@pytest.mark.parametrize("pool", ["joint", "apart"])
-@pytest.mark.parametrize("key_dtype", ["f32", "bf16"])
-def test_lexical_score(folder, key_dtype, pool):
+@pytest.mark.parametrize("form", ["cosine", "bm25"])
+@pytest.mark.parametrize("key_dtype, pool", [("f32", "joint"), ("bf16", "apart")])
+def test_lexical_score(folder, key_dtype, pool, form):
     """Also of a text whose words no key has; the last one is longer than the model reads."""
     world = Texts(21, folder, key_dtype, instances=300)
     _, _, pieces, _ = world.keys()
@@ -199,7 +199,7 @@ def test_lexical_score(folder, key_dtype, pool):
         for lexical in (0.3, 1, 4):
             for candidates in (1000, 10, 3):
                 compared += compare(world, texts, world.rng.choice((0.2, 0.5, 1, 0)), 0.3, world.rng.choice((7, 200)),
-                                    pool=pool, lexical=lexical, candidates=candidates)
+                                    pool=pool, lexical=lexical, candidates=candidates, form=form)
         assert compared > 0.3 * 9 * len(texts), "too many ties: the test compares little"
 
 

@@ -151,8 +151,20 @@ static unsigned tf_of(const struct text *text, int32_t first, int32_t second)
     return tf;
 }
 
-/* t(q).t(k) by the formula, not normalised; every term at its first place in q. */
-static double product_of(const struct keys_model *m, const struct text *q, const struct text *k)
+/* s(q, k) of BM25 for one term. */
+static double bm25_part(const struct keys_model *m, const struct text *k, double tf, double df)
+{
+    double n = 0, length = 0;
+    for (size_t key = 0; key < KEYS; key++) {
+        n += m->keys[key].exists;
+        length += m->keys[key].exists ? (double)m->keys[key].count : 0;
+    }
+    double slowness = 1.2 * (0.25 + 0.75 * (double)k->count / (length / n));
+    return log(1 + (n - df + 0.5) / (df + 0.5)) * tf / (tf + slowness);
+}
+
+/* By the formula, not normalised: t(q).t(k), or s(q, k); every term at its first place in q. */
+static double product_of(const struct keys_model *m, const struct text *q, const struct text *k, enum lexical_form form)
 {
     double product = 0;
     for (size_t at = 0; at < 2 * q->count; at++) {
@@ -173,15 +185,28 @@ static double product_of(const struct keys_model *m, const struct text *q, const
         }
         unsigned tf_q = tf_of(q, first, second), tf_k = tf_of(k, first, second);
         double idf = log((1 + (double)n) / (1 + (double)df)) + 1;
-        product += df && tf_k ? (1 + log(tf_q)) * (1 + log(tf_k)) * idf * idf : 0;
+        if (df && tf_k) {
+            product += form == LEXICAL_BM25 ? bm25_part(m, k, tf_k, (double)df)
+                                            : (1 + log(tf_q)) * (1 + log(tf_k)) * idf * idf;
+        }
     }
     return product;
 }
 
-static double cosine_of(const struct keys_model *m, const struct text *q, const struct text *k)
+static double score_of(const struct keys_model *m, const struct text *q, const struct text *k, enum lexical_form form)
 {
-    double squares = product_of(m, q, q) * product_of(m, k, k);
-    return squares > 0 ? product_of(m, q, k) / sqrt(squares) : 0;
+    double itself = product_of(m, q, q, form);
+    if (form == LEXICAL_COSINE) {
+        itself = sqrt(itself * product_of(m, k, k, form));
+    }
+    return itself > 0 ? product_of(m, q, k, form) / itself : 0;
+}
+
+static void both_score(struct lexical_query *q, struct lexical *x, const uint64_t *slots, size_t n,
+                       float out[LEXICAL_FORMS][KEYS])
+{
+    memset(out, 0, LEXICAL_FORMS * sizeof *out);
+    lexical_scores(q, x, slots, n, (float *[LEXICAL_FORMS]){out[LEXICAL_COSINE], out[LEXICAL_BM25]});
 }
 
 /* The slots of the instances that are there, and their numbers. */
@@ -210,29 +235,31 @@ static void assert_scores(struct keys_model *m, struct lexical *x, struct lexica
     struct lexical_query *other = lexical_query_open();
     uint64_t slots[KEYS];
     size_t keys[KEYS], count = slots_of(m, s, slots, keys);
-    float got[KEYS], want[KEYS];
+    float got[LEXICAL_FORMS][KEYS], want[LEXICAL_FORMS][KEYS];
     lexical_sync(fresh, s);
     for (size_t turn = 0; turn < 4; turn++) {
         struct text text;
         text_draw(m, &text);
         lexical_query_set(q, x, text.pieces, text.count);
         lexical_query_set(other, fresh, text.pieces, text.count);
-        lexical_cosines(q, x, slots, count, got);
-        lexical_cosines(other, fresh, slots, count, want);
-        assert_memory_equal(got, want, count * sizeof *got);
-        for (size_t i = 0; i < by_formula && count; i++) {
+        both_score(q, x, slots, count, got);
+        both_score(other, fresh, slots, count, want);
+        assert_memory_equal(got, want, sizeof got);
+        for (size_t i = 0; i < LEXICAL_FORMS * by_formula && count; i++) {
+            enum lexical_form form = i % LEXICAL_FORMS;
             size_t at = below(&m->random, count);
-            assert_true(fabs((double)got[at] - cosine_of(m, &text, &m->keys[keys[at]])) < 1e-5);
+            assert_true(fabs((double)got[form][at] - score_of(m, &text, &m->keys[keys[at]], form)) < 1e-5);
         }
     }
     for (size_t i = 0; i < count; i += 17) { /* a key's own text is the text that it was folded with */
         const struct text *text = &m->keys[keys[i]];
         lexical_query_of(q, x, slots[i]);
         lexical_query_set(other, fresh, text->pieces, text->count);
-        lexical_cosines(q, x, slots, count, got);
-        lexical_cosines(other, fresh, slots, count, want);
-        assert_memory_equal(got, want, count * sizeof *got);
-        assert_true(fabs((double)got[i] - (text->count > 0)) < 1e-5);
+        both_score(q, x, slots, count, got);
+        both_score(other, fresh, slots, count, want);
+        assert_memory_equal(got, want, sizeof got);
+        assert_true(fabs((double)got[LEXICAL_COSINE][i] - (text->count > 0)) < 1e-5);
+        assert_true(fabs((double)got[LEXICAL_BM25][i] - (text->count > 0)) < 1e-5);
     }
     lexical_query_close(other);
     lexical_close(fresh);
@@ -247,13 +274,15 @@ static void assert_omits(struct keys_model *m, struct lexical *x, struct lexical
         return;
     }
     struct text text = m->keys[keys[0]];
-    float got;
+    float got[LEXICAL_FORMS][KEYS];
     lexical_omit(x, slots[0]);
     m->keys[keys[0]].exists = false;
     for (size_t i = 1; i < count; i += 23) {
         lexical_query_set(q, x, text.pieces, text.count);
-        lexical_cosines(q, x, &slots[i], 1, &got);
-        assert_true(fabs((double)got - cosine_of(m, &text, &m->keys[keys[i]])) < 1e-5);
+        both_score(q, x, &slots[i], 1, got);
+        for (enum lexical_form form = 0; form < LEXICAL_FORMS; form++) {
+            assert_true(fabs((double)got[form][0] - score_of(m, &text, &m->keys[keys[i]], form)) < 1e-5);
+        }
     }
     lexical_restore(x, slots[0]);
     m->keys[keys[0]].exists = true;
@@ -329,7 +358,7 @@ static void test_a_memory_without_keys(void **state)
     struct snapshot *s = snapshot_of(memory);
     lexical_sync(x, s);
     lexical_query_set(q, x, (const int32_t[]){5, 6, 5}, 3);
-    lexical_cosines(q, x, NULL, 0, NULL);
+    lexical_scores(q, x, NULL, 0, (float *[LEXICAL_FORMS]){NULL});
     snapshot_release(s);
     lexical_query_close(q);
     lexical_close(x);
@@ -534,6 +563,7 @@ static void test_switched_on_in_a_running_engine(void **state)
     off.lexical = 0;
     other.apart = true;
     other.lexical = 0.3;
+    other.lexical_form = LEXICAL_BM25;
     other.lexical_candidates = 5;
     world_open(&w, &off, 2);
     const struct predict_options *turns[] = {&off, &lexical_on, &other, &off, &off, &other, &lexical_on, &off};
@@ -558,6 +588,7 @@ static void test_replicas_agree(void **state)
     all.b = all.lexical_candidates = 1000;
     for (int apart = 0; apart < 2; apart++) {
         all.apart = apart;
+        all.lexical_form = apart ? LEXICAL_BM25 : LEXICAL_COSINE;
         world_open(&a, &all, 3);
         world_open(&b, &all, 4);
         held = (struct held){0};

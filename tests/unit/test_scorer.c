@@ -129,7 +129,8 @@ static int world_close(void **state)
 
 static size_t settings_make(struct setting *out)
 {
-    static const double lambdas[] = {0.3, 0, 1, 0.7}, taus[] = {0.1, 0.8}, lexicals[] = {1, 0, 3};
+    static const double lambdas[] = {0.3, 0, 1, 0.7}, taus[] = {0.1, 0.8}, lexicals[] = {3, 0, 3};
+    static const enum lexical_form forms[] = {LEXICAL_COSINE, LEXICAL_COSINE, LEXICAL_BM25};
     static const size_t bs[] = {30, 1, 8};
     size_t count = 0;
     for (size_t i = 0; i < 2 * 4 * 2 * 3 * 3; i++) {
@@ -137,6 +138,7 @@ static size_t settings_make(struct setting *out)
                                         .lambda = lambdas[i / 2 % 4],
                                         .tau = taus[i / 8 % 2],
                                         .lexical = lexicals[i / 16 % 3],
+                                        .form = forms[i / 16 % 3],
                                         .b = bs[i / 48]};
     }
     return count;
@@ -192,6 +194,7 @@ static void predict_all(struct world *w, const struct setting *s, size_t candida
                                             .tau = s->tau,
                                             .b = s->b,
                                             .lexical = s->lexical,
+                                            .lexical_form = s->form,
                                             .lexical_candidates = candidates,
                                             .labels_max = labels_max};
     struct error e = {0};
