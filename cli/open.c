@@ -105,6 +105,7 @@ struct predict_options cli_predict_options(const struct config *config)
         .b = (size_t)config->b,
         .lexical = config->lexical,
         .lexical_form = config->lexical_form == CONFIG_BM25 ? LEXICAL_BM25 : LEXICAL_COSINE,
+        .label_power = config->label_power,
         .lexical_candidates = (size_t)config->lexical_candidates,
         .labels_max = (size_t)config->labels_max,
         .min_score = config->min_score,

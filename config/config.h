@@ -55,6 +55,7 @@ struct config {
     double lexical;
     int lexical_form; /* enum config_lexical_form */
     int64_t lexical_candidates;
+    double label_power;
     int64_t labels_max;
     double min_score;
     int64_t evidence_max;

@@ -27,7 +27,7 @@ struct option {
     size_t offset; /* in struct config; the member's type follows from `type` */
 };
 
-enum { OPTIONS = 42 };
+enum { OPTIONS = 43 };
 extern const struct option config_options[OPTIONS];
 
 extern const char *const config_sections[]; /* [kafka] and its two scopes, then the table's; ends with NULL */

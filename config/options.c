@@ -100,6 +100,7 @@ const struct option config_options[OPTIONS] = {
     DOUBLE(LIVE("predict"), lexical, "0", 0, 100, "weight of the words in common, added to the similarity when keys are ranked; 0: off"),
     ENUM(LIVE("predict"), lexical_form, "cosine", form_names, "with lexical: how words in common are counted, by the cosine of TF-IDF or by BM25 (a text with itself is 1)"),
     INT(LIVE("predict"), lexical_candidates, "1000", 1, 100000, "with lexical: how many instances and how many labels, those of largest similarity, are ranked"),
+    DOUBLE(LIVE("predict"), label_power, "0", 0, 10, "label texts count less, the more instances their label has: they are weighted by (1 + instances)^-label_power; 0: all the same"),
     INT(LIVE("predict"), labels_max, "10", 0, 1000000, "most labels in a prediction; 0: no limit"),
     DOUBLE(LIVE("predict"), min_score, "0", 0, 1, "labels with a lower score are left out"),
     INT(LIVE("predict"), evidence_max, "5", 0, 10000, "most pieces of evidence in a prediction"),

@@ -25,6 +25,9 @@ static int options_check(const struct predict_options *o, struct error *e)
     if (o->lexical > 0 && o->lexical_candidates == 0) {
         return error_set(e, ERROR_FATAL, E_USAGE, "lexical_candidates is 0: at least one key must be scored");
     }
+    if (!(o->label_power >= 0 && isfinite(o->label_power))) {
+        return error_set(e, ERROR_FATAL, E_USAGE, "label_power is %g: it must be 0 or above", o->label_power);
+    }
     if (o->b == 0) {
         return error_set(e, ERROR_FATAL, E_USAGE, "b is 0: at least one key must be retrieved");
     }

@@ -1,8 +1,8 @@
 /* RAE inference (arXiv 2502.10615) on encoder, backend and memory: predict, fold, forget, evaluate. No Kafka here: the
  * stage and the command line use it as it is. p = sum over the top-b keys of softmax(score / tau) * v, score = q.k, or
- * q.k + a * a lexical score; v = lambda * y for instances, (1 - lambda) * e for labels. The engine hands the
- * device out tile by tile: a waiting fold goes first, but never twice in a row while texts wait. Any thread may call
- * engine_predict and engine_fold. */
+ * q.k + a * a lexical score; v = lambda * y for instances, (1 - lambda) * (1 + count)^-g * e for labels. The engine
+ * hands the device out tile by tile: a waiting fold goes first, but never twice in a row while texts wait. Any thread
+ * may call engine_predict and engine_fold. */
 #ifndef ENGRAM_ENGINE_ENGINE_H
 #define ENGRAM_ENGINE_ENGINE_H
 
@@ -27,6 +27,7 @@ struct predict_options {
     size_t b;
     double lexical; /* a: keys are ranked by q.k + a * their lexical score (engine/lexical.h); 0: by q.k alone */
     enum lexical_form lexical_form;
+    double label_power;        /* g: label keys are weighted by (1 + instances that have the label)^-g */
     size_t lexical_candidates; /* of each kind, by q.k */
     size_t labels_max;         /* 0: no limit */
     double min_score;
@@ -129,8 +130,11 @@ struct setting {
     bool apart;
     double lambda, tau, lexical;
     enum lexical_form form; /* means nothing where lexical is 0 */
+    double label_power;
     size_t b;
 };
+
+struct setting setting_of(const struct predict_options *o);
 
 struct evaluation_options {
     struct propensity_source propensity; /* its names and counts are borrowed */

@@ -170,6 +170,13 @@ static struct gold_label gold_of(const struct evaluation *v, uint64_t count)
                                .decile = decile_of(v->deciles, count)};
 }
 
+static void workers_snapshot(struct evaluation *v, const struct snapshot *snapshot)
+{
+    for (size_t i = 0; i < v->workers; i++) {
+        scorer_snapshot(v->worker[i].scorer, snapshot);
+    }
+}
+
 /* ---- judging ---- */
 
 static void judged_open(struct judged *text, size_t gold_max, size_t unwanted_max)
@@ -215,7 +222,6 @@ static void setting_judge(void *context, size_t setting, const struct scored_tex
 
 struct judging {
     struct evaluation *v;
-    const struct snapshot *snapshot;
     const struct judged *texts;
 };
 
@@ -225,14 +231,13 @@ static int text_judge(void *context, size_t text, size_t hand, struct error *e)
     struct worker *w = &j->v->worker[hand];
     w->text = &j->texts[text];
     w->number = j->v->kept + text;
-    return w->text->gold_count ? scorer_text(w->scorer, j->snapshot, w->text, setting_judge, w, e) : 0;
+    return w->text->gold_count ? scorer_text(w->scorer, w->text, setting_judge, w, e) : 0;
 }
 
 /* Every setting for each text that has gold labels, by all workers. */
-static int texts_judge(struct evaluation *v, const struct snapshot *snapshot, const struct judged *texts, size_t n,
-                       struct error *e)
+static int texts_judge(struct evaluation *v, const struct judged *texts, size_t n, struct error *e)
 {
-    struct judging j = {.v = v, .snapshot = snapshot, .texts = texts};
+    struct judging j = {.v = v, .texts = texts};
     if (v->options.keep_texts && v->kept + n > v->kept_capacity) {
         v->kept_capacity = 2 * (v->kept + n);
         v->texts = mem_resize(v->texts, v->kept_capacity * v->settings_count * sizeof *v->texts);
@@ -342,7 +347,7 @@ static int text_detail(struct evaluation *v, const struct snapshot *snapshot, co
             label_counts_of(&v->by_label, text->labels[i])->gold++;
         }
     }
-    return scorer_text(v->worker[0].scorer, snapshot, judged, detail_judge, &d, e) || d.failed ? -1 : 0;
+    return scorer_text(v->worker[0].scorer, judged, detail_judge, &d, e) || d.failed ? -1 : 0;
 }
 
 /* ---- test texts ---- */
@@ -352,6 +357,7 @@ static int slice_evaluate(struct evaluation *v, struct retrieval *r, const struc
 {
     struct judged *judged = mem_zero(n, sizeof *judged);
     int result = 0;
+    workers_snapshot(v, r->snapshot);
     for (size_t i = 0; i < n && result == 0; i++) {
         const struct left_out *out = left_out ? &left_out[i] : NULL;
         judged[i].matches = r->matches[i];
@@ -361,7 +367,7 @@ static int slice_evaluate(struct evaluation *v, struct retrieval *r, const struc
         }
     }
     if (result == 0 && v->options.settings) {
-        result = texts_judge(v, r->snapshot, judged, n, e);
+        result = texts_judge(v, judged, n, e);
     }
     for (size_t i = 0; i < n; i++) {
         judged_close(&judged[i]);
@@ -466,6 +472,7 @@ static int row_judged(struct judged *out, const struct evaluation *v, const stru
                                (unsigned long long)slot);
     }
     judged_open(out, instance.labels_count, 1);
+    out->left_out = true;
     if (v->options.exclude_self &&
         label_look(v, snapshot, instance.id, &out->unwanted[out->unwanted_count++], &count, e)) {
         return -1;
@@ -518,7 +525,7 @@ static int rows_evaluate(struct evaluation *v, struct retrieval *r, const struct
         judged[i].matches = r->matches[i];
         result = row_judged(&judged[i], v, r->snapshot, rows[i].slot, e);
     }
-    result = result || texts_judge(v, r->snapshot, judged, n, e) ? -1 : 0;
+    result = result || texts_judge(v, judged, n, e) ? -1 : 0;
     for (size_t i = 0; i < n; i++) {
         judged_close(&judged[i]);
     }
@@ -556,6 +563,7 @@ int evaluation_leave_one_out(struct evaluation *v, size_t skip, size_t sample,
     }
     n = rows_order(snapshot_keys(r.snapshot), &rows);
     n = n > skip && n - skip > sample ? skip + sample : n;
+    workers_snapshot(v, r.snapshot);
     for (size_t first = skip, count; first < n; first += count) {
         count = n - first < r.texts ? n - first : r.texts;
         pthread_mutex_lock(&v->g->words_lock);

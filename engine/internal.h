@@ -178,7 +178,6 @@ void tally_free(struct tally *t);
 
 /* ---- the scorer (scorer.c): from a text's matches to its labels, by one setting or many ---- */
 
-struct setting setting_of(const struct predict_options *o);
 /* What is searched so that every setting finds its keys. */
 struct search search_for(const struct setting *settings, size_t count, size_t lexical_candidates);
 
@@ -188,6 +187,7 @@ struct judged {
     struct gold_label *gold; /* [gold_count], by falling 1/p */
     uint32_t *gold_ids;      /* [gold_count]; NO_LABEL: the memory does not know it */
     size_t gold_count;
+    bool left_out;      /* an instance of the memory, as if it were not there: its labels, the gold, have one less */
     uint32_t *unwanted; /* [unwanted_count]: labels that are not predicted */
     size_t unwanted_count;
 };
@@ -206,16 +206,20 @@ struct scored_text {
     const uint32_t *ids;               /* [count]: the memory's */
     size_t count;
     const struct matches *matches; /* the b best */
-    double *const *weights;        /* [KINDS][matches] */
+    double *const *weights;        /* [KINDS][matches]: what each gives, before lambda */
 };
 typedef void scorer_each(void *context, size_t setting, const struct scored_text *scored);
+
+/* For a label id in a value that no label has. */
+int label_lost(uint32_t id, struct error *e);
 
 struct scorer; /* one thread's */
 struct scorer *scorer_open(const struct scorer_options *options);
 void scorer_close(struct scorer *s); /* NULL is fine */
+/* What texts are scored against from now on; borrowed. */
+void scorer_snapshot(struct scorer *s, const struct snapshot *snapshot);
 /* Calls each() once for every setting, in any order. */
-int scorer_text(struct scorer *s, const struct snapshot *snapshot, const struct judged *text, scorer_each *each,
-                void *context, struct error *e);
+int scorer_text(struct scorer *s, const struct judged *text, scorer_each *each, void *context, struct error *e);
 
 /* ---- counts of labels ---- */
 

@@ -16,6 +16,12 @@ struct candidate {
     uint64_t tie;
 };
 
+/* A match, and what it gave before lambda. */
+struct given {
+    double weight;
+    uint32_t at;
+};
+
 /* What turns one text's matches into its prediction, for one hand of the pool. */
 struct hand {
     struct predicting *batch;
@@ -23,6 +29,7 @@ struct hand {
     struct scored_text scored; /* of the text at hand */
     struct candidate *candidates;
     size_t candidates_capacity;
+    struct given *given; /* [b]: the label matches by what they gave */
 };
 
 /* A batch on its way. It is cut into slices, two of which are there at once: one that is finished while the device
@@ -78,9 +85,7 @@ static int labels_select(struct hand *h, struct prediction *out, struct error *e
         struct memory_label label;
         int found = snapshot_label(h->batch->snapshot, scored->ids[i], &label, e);
         if (found <= 0) {
-            return found < 0 ? -1
-                             : error_set(e, ERROR_FATAL, E_CORRUPT,
-                                         "a value names the label number %u, which does not exist", scored->ids[i]);
+            return found < 0 ? -1 : label_lost(scored->ids[i], e);
         }
         h->candidates[i] = (struct candidate){label.name, scored->labels[i].score, label.tie};
     }
@@ -148,8 +153,26 @@ static int evidence_label(struct hand *h, const struct match *match, struct pred
     return 0;
 }
 
-/* The match that gave most among those not yet taken, where each kind's stand in falling order: a merge of two lists.
- */
+static int by_falling_weight(const void *a, const void *b)
+{
+    const struct given *x = a, *y = b;
+    return x->weight != y->weight ? (x->weight < y->weight) - (x->weight > y->weight)
+                                  : (x->at > y->at) - (x->at < y->at);
+}
+
+/* Matches give by falling score, except that label_power reorders the labels. */
+static void labels_order(struct hand *h)
+{
+    uint32_t count = h->scored.matches->counts[LABELS];
+    for (uint32_t i = 0; i < count; i++) {
+        h->given[i] = (struct given){h->scored.weights[LABELS][i], i};
+    }
+    if (h->batch->setting.label_power > 0 && count) {
+        qsort(h->given, count, sizeof *h->given, by_falling_weight);
+    }
+}
+
+/* The match that gave most among those not yet taken, where each kind's are in falling order: a merge of two lists. */
 static int evidence_next(const struct hand *h, const uint32_t next[KINDS])
 {
     const struct matches *m = h->scored.matches;
@@ -157,9 +180,10 @@ static int evidence_next(const struct hand *h, const uint32_t next[KINDS])
         return next[INSTANCES] == m->counts[INSTANCES] ? LABELS : INSTANCES;
     }
     double instance = h->scored.weights[INSTANCES][next[INSTANCES]] * h->batch->setting.lambda;
-    double label = h->scored.weights[LABELS][next[LABELS]] * (1 - h->batch->setting.lambda);
+    const struct given *given = &h->given[next[LABELS]];
+    double label = given->weight * (1 - h->batch->setting.lambda);
     bool label_first =
-        instance != label ? label > instance : m->of[LABELS][next[LABELS]].tie < m->of[INSTANCES][next[INSTANCES]].tie;
+        instance != label ? label > instance : m->of[LABELS][given->at].tie < m->of[INSTANCES][next[INSTANCES]].tie;
     return label_first ? LABELS : INSTANCES;
 }
 
@@ -181,10 +205,12 @@ static int evidence_select(struct hand *h, struct prediction *out, struct error 
     size_t count = m->counts[INSTANCES] + m->counts[LABELS];
     size_t max = count < h->batch->options.evidence_max ? count : h->batch->options.evidence_max;
     uint32_t next[KINDS] = {0};
+    labels_order(h);
     out->evidence = arena_alloc(&out->arena, max * sizeof *out->evidence);
     for (size_t i = 0; i < max; i++) {
         int kind = evidence_next(h, next);
-        uint32_t at = next[kind]++;
+        uint32_t at = kind == LABELS ? h->given[next[kind]].at : next[kind];
+        next[kind]++;
         const struct match *match = &m->of[kind][at];
         out->evidence[i] = (struct evidence){
             .similarity = cosine_shown(match->similarity),
@@ -216,8 +242,7 @@ static int text_predict(struct hand *h, const struct tokens *input, const struct
     out->truncated = input->truncated;
     out->memory_version = snapshot_version(batch->snapshot);
     memcpy(out->model_version, batch->g->model_version, sizeof out->model_version);
-    return scorer_text(h->scorer, batch->snapshot, &text, scored_keep, h, e) || labels_select(h, out, e) ||
-                   evidence_select(h, out, e)
+    return scorer_text(h->scorer, &text, scored_keep, h, e) || labels_select(h, out, e) || evidence_select(h, out, e)
                ? -1
                : 0;
 }
@@ -233,6 +258,8 @@ static void hand_open(struct hand *h, struct predicting *batch)
                                                      .lexical_candidates = o->lexical_candidates,
                                                      .depth = labels_wanted(o),
                                                      .least = o->min_score});
+    scorer_snapshot(h->scorer, batch->snapshot);
+    h->given = mem_alloc(o->b * sizeof *h->given);
 }
 
 static void unbegun_set(struct predicting *p, bool unbegun)
@@ -256,6 +283,7 @@ static void predicting_free(struct predicting *p)
     for (size_t i = 0; i < pool_hands(p->g->pool); i++) {
         scorer_close(p->hands[i].scorer);
         free(p->hands[i].candidates);
+        free(p->hands[i].given);
     }
     free(p->hands);
     free(p);

@@ -2,14 +2,13 @@
  * it by its own setting, evaluation and tune by as many as they compare: what is measured is what is published, to the
  * last bit. What a setting has in common with the one before it is not computed again, so settings are taken in an
  * order in which that is most. */
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "engine/internal.h"
 
 enum { TOP_SMALL = 16 }; /* up to this depth the best are kept in order while looking; else all are sorted */
-
-enum { UNWANTED = -2 };
 
 struct setting setting_of(const struct predict_options *o)
 {
@@ -18,6 +17,7 @@ struct setting setting_of(const struct predict_options *o)
                             .tau = o->tau,
                             .lexical = o->lexical,
                             .form = o->lexical_form,
+                            .label_power = o->label_power,
                             .b = o->b};
 }
 
@@ -43,7 +43,7 @@ bool search_lexical(const struct search *s)
 /* ---- in which order ---- */
 
 /* What is to be done again where a setting differs from the one before it. */
-enum stage { STAGE_RANK, STAGE_CUT, STAGE_WEIGH, STAGE_MIX };
+enum stage { STAGE_RANK, STAGE_CUT, STAGE_WEIGH, STAGE_POWER, STAGE_MIX };
 
 /* The keys that are candidates: of labels alone (lambda 0), of both kinds, of instances alone (1). */
 static int kinds_of(const struct setting *s)
@@ -63,9 +63,13 @@ static int settings_compare(const struct setting *a, const struct setting *b, en
         enum stage stage;
         int order;
     } by[] = {
-        {STAGE_RANK, compare(a->lexical, b->lexical)}, {STAGE_RANK, a->lexical > 0 ? (int)a->form - (int)b->form : 0},
-        {STAGE_CUT, kinds_of(a) - kinds_of(b)},        {STAGE_CUT, (int)a->apart - (int)b->apart},
-        {STAGE_CUT, (a->b > b->b) - (a->b < b->b)},    {STAGE_WEIGH, compare(a->tau, b->tau)},
+        {STAGE_RANK, compare(a->lexical, b->lexical)},
+        {STAGE_RANK, a->lexical > 0 ? (int)a->form - (int)b->form : 0},
+        {STAGE_CUT, kinds_of(a) - kinds_of(b)},
+        {STAGE_CUT, (int)a->apart - (int)b->apart},
+        {STAGE_CUT, (a->b > b->b) - (a->b < b->b)},
+        {STAGE_WEIGH, compare(a->tau, b->tau)},
+        {STAGE_POWER, compare(a->label_power, b->label_power)},
         {STAGE_MIX, compare(a->lambda, b->lambda)},
     };
     size_t i = 0;
@@ -94,19 +98,28 @@ static int by_settings(const void *a, const void *b)
 /* What one thread needs for one text after another. */
 struct scorer {
     struct scorer_options options;
-    struct step *steps;          /* [settings_count] */
+    const struct snapshot *snapshot;
+    struct step *steps; /* [settings_count] */
+    float least;        /* options.least, rounded up */
+    double *powers;     /* [powers_count]: those of the settings, 0 left out */
+    size_t powers_count;
+    uint32_t *counts; /* by label id: instances that have it, + 1; 0: not looked up yet */
+    size_t counts_capacity;
     size_t b_max, matches_max;   /* of a kind */
     struct matches all, cut;     /* of the text at hand: ranked; and the b best of them */
     struct match *ranked[KINDS]; /* [matches_max] */
-    double *weights[KINDS];      /* [matches_max] */
+    double *weights[KINDS];      /* [matches_max]: what each match gives, before lambda */
+    double *shares;              /* [matches_max]: the label matches' part of the softmax */
+    double *factors;             /* [powers_count, matches_max]: (1 + count)^-g of the label matches */
     struct tally tally;          /* the labels of the matches at hand */
     uint32_t *places;            /* their places in the tally, match by match, instances first */
     uint32_t *places_end[KINDS]; /* [matches_max]: where each match's end */
     size_t places_capacity;
     size_t labels_capacity;
-    double *sums[KINDS];         /* [labels_capacity] by place: what matches of each kind give */
-    int32_t *gold;               /* [labels_capacity]: gold's index, METRICS_NOT_GOLD, or UNWANTED */
-    float *scores;               /* [labels_capacity] */
+    double *sums[KINDS]; /* [labels_capacity] by place: what matches of each kind give */
+    int32_t *gold;       /* [labels_capacity]: gold's index, METRICS_NOT_GOLD */
+    uint32_t *unwanted;  /* [unwanted_count]: places */
+    size_t unwanted_count;
     struct ranked_label *labels; /* [labels_capacity]: the result */
     uint32_t *ids;               /* [labels_capacity] */
     struct scored {
@@ -115,10 +128,30 @@ struct scorer {
     } * best; /* [labels_capacity] */
 };
 
+static void powers_find(struct scorer *s)
+{
+    s->powers = mem_alloc(s->options.settings_count * sizeof *s->powers);
+    for (size_t i = 0; i < s->options.settings_count; i++) {
+        double power = s->options.settings[i].label_power;
+        size_t p = 0;
+        while (p < s->powers_count && s->powers[p] != power) {
+            p++;
+        }
+        if (power > 0 && p == s->powers_count) {
+            s->powers[s->powers_count++] = power;
+        }
+    }
+}
+
 struct scorer *scorer_open(const struct scorer_options *options)
 {
     struct scorer *s = mem_zero(1, sizeof *s);
     s->options = *options;
+    powers_find(s);
+    s->least = (float)options->least;
+    if ((double)s->least < options->least) {
+        s->least = nextafterf(s->least, INFINITY);
+    }
     s->matches_max = search_for(options->settings, options->settings_count, options->lexical_candidates).count;
     s->steps = mem_alloc(options->settings_count * sizeof *s->steps);
     for (size_t i = 0; i < options->settings_count; i++) {
@@ -134,6 +167,8 @@ struct scorer *scorer_open(const struct scorer_options *options)
         s->weights[kind] = mem_alloc(s->matches_max * sizeof *s->weights[kind]);
         s->places_end[kind] = mem_alloc(s->matches_max * sizeof *s->places_end[kind]);
     }
+    s->shares = mem_alloc(s->matches_max * sizeof *s->shares);
+    s->factors = mem_alloc(s->powers_count * s->matches_max * sizeof *s->factors);
     return s;
 }
 
@@ -149,10 +184,14 @@ void scorer_close(struct scorer *s)
         free(s->sums[kind]);
     }
     tally_free(&s->tally);
+    free(s->shares);
+    free(s->factors);
+    free(s->powers);
+    free(s->counts);
     free(s->steps);
     free(s->places);
     free(s->gold);
-    free(s->scores);
+    free(s->unwanted);
     free(s->labels);
     free(s->ids);
     free(s->best);
@@ -186,7 +225,7 @@ static void labels_reserve(struct scorer *s)
         s->sums[kind] = mem_resize(s->sums[kind], s->labels_capacity * sizeof *s->sums[kind]);
     }
     s->gold = mem_resize(s->gold, s->labels_capacity * sizeof *s->gold);
-    s->scores = mem_resize(s->scores, s->labels_capacity * sizeof *s->scores);
+    s->unwanted = mem_resize(s->unwanted, s->labels_capacity * sizeof *s->unwanted);
     s->labels = mem_resize(s->labels, s->labels_capacity * sizeof *s->labels);
     s->ids = mem_resize(s->ids, s->labels_capacity * sizeof *s->ids);
     s->best = mem_resize(s->best, s->labels_capacity * sizeof *s->best);
@@ -204,17 +243,60 @@ static void labels_mark(struct scorer *s, const struct judged *text)
             s->gold[at] = (int32_t)i;
         }
     }
+    s->unwanted_count = 0;
     for (size_t i = 0; i < text->unwanted_count; i++) {
         uint32_t at = tally_find(&s->tally, text->unwanted[i]);
         if (at != NO_LABEL) {
-            s->gold[at] = UNWANTED;
+            s->unwanted[s->unwanted_count++] = at;
         }
     }
 }
 
+int label_lost(uint32_t id, struct error *e)
+{
+    return error_set(e, ERROR_FATAL, E_CORRUPT, "a value names the label number %u, which does not exist", id);
+}
+
+/* How many instances have the label. */
+static int label_count(struct scorer *s, uint32_t id, double *out, struct error *e)
+{
+    if (id >= s->counts_capacity) { /* ids are dense */
+        size_t capacity = 2 * ((size_t)id + 512);
+        s->counts = mem_resize(s->counts, capacity * sizeof *s->counts);
+        memset(s->counts + s->counts_capacity, 0, (capacity - s->counts_capacity) * sizeof *s->counts);
+        s->counts_capacity = capacity;
+    }
+    if (s->counts[id] == 0) {
+        struct memory_label label;
+        int found = snapshot_label(s->snapshot, id, &label, e);
+        if (found <= 0) {
+            return found < 0 ? -1 : label_lost(id, e);
+        }
+        s->counts[id] = (uint32_t)label.instances + 1;
+    }
+    *out = (double)(s->counts[id] - 1);
+    return 0;
+}
+
+/* Each label match's factor by each power; it has one label. */
+static int factors_set(struct scorer *s, const struct judged *text, struct error *e)
+{
+    for (uint32_t i = 0; s->powers_count && i < s->cut.counts[LABELS]; i++) {
+        uint32_t place = s->places[s->places_end[LABELS][i] - 1];
+        double count = 0;
+        if (label_count(s, s->tally.labels[place], &count, e)) {
+            return -1;
+        }
+        count -= text->left_out && s->gold[place] >= 0;
+        for (size_t p = 0; p < s->powers_count; p++) {
+            s->factors[p * s->matches_max + i] = pow(1 + count, -s->powers[p]);
+        }
+    }
+    return 0;
+}
+
 /* The b best matches, and the labels that they name: V[top-b]. */
-static int stage_cut(struct scorer *s, const struct setting *setting, const struct snapshot *snapshot,
-                     const struct judged *text, struct error *e)
+static int stage_cut(struct scorer *s, const struct setting *setting, const struct judged *text, struct error *e)
 {
     struct matches *m = &s->cut;
     uint32_t end = 0;
@@ -227,7 +309,7 @@ static int stage_cut(struct scorer *s, const struct setting *setting, const stru
         for (uint32_t i = 0; i < m->counts[kind]; i++) {
             const uint32_t *labels;
             size_t count;
-            if (snapshot_values(snapshot, m->of[kind][i].slot, &labels, &count, e)) {
+            if (snapshot_values(s->snapshot, m->of[kind][i].slot, &labels, &count, e)) {
                 return -1;
             }
             if (end + count > s->places_capacity) {
@@ -242,47 +324,62 @@ static int stage_cut(struct scorer *s, const struct setting *setting, const stru
     }
     labels_reserve(s);
     labels_mark(s, text);
-    return 0;
+    return factors_set(s, text, e);
 }
 
-/* w, and what it gives to each label through the matches of each kind. */
-static void stage_weigh(struct scorer *s, const struct setting *setting)
+/* What the matches of a kind give to each label. */
+static void labels_sum(struct scorer *s, int kind)
 {
     const struct matches *m = &s->cut;
-    uint32_t next = 0;
-    matches_weigh(m, setting->apart, setting->tau, s->weights);
-    for (int kind = 0; kind < KINDS; kind++) {
-        if (s->tally.count) {
-            memset(s->sums[kind], 0, s->tally.count * sizeof *s->sums[kind]);
+    uint32_t next = kind == LABELS && m->counts[INSTANCES] ? s->places_end[INSTANCES][m->counts[INSTANCES] - 1] : 0;
+    if (s->tally.count) {
+        memset(s->sums[kind], 0, s->tally.count * sizeof *s->sums[kind]);
+    }
+    for (uint32_t i = 0; i < m->counts[kind]; i++) {
+        for (; next < s->places_end[kind][i]; next++) {
+            s->sums[kind][s->places[next]] += s->weights[kind][i];
         }
-        for (uint32_t i = 0; i < m->counts[kind]; i++) {
-            for (; next < s->places_end[kind][i]; next++) {
-                s->sums[kind][s->places[next]] += s->weights[kind][i];
-            }
-        }
+    }
+    for (size_t i = 0; i < s->unwanted_count; i++) {
+        s->sums[kind][s->unwanted[i]] = -1; /* below any score that is wanted, whatever lambda */
     }
 }
 
-/* The score that a label must reach to be among the first `depth`, ties included. */
-static double score_needed(const struct scorer *s)
+/* w. */
+static void stage_weigh(struct scorer *s, const struct setting *setting)
 {
-    float best[TOP_SMALL];
-    size_t kept = 0, depth = s->options.depth;
-    if (depth > TOP_SMALL) {
-        return s->options.least;
+    double *shares[KINDS] = {s->weights[INSTANCES], s->shares};
+    matches_weigh(&s->cut, setting->apart, setting->tau, shares);
+    labels_sum(s, INSTANCES);
+}
+
+static void stage_power(struct scorer *s, const struct setting *setting)
+{
+    const double *factors = s->factors;
+    for (size_t p = 0; p < s->powers_count && s->powers[p] != setting->label_power; p++) {
+        factors += s->matches_max;
     }
-    for (uint32_t i = 0; i < s->tally.count; i++) {
-        float score = s->scores[i];
-        if (kept == depth && score <= best[kept - 1]) {
-            continue;
-        }
-        size_t at = kept < depth ? kept++ : kept - 1;
-        for (; at > 0 && best[at - 1] < score; at--) {
-            best[at] = best[at - 1];
-        }
-        best[at] = score;
+    for (uint32_t i = 0; i < s->cut.counts[LABELS]; i++) {
+        s->weights[LABELS][i] = setting->label_power > 0 ? s->shares[i] * factors[i] : s->shares[i];
     }
-    return kept == depth && (double)best[kept - 1] > s->options.least ? (double)best[kept - 1] : s->options.least;
+    labels_sum(s, LABELS);
+}
+
+/* The first `depth` scores so far, in falling order. */
+struct top {
+    float scores[TOP_SMALL];
+    size_t count, depth;
+};
+
+/* The score that a label must reach from now on to be among them, ties included. */
+static float top_add(struct top *top, float score, float needed)
+{
+    size_t at = top->count < top->depth ? top->count++ : top->depth - 1;
+    for (; at > 0 && top->scores[at - 1] < score; at--) {
+        top->scores[at] = top->scores[at - 1];
+    }
+    top->scores[at] = score;
+    return top->count == top->depth && top->scores[top->depth - 1] > needed ? top->scores[top->depth - 1] : needed;
 }
 
 static int by_falling_score(const void *a, const void *b)
@@ -292,21 +389,32 @@ static int by_falling_score(const void *a, const void *b)
                                 : (x->place > y->place) - (x->place < y->place);
 }
 
-/* p, and of its labels those that are wanted. */
-static size_t stage_mix(struct scorer *s, const struct setting *setting)
+/* p, and of its labels those that may be among the first `depth` into s->best; how many. */
+static size_t labels_mix(struct scorer *s, double lambda)
 {
-    double lambda = setting->lambda;
+    const double *instances = s->sums[INSTANCES], *labels = s->sums[LABELS];
+    struct top top = {.depth = s->options.depth};
+    float needed = s->least;
     size_t kept = 0, count = 0;
     for (uint32_t i = 0; i < s->tally.count; i++) {
-        s->scores[i] =
-            s->gold[i] == UNWANTED ? -1 : (float)(lambda * s->sums[INSTANCES][i] + (1 - lambda) * s->sums[LABELS][i]);
-    }
-    double needed = score_needed(s);
-    for (uint32_t i = 0; i < s->tally.count; i++) {
-        if ((double)s->scores[i] >= needed) {
-            s->best[kept++] = (struct scored){s->scores[i], i};
+        float score = (float)(lambda * instances[i] + (1 - lambda) * labels[i]);
+        if (score >= needed) {
+            s->best[kept++] = (struct scored){score, i};
+            needed = top.depth <= TOP_SMALL ? top_add(&top, score, needed) : needed;
         }
     }
+    for (size_t i = 0; i < kept; i++) {
+        if (s->best[i].score >= needed) {
+            s->best[count++] = s->best[i];
+        }
+    }
+    return count;
+}
+
+/* The labels that are wanted, in order. */
+static size_t stage_mix(struct scorer *s, const struct setting *setting)
+{
+    size_t kept = labels_mix(s, setting->lambda), count = 0;
     if (kept) {
         qsort(s->best, kept, sizeof *s->best, by_falling_score);
     }
@@ -318,8 +426,15 @@ static size_t stage_mix(struct scorer *s, const struct setting *setting)
     return count;
 }
 
-int scorer_text(struct scorer *s, const struct snapshot *snapshot, const struct judged *text, scorer_each *each,
-                void *context, struct error *e)
+void scorer_snapshot(struct scorer *s, const struct snapshot *snapshot)
+{
+    s->snapshot = snapshot;
+    free(s->counts);
+    s->counts = NULL;
+    s->counts_capacity = 0;
+}
+
+int scorer_text(struct scorer *s, const struct judged *text, scorer_each *each, void *context, struct error *e)
 {
     for (size_t i = 0; i < s->options.settings_count; i++) {
         const struct setting *setting = s->steps[i].setting;
@@ -327,12 +442,14 @@ int scorer_text(struct scorer *s, const struct snapshot *snapshot, const struct 
         case STAGE_RANK:
             stage_rank(s, setting, text); /* fall through */
         case STAGE_CUT:
-            if (stage_cut(s, setting, snapshot, text, e)) {
+            if (stage_cut(s, setting, text, e)) {
                 return -1;
             }
             /* fall through */
         case STAGE_WEIGH:
             stage_weigh(s, setting); /* fall through */
+        case STAGE_POWER:
+            stage_power(s, setting); /* fall through */
         case STAGE_MIX:
             break;
         }

@@ -110,7 +110,7 @@ struct evidence {
     float similarity;     /* q.k, from -1 to 1 */
     bool has_lexical;     /* keys were ranked by similarity + lexical */
     float lexical;        /* a * the lexical score */
-    float weight;         /* the softmax's */
+    float weight;         /* the softmax's; a label's times (1 + count)^-label_power */
     struct slice *labels; /* of an instance, sorted by bytes */
     size_t labels_count;
     struct slice text; /* data NULL: not asked for, or not stored */

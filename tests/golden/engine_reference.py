@@ -98,12 +98,14 @@ def retrieve(q, keys, values, lam, b, pool, words):
     return [found for found in searches if found], min(gaps)
 
 
-def predict(q, keys, values, lam, tau, b, pool="joint", words=None):
+def predict(q, keys, values, lam, tau, b, pool="joint", words=None, power=0):
     """p [labels], of each retrieved key (index, similarity, lexical, weight, what it gave), and the gap of retrieve.
 
-    q [d]; keys [n, d]; values: of each key ("instance" | "label", [label numbers]); words: Words, or None.
+    q [d]; keys [n, d]; values: of each key ("instance" | "label", [label numbers]); words: Words, or None; power: label
+    keys are weighted by (1 + count)^-power, count being how many instances have the label.
     """
     factor = {"instance": lam, "label": 1 - lam}
+    counts = Counter(label for kind, labels in values if kind == "instance" for label in labels)
     p, hits = {}, []
     searches, gap = retrieve(q, keys, values, lam, b, pool, words)
     for found in searches:
@@ -112,6 +114,8 @@ def predict(q, keys, values, lam, tau, b, pool="joint", words=None):
         weights /= weights.sum()
         for (at, similarity, lexical), weight in zip(found, weights):
             kind, labels = values[at]
+            if kind == "label":
+                weight *= (1 + counts[labels[0]]) ** -power
             hits.append((at, similarity, lexical, weight, weight * factor[kind]))
             for label in labels:
                 p[label] = p.get(label, 0.0) + weight * factor[kind]

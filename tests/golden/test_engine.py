@@ -88,17 +88,19 @@ class World:
         return [json.loads(line) for line in lines]
 
 
-def compare(world, texts, lam, tau, b, bound=1e-4, pool="joint", lexical=0, candidates=1000, form="cosine"):
+def compare(world, texts, lam, tau, b, bound=1e-4, pool="joint", lexical=0, candidates=1000, form="cosine",
+            power=0):
     """`engram tag` against the reference; how many texts were compared."""
     names, keys, pieces, values = world.keys()
     queries, query_pieces = world.encode(texts)
     got = world.tag(texts, "--lambda", lam, "--tau", tau, "--b", b, "--labels-max", 0, "--evidence-max", 8,
-                    "--pool", pool, "--lexical", lexical, "--lexical-candidates", candidates, "--lexical-form", form)
+                    "--pool", pool, "--lexical", lexical, "--lexical-candidates", candidates, "--lexical-form", form,
+                    "--label-power", power)
     assert len(got) == len(texts)
     compared = 0
     for text, q, said, prediction in zip(texts, queries, query_pieces, got):
         words = reference.Words(lexical, reference.LEXICAL[form](said, pieces), candidates) if lexical else None
-        p, hits, gap = reference.predict(q, keys, values, lam, tau, b, pool, words)
+        p, hits, gap = reference.predict(q, keys, values, lam, tau, b, pool, words, power)
         if gap < 1e-6:
             continue
         compared += 1
@@ -170,6 +172,19 @@ def test_changes_are_folded(folder):
     world = World(11, folder)
     change(world)
     compare(world, [world.text() for _ in range(20)], 0.5, 0.1, 50)
+
+
+@pytest.mark.parametrize("pool", ["joint", "apart"])
+def test_labels_that_instances_know_count_less(folder, pool):
+    """Before and after replaces and forgets, which change how many instances a label has."""
+    world = World(14, folder)
+    for changed in (False, True):
+        if changed:
+            change(world)
+        for power, lam, b in ((0.5, 0.3, 50), (1, 0.6, 200), (3, 0, 10)):
+            texts = [world.text() for _ in range(20)]
+            assert compare(world, texts, lam, 0.2, b, pool=pool, power=power) > 10
+    assert compare(world, texts, 0.3, 0.2, 50, pool=pool, power=1, lexical=1, form="bm25") > 5
 
 
 class Texts(World):

@@ -6,6 +6,7 @@
 #include <setjmp.h>
 #include <cmocka.h>
 // clang-format on
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -27,6 +28,7 @@ struct world {
     struct encoder *encoder;
     struct memory *memory;
     struct engine *engine;
+    struct instance_record instances[INSTANCE_COUNT];
     struct tokens tokens[TEXT_COUNT];
     const struct tokens *inputs[TEXT_COUNT];
 };
@@ -44,11 +46,27 @@ static uint32_t random_below(uint32_t *state, uint32_t below)
     return (*state >> 16) % below;
 }
 
-/* Instances with 0 to 3 labels; every second label is defined. */
-static void world_fill(struct world *w)
+static struct fold fold_of(const struct instance_record *r)
+{
+    return (struct fold){
+        .kind = FOLD_INSTANCE, .name = r->id, .text = r->text, .labels = r->labels, .labels_count = r->labels_count};
+}
+
+/* Four words, another text for each number: no two scores are nearly equal. */
+static void words_string(char *out, size_t bytes, size_t number)
+{
+    static const char *const words[] = {"spam", "mail", "filter", "server", "client", "a", "the"};
+    enum { WORDS = sizeof words / sizeof *words };
+    snprintf(out, bytes, "%s %s %s %s", words[number % WORDS], words[number / WORDS % WORDS],
+             words[number / WORDS / WORDS % WORDS], words[(number * number + 3) % WORDS]);
+}
+
+/* Instances with 0 to 3 labels, some named as a label; every second label is defined. */
+static void world_fill(struct world *w, bool distinct)
 {
     static char names[LABEL_COUNT][8], ids[INSTANCE_COUNT][8];
     static struct slice labels[INSTANCE_COUNT][3];
+    static char own[INSTANCE_COUNT][64];
     struct fold folds[INSTANCE_COUNT + LABEL_COUNT / 2] = {0};
     uint32_t random = 7;
     size_t n = 0, applied;
@@ -62,23 +80,24 @@ static void world_fill(struct world *w)
         }
     }
     for (int i = 0; i < INSTANCE_COUNT; i++) {
-        size_t count = random_below(&random, 4);
+        struct instance_record *r = &w->instances[i];
         uint32_t first = random_below(&random, LABEL_COUNT - 3);
-        snprintf(ids[i], sizeof ids[i], "i%03d", i);
-        for (size_t l = 0; l < count; l++) {
+        snprintf(ids[i], sizeof ids[i], i % 9 ? "i%02d" : "l%02d", i % 9 ? i : i / 9);
+        words_string(own[i], sizeof own[i], (size_t)i);
+        *r = (struct instance_record){.id = slice_of(ids[i]),
+                                      .text = slice_of(distinct ? own[i] : texts[random_below(&random, TEXT_COUNT)]),
+                                      .labels = labels[i],
+                                      .labels_count = random_below(&random, 4)};
+        for (size_t l = 0; l < r->labels_count; l++) {
             labels[i][l] = slice_of(names[first + l]);
         }
-        folds[n++] = (struct fold){.kind = FOLD_INSTANCE,
-                                   .name = slice_of(ids[i]),
-                                   .text = slice_of(texts[random_below(&random, TEXT_COUNT)]),
-                                   .labels = labels[i],
-                                   .labels_count = count};
+        folds[n++] = fold_of(r);
     }
     must(engine_fold(w->engine, folds, n, &applied, &e), &e);
     assert_int_equal(applied, n);
 }
 
-static int world_open(void **state)
+static int world_make(void **state, bool distinct)
 {
     static const struct predict_options options = {.lambda = 0.5, .tau = 0.1, .b = 200};
     struct world *w = mem_zero(1, sizeof *w);
@@ -90,20 +109,30 @@ static int world_open(void **state)
     must(encoder_open(&w->encoder, w->backend, &model, &e), &e);
     struct memory_options memory = {.path = w->folder,
                                     .map_size = 64 << 20,
-                                    .dtype = DTYPE_BF16,
+                                    .dtype = DTYPE_F32,
                                     .dim = encoder_dim(w->encoder),
                                     .fingerprint = encoder_fingerprint(w->encoder),
                                     .model_name = encoder_name(w->encoder),
                                     .vocabulary = encoder_vocabulary(w->encoder)};
     must(memory_open(&w->memory, MEMORY_WRITE, &memory, &e), &e);
     must(engine_open(&w->engine, w->backend, w->encoder, w->memory, &options, &e), &e);
-    world_fill(w);
+    world_fill(w, distinct);
     for (size_t i = 0; i < TEXT_COUNT; i++) {
         encoder_tokenize(w->encoder, ENCODER_TEXT, slice_of(texts[i]), &w->tokens[i]);
         w->inputs[i] = &w->tokens[i];
     }
     *state = w;
     return 0;
+}
+
+static int ties_open(void **state)
+{
+    return world_make(state, false);
+}
+
+static int distinct_open(void **state)
+{
+    return world_make(state, true);
 }
 
 static int world_close(void **state)
@@ -131,10 +160,12 @@ static size_t settings_make(struct setting *out)
 {
     static const double lambdas[] = {0.3, 0, 1, 0.7}, taus[] = {0.1, 0.8}, lexicals[] = {3, 0, 3};
     static const enum lexical_form forms[] = {LEXICAL_COSINE, LEXICAL_COSINE, LEXICAL_BM25};
+    static const double powers[] = {0, 1, 0.5};
     static const size_t bs[] = {30, 1, 8};
     size_t count = 0;
     for (size_t i = 0; i < 2 * 4 * 2 * 3 * 3; i++) {
         out[count++] = (struct setting){.apart = i % 2,
+                                        .label_power = powers[i / 8 % 3],
                                         .lambda = lambdas[i / 2 % 4],
                                         .tau = taus[i / 8 % 2],
                                         .lexical = lexicals[i / 16 % 3],
@@ -195,6 +226,7 @@ static void predict_all(struct world *w, const struct setting *s, size_t candida
                                             .b = s->b,
                                             .lexical = s->lexical,
                                             .lexical_form = s->form,
+                                            .label_power = s->label_power,
                                             .lexical_candidates = candidates,
                                             .labels_max = labels_max};
     struct error e = {0};
@@ -218,6 +250,7 @@ static void test_what_is_measured_is_what_is_published(void **state)
         retrieval_open(&r, w->engine, &search, TEXT_COUNT);
         retrieval_begin(&r, w->inputs, TEXT_COUNT);
         must(retrieval_end(&r, &e), &e);
+        scorer_snapshot(scorer, r.snapshot);
         for (size_t i = 0; i < SETTINGS; i++) {
             predict_all(w, &settings[i], candidates, 0, all[i]);
             predict_all(w, &settings[i], candidates, DEPTH, first[i]);
@@ -227,7 +260,7 @@ static void test_what_is_measured_is_what_is_published(void **state)
                             .first = (const struct prediction(*)[TEXT_COUNT])first};
         for (seen.text = 0; seen.text < TEXT_COUNT; seen.text++) {
             struct judged text = {.matches = r.matches[seen.text]};
-            must(scorer_text(scorer, r.snapshot, &text, scored_check, &seen, &e), &e);
+            must(scorer_text(scorer, &text, scored_check, &seen, &e), &e);
         }
         assert_int_equal(seen.settings_seen, SETTINGS * TEXT_COUNT);
         assert_true(seen.ties > SETTINGS); /* else the test compares little */
@@ -242,10 +275,86 @@ static void test_what_is_measured_is_what_is_published(void **state)
     }
 }
 
+/* ---- leave-one-out ---- */
+
+static void evaluation_start(struct world *w, const struct setting *settings, size_t count, bool exclude_self,
+                             struct evaluation **out)
+{
+    struct error e = {0};
+    const struct evaluation_options options = {.propensity = PROPENSITY_DEFAULT,
+                                               .settings = settings,
+                                               .settings_count = count,
+                                               .keep_texts = true,
+                                               .at = {1, 5},
+                                               .at_count = 2,
+                                               .exclude_self = exclude_self};
+    must(evaluation_open(out, w->engine, &options, &e), &e);
+}
+
+static void part_add(struct metrics_part *sum, const struct metrics_text *text)
+{
+    sum->hits += text->at[1].hits;
+    sum->ndcg += text->at[1].ndcg;
+    sum->recall += text->at[0].hits;
+}
+
+/* Instance i as the test text of an evaluation while the memory lacks it. */
+static void forgotten_add(struct world *w, size_t i, const struct setting *settings, size_t count, bool exclude_self,
+                          struct metrics_part *sums)
+{
+    struct fold fold = {.kind = FOLD_FORGET, .name = w->instances[i].id};
+    struct evaluation *v;
+    struct error e = {0};
+    size_t applied;
+    must(engine_fold(w->engine, &fold, 1, &applied, &e), &e);
+    assert_true(fold.found);
+    evaluation_start(w, settings, count, exclude_self, &v);
+    must(evaluation_add(v, &w->instances[i], NULL, 1, &e), &e);
+    for (size_t s = 0; s < count; s++) {
+        part_add(&sums[s], evaluation_text(v, 0, s));
+    }
+    evaluation_close(v);
+    fold = fold_of(&w->instances[i]);
+    must(engine_fold(w->engine, &fold, 1, &applied, &e), &e);
+}
+
+/* Words, their forms and the labels' counts are all those of a memory without the row. */
+static void test_leave_one_out_is_forgetting(void **state)
+{
+    enum { SETTINGS = 144 };
+    struct world *w = *state;
+    static struct setting settings[SETTINGS];
+    settings_make(settings);
+    for (int exclude_self = 0; exclude_self < 2; exclude_self++) {
+        static struct metrics_part want[SETTINGS], got[SETTINGS];
+        struct evaluation *v;
+        struct error e = {0};
+        memset(want, 0, sizeof want);
+        memset(got, 0, sizeof got);
+        for (size_t i = 0; i < INSTANCE_COUNT; i++) {
+            if (w->instances[i].labels_count) {
+                forgotten_add(w, i, settings, SETTINGS, exclude_self, want);
+            }
+        }
+        evaluation_start(w, settings, SETTINGS, exclude_self, &v);
+        must(evaluation_leave_one_out(v, 0, SIZE_MAX, NULL, NULL, &e), &e);
+        for (size_t s = 0; s < SETTINGS; s++) {
+            for (size_t t = 0; evaluation_text(v, t, s); t++) {
+                part_add(&got[s], evaluation_text(v, t, s));
+            }
+            assert_true(fabs(got[s].hits - want[s].hits) < 1e-6);
+            assert_true(fabs(got[s].ndcg - want[s].ndcg) < 1e-6);
+            assert_true(fabs(got[s].recall - want[s].recall) < 1e-6);
+        }
+        evaluation_close(v);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_what_is_measured_is_what_is_published),
+        cmocka_unit_test_setup_teardown(test_what_is_measured_is_what_is_published, ties_open, world_close),
+        cmocka_unit_test_setup_teardown(test_leave_one_out_is_forgetting, distinct_open, world_close),
     };
-    return cmocka_run_group_tests(tests, world_open, world_close);
+    return cmocka_run_group_tests(tests, NULL, NULL);
 }
