@@ -41,7 +41,9 @@ static const struct config_command command = {
              "the evidence for each; labels_max and min_score apply here",
              false},
             {"sweep", NULL,
-             "print P@1, P@5, nDCG@5 and PSP@5 for a grid of pool, lambda, tau and lexical; nothing else", false},
+             "print P@1, P@5, nDCG@5 and PSP@5 for a grid of pool, lambda, tau and lexical, with the rest as it is in "
+             "force; nothing else",
+             false},
             {"json", NULL, "print one JSON object", false},
             {0}},
 };
@@ -182,7 +184,7 @@ static int eval_measure(struct eval *v, const struct config *config, struct cli_
                                      .progress = &v->progress};
     memcpy(options.at, v->cutoffs.at, sizeof options.at);
     if (v->sweep) {
-        v->settings = sweep_settings((size_t)config->b, &v->settings_count);
+        v->settings = sweep_settings(config, &v->settings_count);
         options.settings = v->settings;
         options.settings_count = v->settings_count;
         options.at_count = MEASURE_CUTOFFS;

@@ -135,22 +135,26 @@ enum { P1, P5, NDCG5, PSP5, MEASURES, MEASURE_CUTOFFS = 2 };
 extern const size_t measure_cutoffs[MEASURE_CUTOFFS]; /* what an evaluation must be asked for, for measures_read */
 struct json_writer;
 void measures_read(const struct evaluation *v, size_t setting, double of[MEASURES]);
+struct setting cli_setting(const struct config *config); /* in force */
+const char *pool_name(const struct setting *s);
+const char *form_name(const struct setting *s);
 void setting_head(struct buffer *out);
 void setting_row(struct buffer *out, const char *name, const struct setting *s, const double of[MEASURES]);
 void setting_json(struct json_writer *w, const struct setting *s, const double of[MEASURES]);
 /* Values to choose from; borrowed. */
 struct grid {
     bool joint, apart;
-    const double *lambdas, *taus, *lexicals;
+    const double *lambdas, *taus, *lexicals, *powers;
+    const enum lexical_form *forms; /* of every lexical above 0 */
     const size_t *bs;
-    size_t lambdas_count, taus_count, lexicals_count, bs_count;
+    size_t lambdas_count, taus_count, lexicals_count, forms_count, powers_count, bs_count;
 };
 
-/* Every combination, by lexical, pool, b, tau, lambda, the last the fastest; the caller frees it. */
+/* Every combination, by lexical, form, power, pool, b, tau, lambda, the last the fastest; the caller frees it. */
 struct setting *grid_settings(const struct grid *g, size_t *count);
 
-/* The settings of `eval --sweep`, with that b, and their results. */
-struct setting *sweep_settings(size_t b, size_t *count);
+/* The settings of `eval --sweep`, in all else as in force, and their results. */
+struct setting *sweep_settings(const struct config *config, size_t *count);
 void sweep_table(const struct evaluation *v, const struct setting *settings, size_t count, struct buffer *out);
 void sweep_json(const struct evaluation *v, const struct setting *settings, size_t count, struct buffer *out);
 

@@ -20,9 +20,25 @@ void measures_read(const struct evaluation *v, size_t setting, double of[MEASURE
     of[PSP5] = metrics.at[1].psp;
 }
 
+const char *pool_name(const struct setting *s)
+{
+    return s->apart ? "apart" : "joint";
+}
+
+const char *form_name(const struct setting *s)
+{
+    return s->form == LEXICAL_BM25 ? "bm25" : "cosine";
+}
+
+struct setting cli_setting(const struct config *config)
+{
+    const struct predict_options options = cli_predict_options(config);
+    return setting_of(&options);
+}
+
 void setting_head(struct buffer *out)
 {
-    buffer_format(out, "%-7s%-7s%7s%7s%6s%9s", "", "pool", "lambda", "tau", "b", "lexical");
+    buffer_format(out, "%-7s%-7s%7s%7s%6s%9s%8s%7s", "", "pool", "lambda", "tau", "b", "lexical", "form", "power");
     for (size_t m = 0; m < MEASURES; m++) {
         buffer_format(out, "%9s", names[m]);
     }
@@ -31,8 +47,8 @@ void setting_head(struct buffer *out)
 
 void setting_row(struct buffer *out, const char *name, const struct setting *s, const double of[MEASURES])
 {
-    buffer_format(out, "%-7s%-7s%7g%7g%6zu%9g", name, s->apart ? "apart" : "joint", s->lambda, s->tau, s->b,
-                  s->lexical);
+    buffer_format(out, "%-7s%-7s%7g%7g%6zu%9g%8s%7g", name, pool_name(s), s->lambda, s->tau, s->b, s->lexical,
+                  s->lexical > 0 ? form_name(s) : "-", s->label_power);
     for (size_t m = 0; m < MEASURES; m++) {
         buffer_format(out, "%9.2f", of[m]);
     }
@@ -43,7 +59,7 @@ void setting_json(struct json_writer *w, const struct setting *s, const double o
 {
     json_object_begin(w);
     json_name(w, "pool");
-    json_write_string(w, slice_of(s->apart ? "apart" : "joint"));
+    json_write_string(w, slice_of(pool_name(s)));
     json_name(w, "lambda");
     json_write_double(w, s->lambda);
     json_name(w, "tau");
@@ -52,6 +68,10 @@ void setting_json(struct json_writer *w, const struct setting *s, const double o
     json_write_uint(w, s->b);
     json_name(w, "lexical");
     json_write_double(w, s->lexical);
+    json_name(w, "lexical_form");
+    json_write_string(w, slice_of(form_name(s)));
+    json_name(w, "label_power");
+    json_write_double(w, s->label_power);
     for (size_t m = 0; m < MEASURES; m++) {
         json_name(w, names[m]);
         json_write_double(w, of[m]);
@@ -61,43 +81,65 @@ void setting_json(struct json_writer *w, const struct setting *s, const double o
 
 /* ---- grids ---- */
 
+/* All lambdas, taus, bs and pools with what `like` has of the rest. */
+static void settings_fill(const struct grid *g, const struct setting *like, struct setting *out, size_t *count)
+{
+    for (int apart = 0; apart < 2; apart++) {
+        for (size_t b = 0; (apart ? g->apart : g->joint) && b < g->bs_count; b++) {
+            for (size_t i = 0; i < g->taus_count * g->lambdas_count; i++) {
+                struct setting *s = &out[(*count)++];
+                *s = *like;
+                s->apart = apart;
+                s->b = g->bs[b];
+                s->tau = g->taus[i / g->lambdas_count];
+                s->lambda = g->lambdas[i % g->lambdas_count];
+            }
+        }
+    }
+}
+
 struct setting *grid_settings(const struct grid *g, size_t *count)
 {
-    size_t pools = (size_t)g->joint + (size_t)g->apart;
-    *count = pools * g->lambdas_count * g->taus_count * g->bs_count * g->lexicals_count;
-    struct setting *settings = mem_alloc(*count * sizeof *settings);
-    for (size_t at = 0; at < *count; at++) {
-        struct setting *s = &settings[at];
-        size_t i = at;
-        s->lambda = g->lambdas[i % g->lambdas_count];
-        i /= g->lambdas_count;
-        s->tau = g->taus[i % g->taus_count];
-        i /= g->taus_count;
-        s->b = g->bs[i % g->bs_count];
-        i /= g->bs_count;
-        s->apart = pools == 2 ? i % pools == 1 : g->apart;
-        s->lexical = g->lexicals[i / pools];
+    size_t most =
+        2 * g->lambdas_count * g->taus_count * g->bs_count * g->lexicals_count * g->forms_count * g->powers_count;
+    struct setting *settings = mem_alloc(most * sizeof *settings);
+    *count = 0;
+    for (size_t l = 0; l < g->lexicals_count; l++) {
+        for (size_t f = 0; f < (g->lexicals[l] > 0 ? g->forms_count : 1); f++) { /* one where none is used */
+            for (size_t p = 0; p < g->powers_count; p++) {
+                const struct setting like = {
+                    .lexical = g->lexicals[l], .form = g->forms[f], .label_power = g->powers[p]};
+                settings_fill(g, &like, settings, count);
+            }
+        }
     }
     return settings;
 }
 
 /* ---- the sweep ---- */
 
+#define COUNT(array) (sizeof(array) / sizeof *(array))
+
 static const double sweep_lambdas[] = {0.1, 0.3, 0.5, 0.7, 0.9};
 static const double sweep_taus[] = {0.05, 0.1, 0.2, 0.4, 0.8};
 static const double sweep_lexicals[] = {0, 1, 2, 4};
 
-struct setting *sweep_settings(size_t b, size_t *count)
+struct setting *sweep_settings(const struct config *config, size_t *count)
 {
+    const struct setting in_force = cli_setting(config);
     const struct grid grid = {.joint = true,
                               .apart = true,
                               .lambdas = sweep_lambdas,
                               .taus = sweep_taus,
                               .lexicals = sweep_lexicals,
-                              .bs = &b,
-                              .lambdas_count = sizeof sweep_lambdas / sizeof *sweep_lambdas,
-                              .taus_count = sizeof sweep_taus / sizeof *sweep_taus,
-                              .lexicals_count = sizeof sweep_lexicals / sizeof *sweep_lexicals,
+                              .powers = &in_force.label_power,
+                              .forms = &in_force.form,
+                              .bs = &in_force.b,
+                              .lambdas_count = COUNT(sweep_lambdas),
+                              .taus_count = COUNT(sweep_taus),
+                              .lexicals_count = COUNT(sweep_lexicals),
+                              .forms_count = 1,
+                              .powers_count = 1,
                               .bs_count = 1};
     return grid_settings(&grid, count);
 }

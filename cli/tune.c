@@ -1,8 +1,8 @@
-/* engram tune: leave-one-out over the memory. A sample of its own instances is predicted, each without its own key, by
- * every setting of a grid from one retrieval; the best few of them are tried again on other instances, and what is best
- * there is chosen: the best of thousands on one sample owes part of its lead to that sample. The chosen one and the one
- * in force are then compared instance by instance, for the standard error of the gain. --write puts the choice into the
- * configuration file. Read-only for the memory, beside a running stage too. */
+/* engram tune: leave-one-out over the memory, in three looks at three samples of its own instances, each predicted
+ * without its own key. The first measures every setting of a grid. The best of thousands on one sample owes part of its
+ * lead to that sample, so the second measures the best few of them again, and what is best there is chosen. The last
+ * measures the choice beside the setting in force: these instances had no say in it, so gain and standard error are
+ * honest. --write puts the choice into the configuration file. Read-only for the memory, beside a running stage too. */
 #include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
@@ -15,13 +15,16 @@
 static const struct config_command command = {
     .name = "tune",
     .usage = "[--sample N] [--by OBJECTIVE] [--exclude-self] [--write] [--json]",
-    .help = "Finds the setting of pool, lambda, tau, b and lexical that best predicts the memory's own instances, each "
-            "without its own key (leave-one-out), and shows it next to the current setting. --write writes it into the "
-            "configuration file; a running stage takes it on SIGHUP.",
+    .help = "Finds the setting of pool, lambda, tau, b, lexical, lexical_form and label_power that best predicts the "
+            "memory's own instances, each without its own key (leave-one-out), and shows it next to the current "
+            "setting, on instances that had no say in the choice. --write writes it into the configuration file; a "
+            "running stage takes it on SIGHUP.",
     .example = "engram tune -c engram.conf --memory my-memory --write",
     .flags =
         (const struct config_flag[]){
-            {"sample", "N", "how many instances to predict (default 2000)", false},
+            {"sample", "N",
+             "how many instances every setting is tried on; the best are tried on twice as many others (default 2000)",
+             false},
             {"by", "OBJECTIVE",
              "what to maximise: p@1, p@5, ndcg@5, psp@5, or a sum such as p@1+0.5*psp@5 (default ndcg@5)", false},
             {"exclude-self", NULL, "do not predict or count the label whose name is the instance's id (item to item)",
@@ -32,19 +35,32 @@ static const struct config_command command = {
 };
 
 /* The grid. */
-static const double lambdas[] = {0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9};
-static const double taus[] = {0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.8};
+static const double lambdas[] = {0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9};
+static const double taus[] = {0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.8};
 static const double lexicals[] = {0, 0.5, 1, 2, 3, 4};
+static const double powers[] = {0, 0.5, 1, 1.5};
+static const enum lexical_form forms[] = {LEXICAL_COSINE, LEXICAL_BM25};
 static const size_t bs[] = {50, 100, 200, 400};
 
 #define COUNT(array) (sizeof(array) / sizeof *(array))
 
-enum { TRADES_MAX = 8, FINALISTS = 12, FINAL_SAMPLES = 2 /* times --sample */ };
+enum { TRADES_MAX = 8, FINALISTS = 12, FINAL_SAMPLES = 2 /* times --sample */, LABELLED_LEAST = 5 };
 static const char *const measure_flags[MEASURES] = {"p@1", "p@5", "ndcg@5", "psp@5"};
 
 struct figures {
     double of[MEASURES]; /* percent */
     double objective;
+};
+
+/* Some of the labelled instances, in the order of evaluation_leave_one_out. */
+struct look {
+    size_t skip, sample;
+    size_t settings; /* measured on them */
+};
+
+struct measured {
+    struct setting setting;
+    struct figures figures;
 };
 
 struct tune {
@@ -53,18 +69,14 @@ struct tune {
     const char *by;
     bool exclude_self;
     struct progress progress;
-    size_t skip, final_sample; /* of the second look */
-    double done, share;        /* of the work: before this pass, and its own */
-    uint64_t passed;           /* instances of the passes before */
-    size_t n;                  /* instances of the last pass */
-    struct setting today, best;
-    struct figures today_figures, best_figures;
+    struct look first, second, last;
+    double done, share; /* of the work: before this look, and its own */
+    uint64_t passed;    /* instances of the looks before */
+    size_t n;           /* instances of the last look */
+    struct measured today, best;
     double gain, error; /* of the objective */
     bool better;
-    struct trade {
-        struct setting setting;
-        struct figures figures;
-    } trades[TRADES_MAX]; /* none is beaten in both P@1 and PSP@5 */
+    struct measured trades[TRADES_MAX + 1]; /* the best, and what else is not beaten in both P@1 and PSP@5 */
     size_t trades_count;
 };
 
@@ -124,8 +136,8 @@ static void tune_progress(size_t done, size_t n, void *context)
 }
 
 /* share: of the whole work, by the clock. */
-static int evaluate(struct tune *t, struct engine *engine, const struct setting *settings, size_t count, size_t skip,
-                    size_t sample, double share, bool keep, struct evaluation **out, struct error *e)
+static int evaluate(struct tune *t, struct engine *engine, const struct setting *settings, size_t count,
+                    struct look *look, double share, bool keep, struct evaluation **out, struct error *e)
 {
     struct evaluation_options options = {.propensity = PROPENSITY_DEFAULT,
                                          .settings = settings,
@@ -136,139 +148,122 @@ static int evaluate(struct tune *t, struct engine *engine, const struct setting 
     memcpy(options.at, measure_cutoffs, sizeof measure_cutoffs);
     t->share = share;
     if (evaluation_open(out, engine, &options, e) ||
-        evaluation_leave_one_out(*out, skip, sample, tune_progress, t, e)) {
+        evaluation_leave_one_out(*out, look->skip, look->sample, tune_progress, t, e)) {
         return -1;
     }
+    look->settings = count;
     t->passed += t->n;
     t->done += share;
     return 0;
 }
 
-/* ---- grids ---- */
-
-/* A grid of the values that some settings have. */
-struct values {
-    struct grid grid;
-    double lambdas[FINALISTS], taus[FINALISTS], lexicals[FINALISTS];
-    size_t bs[FINALISTS];
-};
-
-static void value_add(double *values, size_t *count, double value)
+/* The three looks share no instance, unless there are so few that the second is taken at all that the last leaves. */
+static void looks_plan(struct tune *t, size_t labelled)
 {
-    for (size_t i = 0; i < *count; i++) {
-        if (values[i] == value) {
-            return;
-        }
+    size_t most = FINAL_SAMPLES * t->sample;
+    size_t last = 2 * labelled / LABELLED_LEAST < most ? 2 * labelled / LABELLED_LEAST : most, rest = labelled - last;
+    t->first = (struct look){.sample = t->sample < rest ? t->sample : rest};
+    t->second =
+        (struct look){.skip = t->first.sample, .sample = rest - t->first.sample < most ? rest - t->first.sample : most};
+    if (t->second.sample < t->first.sample) {
+        t->second = (struct look){.sample = rest};
     }
-    values[(*count)++] = value;
+    t->last = (struct look){.skip = t->second.skip + t->second.sample, .sample = last};
 }
 
-static void values_of(struct values *v, const struct setting *settings, size_t count)
-{
-    double sizes[FINALISTS];
-    *v = (struct values){0};
-    for (size_t i = 0; i < count; i++) {
-        v->grid.joint |= !settings[i].apart;
-        v->grid.apart |= settings[i].apart;
-        value_add(v->lambdas, &v->grid.lambdas_count, settings[i].lambda);
-        value_add(v->taus, &v->grid.taus_count, settings[i].tau);
-        value_add(v->lexicals, &v->grid.lexicals_count, settings[i].lexical);
-        value_add(sizes, &v->grid.bs_count, (double)settings[i].b);
-    }
-    for (size_t i = 0; i < v->grid.bs_count; i++) {
-        v->bs[i] = (size_t)sizes[i];
-    }
-    v->grid.lambdas = v->lambdas;
-    v->grid.taus = v->taus;
-    v->grid.lexicals = v->lexicals;
-    v->grid.bs = v->bs;
-}
-
-/* ---- the two looks ---- */
+/* ---- the looks ---- */
 
 static int by_falling_p1(const void *a, const void *b)
 {
-    double x = ((const struct trade *)a)->figures.of[P1], y = ((const struct trade *)b)->figures.of[P1];
+    double x = ((const struct measured *)a)->figures.of[P1], y = ((const struct measured *)b)->figures.of[P1];
     return (x < y) - (x > y);
 }
 
-/* The settings that no other beats in both P@1 and PSP@5, thinned to TRADES_MAX. */
-static void trades_find(struct tune *t, const struct trade *all, size_t count)
+/* Brings to the front those that no other beats in both P@1 and PSP@5, by falling P@1; how many. */
+static size_t unbeaten_find(struct measured *all, size_t count)
 {
-    struct trade *sorted = mem_alloc(count * sizeof *sorted);
     size_t kept = 0;
     double psp = -1;
-    memcpy(sorted, all, count * sizeof *sorted);
-    qsort(sorted, count, sizeof *sorted, by_falling_p1);
+    qsort(all, count, sizeof *all, by_falling_p1);
     for (size_t i = 0; i < count; i++) {
-        if (sorted[i].figures.of[PSP5] > psp) {
-            psp = sorted[i].figures.of[PSP5];
-            sorted[kept++] = sorted[i];
+        if (all[i].figures.of[PSP5] > psp) {
+            psp = all[i].figures.of[PSP5];
+            all[kept++] = all[i];
         }
     }
-    t->trades_count = kept < TRADES_MAX ? kept : TRADES_MAX;
-    for (size_t i = 0; i < t->trades_count; i++) {
-        t->trades[i] = sorted[t->trades_count > 1 ? i * (kept - 1) / (t->trades_count - 1) : 0];
-    }
-    free(sorted);
+    return kept;
 }
 
 static int by_falling_objective(const void *a, const void *b)
 {
-    double x = ((const struct trade *)a)->figures.objective, y = ((const struct trade *)b)->figures.objective;
+    double x = ((const struct measured *)a)->figures.objective, y = ((const struct measured *)b)->figures.objective;
     return (x < y) - (x > y);
 }
 
-/* Every setting of the grid, measured; the caller frees *all. */
-static int settings_measure(struct tune *t, struct engine *engine, const struct grid *grid, size_t skip, size_t sample,
-                            double share, struct trade **all, size_t *count, struct error *e)
+/* all[count] gets the figures of its settings. */
+static int settings_measure(struct tune *t, struct engine *engine, struct measured *all, size_t count,
+                            struct look *look, double share, struct error *e)
 {
     struct evaluation *v = NULL;
-    struct setting *settings = grid_settings(grid, count);
-    int result = evaluate(t, engine, settings, *count, skip, sample, share, false, &v, e);
-    *all = NULL;
-    if (result == 0) {
-        *all = mem_alloc(*count * sizeof **all);
-        for (size_t i = 0; i < *count; i++) {
-            (*all)[i] = (struct trade){settings[i], figures_of(t, v, i)};
-        }
+    struct setting *settings = mem_alloc(count * sizeof *settings);
+    for (size_t i = 0; i < count; i++) {
+        settings[i] = all[i].setting;
+    }
+    int result = evaluate(t, engine, settings, count, look, share, false, &v, e);
+    for (size_t i = 0; result == 0 && i < count; i++) {
+        all[i].figures = figures_of(t, v, i);
     }
     evaluation_close(v);
     free(settings);
     return result;
 }
 
-static int best_find(struct tune *t, struct engine *engine, struct error *e)
+static struct measured *grid_all(size_t *count)
 {
     const struct grid grid = {.joint = true,
                               .apart = true,
                               .lambdas = lambdas,
                               .taus = taus,
                               .lexicals = lexicals,
+                              .forms = forms,
+                              .powers = powers,
                               .bs = bs,
                               .lambdas_count = COUNT(lambdas),
                               .taus_count = COUNT(taus),
                               .lexicals_count = COUNT(lexicals),
+                              .forms_count = COUNT(forms),
+                              .powers_count = COUNT(powers),
                               .bs_count = COUNT(bs)};
-    struct trade *all, *finals = NULL;
-    struct setting finalists[FINALISTS];
-    struct values values;
-    size_t count, finals_count;
-    int result = settings_measure(t, engine, &grid, 0, t->sample, 0.5, &all, &count, e);
+    struct setting *settings = grid_settings(&grid, count);
+    struct measured *all = mem_zero(*count, sizeof *all);
+    for (size_t i = 0; i < *count; i++) {
+        all[i].setting = settings[i];
+    }
+    free(settings);
+    return all;
+}
+
+/* The first two looks: the best of all, and what else to show. */
+static int best_find(struct tune *t, struct engine *engine, struct error *e)
+{
+    struct measured finalists[FINALISTS];
+    size_t count;
+    struct measured *all = grid_all(&count);
+    int result = settings_measure(t, engine, all, count, &t->first, 0.6, e);
     if (result == 0) {
         qsort(all, count, sizeof *all, by_falling_objective);
-        for (size_t i = 0; i < FINALISTS; i++) {
-            finalists[i] = all[i].setting;
-        }
-        values_of(&values, finalists, FINALISTS);
-        result = settings_measure(t, engine, &values.grid, t->skip, t->final_sample, 0.3, &finals, &finals_count, e);
+        memcpy(finalists, all, sizeof finalists);
+        result = settings_measure(t, engine, finalists, FINALISTS, &t->second, 0.2, e);
     }
     if (result == 0) {
-        trades_find(t, finals, finals_count);
-        qsort(finals, finals_count, sizeof *finals, by_falling_objective);
-        t->best = finals[0].setting;
+        qsort(finalists, FINALISTS, sizeof *finalists, by_falling_objective);
+        t->best = finalists[0];
+        size_t unbeaten = unbeaten_find(all, count);
+        t->trades_count = unbeaten < TRADES_MAX ? unbeaten : TRADES_MAX;
+        for (size_t i = 0; i < t->trades_count; i++) {
+            t->trades[i] = all[t->trades_count > 1 ? i * (unbeaten - 1) / (t->trades_count - 1) : 0];
+        }
     }
-    free(finals);
     free(all);
     return result;
 }
@@ -305,15 +300,24 @@ static void gain_set(struct tune *t, const struct evaluation *v, size_t today, s
     t->better = t->gain > t->error; /* also false where it is no number */
 }
 
+/* The last look: at the setting in force, the best, and those to be shown with it. */
 static int gain_measure(struct tune *t, struct engine *engine, struct error *e)
 {
-    const struct setting both[2] = {t->today, t->best};
+    struct setting settings[TRADES_MAX + 2] = {t->today.setting, t->best.setting};
     struct evaluation *v = NULL;
-    int result = evaluate(t, engine, both, 2, t->skip, t->final_sample, 0.2, true, &v, e);
+    for (size_t i = 0; i < t->trades_count; i++) {
+        settings[i + 2] = t->trades[i].setting;
+    }
+    int result = evaluate(t, engine, settings, t->trades_count + 2, &t->last, 0.2, true, &v, e);
     if (result == 0) {
-        t->today_figures = figures_of(t, v, 0);
-        t->best_figures = figures_of(t, v, 1);
+        t->today.figures = figures_of(t, v, 0);
+        t->best.figures = figures_of(t, v, 1);
         gain_set(t, v, 0, 1);
+        for (size_t i = 0; i < t->trades_count; i++) {
+            t->trades[i].figures = figures_of(t, v, i + 2);
+        }
+        t->trades[t->trades_count++] = t->best;
+        t->trades_count = unbeaten_find(t->trades, t->trades_count);
     }
     evaluation_close(v);
     return result;
@@ -325,12 +329,12 @@ static void table_write(const struct tune *t, struct buffer *out)
 {
     buffer_format(out, "Leave-one-out over %zu instances, by %s, in percent\n\n", t->n, t->by);
     setting_head(out);
-    setting_row(out, "today", &t->today, t->today_figures.of);
-    setting_row(out, "best", &t->best, t->best_figures.of);
+    setting_row(out, "today", &t->today.setting, t->today.figures.of);
+    setting_row(out, "best", &t->best.setting, t->best.figures.of);
     buffer_format(out, "\ngain %.2f, standard error %.2f%s\n", t->gain, t->error,
                   t->better ? "" : ": nothing better was found");
-    buffer_string(
-        out, "\nWhat P@1 (the head) and PSP@5 (the tail) cost each other: no setting beats one of these in both\n");
+    buffer_string(out,
+                  "\nWhat P@1 (the head) and PSP@5 (the tail) cost each other: none of these beats another in both\n");
     setting_head(out);
     for (size_t i = 0; i < t->trades_count; i++) {
         setting_row(out, "", &t->trades[i].setting, t->trades[i].figures.of);
@@ -343,6 +347,18 @@ static void number_json(struct json_writer *w, const char *name, double value)
     json_write_double(w, value);
 }
 
+static void look_json(struct json_writer *w, const struct look *look)
+{
+    json_object_begin(w);
+    json_name(w, "settings");
+    json_write_uint(w, look->settings);
+    json_name(w, "first");
+    json_write_uint(w, look->skip);
+    json_name(w, "instances");
+    json_write_uint(w, look->sample);
+    json_object_end(w);
+}
+
 static void json_write(const struct tune *t, bool written, struct buffer *out)
 {
     struct json_writer w = {.out = out};
@@ -352,9 +368,9 @@ static void json_write(const struct tune *t, bool written, struct buffer *out)
     json_name(&w, "by");
     json_write_string(&w, slice_of(t->by));
     json_name(&w, "today");
-    setting_json(&w, &t->today, t->today_figures.of);
+    setting_json(&w, &t->today.setting, t->today.figures.of);
     json_name(&w, "best");
-    setting_json(&w, &t->best, t->best_figures.of);
+    setting_json(&w, &t->best.setting, t->best.figures.of);
     number_json(&w, "gain", t->gain);
     number_json(&w, "standard_error", t->error);
     json_name(&w, "better");
@@ -365,6 +381,12 @@ static void json_write(const struct tune *t, bool written, struct buffer *out)
         setting_json(&w, &t->trades[i].setting, t->trades[i].figures.of);
     }
     json_array_end(&w);
+    json_name(&w, "looks");
+    json_array_begin(&w);
+    look_json(&w, &t->first);
+    look_json(&w, &t->second);
+    look_json(&w, &t->last);
+    json_array_end(&w);
     json_name(&w, "written");
     json_write_bool(&w, written);
     json_object_end(&w);
@@ -373,16 +395,7 @@ static void json_write(const struct tune *t, bool written, struct buffer *out)
 
 /* ---- the configuration file ---- */
 
-enum { CHANGES_MAX = 5 };
-
-static struct setting setting_in(const struct config *config)
-{
-    return (struct setting){.apart = config->pool == CONFIG_APART,
-                            .lambda = config->lambda,
-                            .tau = config->tau,
-                            .lexical = config->lexical,
-                            .b = (size_t)config->b};
-}
+enum { CHANGES_MAX = 7 };
 
 /* The options in which b differs from a; values live in the arena. */
 static size_t changes_find(const struct setting *a, const struct setting *b, struct arena *arena,
@@ -391,21 +404,25 @@ static size_t changes_find(const struct setting *a, const struct setting *b, str
     const struct {
         const char *name;
         bool differs;
+        const char *word; /* NULL: value */
         double value;
-    } numbers[] = {{"lambda", a->lambda != b->lambda, b->lambda},
-                   {"tau", a->tau != b->tau, b->tau},
-                   {"b", a->b != b->b, (double)b->b},
-                   {"lexical", a->lexical != b->lexical, b->lexical}};
+    } options[CHANGES_MAX] = {
+        {"pool", a->apart != b->apart, pool_name(b), 0},
+        {"lambda", a->lambda != b->lambda, NULL, b->lambda},
+        {"tau", a->tau != b->tau, NULL, b->tau},
+        {"b", a->b != b->b, NULL, (double)b->b},
+        {"lexical", a->lexical != b->lexical, NULL, b->lexical},
+        {"lexical_form", b->lexical > 0 && a->form != b->form, form_name(b), 0},
+        {"label_power", a->label_power != b->label_power, NULL, b->label_power},
+    };
     size_t count = 0;
-    if (a->apart != b->apart) {
-        changes[count++] = (struct config_change){"predict", "pool", b->apart ? "apart" : "joint"};
-    }
-    for (size_t i = 0; i < COUNT(numbers); i++) {
-        if (numbers[i].differs) {
+    for (size_t i = 0; i < CHANGES_MAX; i++) {
+        if (options[i].differs) {
             char text[32];
-            int bytes = snprintf(text, sizeof text, "%g", numbers[i].value);
+            int bytes = options[i].word ? snprintf(text, sizeof text, "%s", options[i].word)
+                                        : snprintf(text, sizeof text, "%g", options[i].value);
             changes[count++] =
-                (struct config_change){"predict", numbers[i].name, arena_string(arena, text, (size_t)bytes)};
+                (struct config_change){"predict", options[i].name, arena_string(arena, text, (size_t)bytes)};
         }
     }
     return count;
@@ -419,7 +436,7 @@ static int setting_saved(const struct config *config, struct setting *out, struc
     char *argv[] = {flag, path};
     struct config saved = {0};
     int result = config_read_again(&command, 2, argv, config, &saved, e);
-    *out = setting_in(&saved);
+    *out = cli_setting(&saved);
     config_free(&saved);
     free(path);
     return result;
@@ -429,13 +446,13 @@ static int setting_saved(const struct config *config, struct setting *out, struc
 static int changes_take(const struct tune *t, const struct config *config, bool write, bool *written, struct error *e)
 {
     struct config_change changes[CHANGES_MAX];
-    struct setting saved = t->today;
+    struct setting saved = t->today.setting;
     struct arena arena = {0};
     struct buffer text = {0};
     if (t->better && write && setting_saved(config, &saved, e)) {
         return -1;
     }
-    size_t count = t->better ? changes_find(&saved, &t->best, &arena, changes) : 0;
+    size_t count = t->better ? changes_find(&saved, &t->best.setting, &arena, changes) : 0;
     int result = 0;
     for (size_t i = 0; i < count; i++) {
         buffer_format(&text, "%s%s = %s", i ? ", " : "", changes[i].name, changes[i].value);
@@ -465,14 +482,12 @@ static int tune_measure(struct tune *t, const struct config *config, struct erro
     if (cli_open(&opened, config, CLI_MEMORY_READ, e) || engine_labelled(opened.engine, &labelled, e)) {
         goto done;
     }
-    if (labelled < 2) {
+    if (labelled < LABELLED_LEAST) {
         error_set(e, ERROR_FATAL, E_USAGE, "%s: %zu instances with labels: tuning needs more, load or teach some first",
                   config->memory, labelled);
         goto done;
     }
-    bool others = labelled >= 2 * t->sample; /* enough for a second look */
-    t->skip = others ? t->sample : 0;
-    t->final_sample = others ? FINAL_SAMPLES * t->sample : t->sample;
+    looks_plan(t, labelled);
     progress_start(&t->progress, "leave-one-out", "instances");
     result = best_find(t, opened.engine, e) || gain_measure(t, opened.engine, e) ? -1 : 0;
     progress_end(&t->progress, t->passed);
@@ -487,7 +502,7 @@ static int tune_run(struct tune *t, const struct config *config, const struct ar
     struct error e = {0};
     bool written = false;
     int status = STATUS_FAILED;
-    t->today = setting_in(config);
+    t->today.setting = cli_setting(config);
     if (tune_measure(t, config, &e) || changes_take(t, config, arguments_has(arguments, "write"), &written, &e)) {
         status = cli_fail(command.name, &e);
         goto done;

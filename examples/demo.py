@@ -235,7 +235,8 @@ def run(demo):
     print(f"  instances folded   {len(train)} with {stats['label_keys']} label texts in {fold_seconds:.1f} s"
           f" ({len(train) / fold_seconds:.0f}/s), no training")
     print(f"  tuned              in {tune_seconds:.1f} s, from the memory itself: {tuned['pool']}"
-          + "".join(f", {name} {tuned[name]:g}" for name in ("lambda", "tau", "b", "lexical")))
+          + "".join(f", {name} {tuned[name]:g}" for name in ("lambda", "tau", "b", "lexical"))
+          + f" ({tuned['lexical_form']}), label_power {tuned['label_power']:g}")
     print(f"  texts tagged       {len(predictions)} in {tag_seconds:.1f} s ({len(predictions) / tag_seconds:.0f}/s)")
     print("  on the test part   " + "   ".join(f"P@{k} {precision(predictions, gold, k):.1f}" for k in (1, 3, 5)))
     print(f"  label to live      p50 {statistics.median(latencies):.0f} ms, p99 {latencies[int(0.99 * TAUGHT) - 1]:.0f} ms"

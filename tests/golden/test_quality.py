@@ -54,7 +54,7 @@ def tuned(tmp_path_factory):
 def test_it_finds_better_than_the_default(tuned):
     found = tuned["found"]
     assert found["written"]
-    assert [found["today"][name] for name in quality.SETTING] == ["joint", 0.5, 0.1, 200, 0]
+    assert [found["today"][name] for name in quality.SETTING] == ["joint", 0.5, 0.1, 200, 0, "cosine", 0]
     assert found["gain"] == pytest.approx(found["best"]["nDCG@5"] - found["today"]["nDCG@5"], abs=1e-6)
     assert found["gain"] > 0 < found["standard_error"]
 
@@ -68,7 +68,7 @@ def test_what_it_finds_holds_on_the_test_part(tuned):
 def test_the_file_is_what_eval_goes_by(tuned):
     best = tuned["found"]["best"]
     by_file = quality.evaluate(tuned["file"], tuned["test"], quiet=True)
-    flags = [word for name in quality.SETTING for word in (f"--{name}", best[name])]
+    flags = [word for name in quality.SETTING for word in (f"--{name.replace('_', '-')}", best[name])]
     assert by_file == quality.evaluate(tuned["file"], tuned["test"], *flags, quiet=True)
     assert by_file != tuned["before"]
 
