@@ -164,11 +164,11 @@ struct linear {
 };
 
 /* GELU is a loop of its own over a piece that is still in the cache: oneDNN's costs a quarter of its matmul. */
-static void linear_part(struct stream *s, const void *operation, size_t part)
+static void linear_part(struct stream *s, const void *operation, bool shared, size_t part)
 {
     const struct linear *l = operation;
     const struct tensor *out = l->out, *product = l->kept ? l->kept : out;
-    const struct piece piece = onednn_piece(l->weight, l->in->rows, part);
+    const struct piece piece = onednn_piece(l->weight, l->in->rows, shared, part);
     const size_t first = piece.column * dtype_bytes(out->dtype);
     if (onednn_linear(s->onednn, product->data, l->in->data, l->weight, &piece, &s->error) == 0 &&
         l->epilogue == EPILOGUE_GELU) {
@@ -181,8 +181,9 @@ static void cpu_linear(struct stream *s, const struct tensor *out, const struct 
                        enum epilogue epilogue, const struct tensor *kept)
 {
     const struct linear linear = {out, in, epilogue == EPILOGUE_GELU ? kept : NULL, w, epilogue};
+    const size_t parts[2] = {onednn_pieces(w, in->rows, false), onednn_pieces(w, in->rows, true)};
     if (!stream_failed(s)) {
-        share_run(s, linear_part, &linear, onednn_pieces(w, in->rows));
+        share_run(s, linear_part, &linear, parts);
     }
 }
 
@@ -199,16 +200,17 @@ static void cpu_layer_norm(struct stream *s, const struct tensor *out, const str
 struct attention {
     const struct tensor *out, *qkv, *kept;
     const struct tile *tile; /* the owner's: a helper's stream has another */
-    size_t heads, groups;    /* groups: of heads, each a part */
+    size_t heads;
+    size_t groups[2]; /* of heads, each a part: one where it is not shared */
 };
 
-static void attention_part(struct stream *s, const void *operation, size_t part)
+static void attention_part(struct stream *s, const void *operation, bool shared, size_t part)
 {
     const struct attention *a = operation;
     const struct kernels *k = s->cpu->kernels;
-    const size_t sequence = part / a->groups, group = part % a->groups;
+    const size_t groups = a->groups[shared], sequence = part / groups, group = part % groups;
     const size_t row = a->tile->starts[sequence], rows = a->tile->starts[sequence + 1] - row;
-    const size_t first = group * a->heads / a->groups, count = (group + 1) * a->heads / a->groups - first;
+    const size_t first = group * a->heads / groups, count = (group + 1) * a->heads / groups - first;
     const size_t dim = a->out->columns;
     k->attention(row_of(a->out, row), row_of(a->qkv, row), a->out->dtype, rows, a->heads, first, count, dim,
                  a->kept ? kept_of(a->kept) + row * a->heads : NULL,
@@ -218,9 +220,10 @@ static void attention_part(struct stream *s, const void *operation, size_t part)
 static void cpu_attention(struct stream *s, const struct tensor *out, const struct tensor *qkv, size_t heads,
                           const struct tensor *kept)
 {
-    const struct attention attention = {out, qkv, kept, &s->tile, heads, heads < GROUPS ? heads : GROUPS};
+    const struct attention a = {out, qkv, kept, &s->tile, heads, {1, heads < GROUPS ? heads : GROUPS}};
+    const size_t sequences = s->tile.sequences, parts[2] = {sequences, sequences * a.groups[true]};
     if (!stream_failed(s)) {
-        share_run(s, attention_part, &attention, s->tile.sequences * attention.groups);
+        share_run(s, attention_part, &a, parts);
     }
 }
 

@@ -61,7 +61,7 @@ size_t attention_scratch(const struct kernels *k, size_t rows, size_t head_dim);
 #define CPU_ROWS 8 /* row_multiple */
 
 /* One part of an operation, run on whichever stream took it. */
-typedef void part_function(struct stream *s, const void *operation, size_t part);
+typedef void part_function(struct stream *s, const void *operation, bool shared, size_t part);
 
 /* The one operation that is shared at a time: see share.c. */
 struct share {
@@ -101,8 +101,8 @@ void *memory_zero(size_t bytes);
 void *memory_grow(void **memory, size_t *have, size_t bytes);
 float *stream_scratch(struct stream *s, size_t floats);
 
-/* run(0 .. parts - 1), in any order, by this stream and by those that assist. */
-void share_run(struct stream *s, part_function *run, const void *operation, size_t parts);
+/* run(0 .. parts[shared] - 1), in any order, by this stream and by those that assist; shared: whether any may. */
+void share_run(struct stream *s, part_function *run, const void *operation, const size_t parts[2]);
 void cpu_assist(struct stream *s, bool (*finished)(const void *context), const void *context);
 
 /* ---- oneDNN ------------------------------------------------------------------------------------------------------ */
@@ -120,13 +120,13 @@ int onednn_weight_open(struct weight **out, struct onednn *o, size_t in, size_t 
 int onednn_weight_fill(struct weight *w, struct onednn *o, const float *weight, const float *bias, struct error *e);
 void onednn_weight_close(struct weight *w);
 
-/* out [rows, width] = in W' + bias is made of pieces, in any order and by any stream; the numbers do not depend on
- * that. The rows of the last ones are rounded up to CPU_ROWS. */
+/* out [rows, width] = in W' + bias is made of pieces, in any order and by any stream: of fewer, which is faster, where
+ * it is not shared. The numbers do not depend on that. The rows of the last ones are rounded up to CPU_ROWS. */
 struct piece {
     size_t row, rows, column, columns;
 };
-size_t onednn_pieces(const struct weight *w, size_t rows);
-struct piece onednn_piece(const struct weight *w, size_t rows, size_t number);
+size_t onednn_pieces(const struct weight *w, size_t rows, bool shared);
+struct piece onednn_piece(const struct weight *w, size_t rows, bool shared, size_t number);
 int onednn_linear(struct onednn_stream *s, void *out, const void *in, const struct weight *w, const struct piece *piece,
                   struct error *e);
 

@@ -10,6 +10,7 @@
  * matmul would only spin beside the other streams. */
 #include <omp.h>
 #include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -33,15 +34,20 @@ struct onednn {
 
 struct slab {
     layout_handle layout;
-    dnnl_memory_t packed; /* owns its data */
-    dnnl_memory_t bias;   /* the same */
+    dnnl_memory_t packed;
+    dnnl_memory_t bias;
 };
 
+/* oneDNN's best matmul, which there is from AVX-512 on, packs weights and writes whole rows alone. There a linear is
+ * one matmul; its slabs are views of the packed weight, and whoever shares it writes a slab elsewhere and copies it.
+ * Where weights stay as they are, each slab has its own and is written in place: smaller ones are faster there. */
 struct weight {
     size_t in, width;
     enum dtype dtype;
-    bool converts;  /* bf16 values, which this CPU multiplies in f32 */
-    size_t columns; /* of a slab; the last one may have fewer */
+    bool converts;     /* bf16 values, which this CPU multiplies in f32 */
+    bool whole_rows;   /* the matmul writes nothing else: */
+    struct slab whole; /* owns its memory; else that of the slabs is their own */
+    size_t columns;    /* of a slab; the last one may have fewer */
     size_t slabs;
     struct slab slab[SLABS];
 };
@@ -67,8 +73,8 @@ struct onednn_stream {
     size_t count;
     void *scratch; /* the primitives' own */
     size_t scratch_bytes;
-    void *converted; /* in and out of a matmul in f32 whose weight is bf16 */
-    size_t converted_bytes;
+    void *apart; /* what a matmul reads or writes that is no part of a tensor */
+    size_t apart_bytes;
 };
 
 #define TRY(call)                                                                                                      \
@@ -164,7 +170,7 @@ void onednn_stream_close(struct onednn_stream *s)
     }
     free(s->shapes);
     free(s->scratch);
-    free(s->converted);
+    free(s->apart);
     dnnl_stream_destroy(s->stream);
     free(s);
 }
@@ -224,38 +230,60 @@ done:
     return result;
 }
 
-/* The slab's layout, and room for its values. */
-static int slab_open(struct slab *out, const struct weight *w, const struct onednn *o, size_t columns, struct error *e)
+static struct shape shape_for(const struct weight *w, size_t columns)
+{
+    const bool in_place = !w->converts && !w->whole_rows;
+    return (struct shape){w->in, columns, in_place ? w->width : columns, type_of(w), {{0}}};
+}
+
+/* The layout that the matmul likes best for these columns, and the name of its implementation. */
+#define NAME_BYTES 64
+
+static int layout_choose(layout_handle *out, char *name, const struct onednn *o, const struct shape *shape,
+                         struct error *e)
 {
     int result = 0;
+    const char *info = NULL;
     dnnl_primitive_desc_t likes = NULL;
-    layout_handle any = NULL, bias_layout = NULL;
-    const struct shape shape = {w->in, columns, w->converts ? columns : w->width, type_of(w), {{0}}};
-    const dnnl_dims_t any_shape = {(dnnl_dim_t)w->in, (dnnl_dim_t)columns}, bias_shape = {1, (dnnl_dim_t)columns};
+    layout_handle any = NULL;
+    const dnnl_dims_t any_shape = {(dnnl_dim_t)shape->in, (dnnl_dim_t)shape->columns};
     omp_set_num_threads(1);
-    TRY(dnnl_memory_desc_create_with_tag(&any, 2, any_shape, shape.type, dnnl_format_tag_any));
-    TRY(dnnl_memory_desc_create_with_tag(&bias_layout, 2, bias_shape, dnnl_f32, dnnl_ab));
     kernel_begin();
-    result = matmul_describe(&likes, o->engine, &shape, CHUNK, any, e);
-    kernel_end();
+    TRY(dnnl_memory_desc_create_with_tag(&any, 2, any_shape, shape->type, dnnl_format_tag_any));
+    result = matmul_describe(&likes, o->engine, shape, CHUNK, any, e);
     if (result != 0) {
         goto done;
     }
-    TRY(dnnl_memory_desc_clone(&out->layout, dnnl_primitive_desc_query_md(likes, dnnl_query_weights_md, 0)));
-    TRY(dnnl_memory_create(&out->packed, out->layout, o->engine, DNNL_MEMORY_ALLOCATE));
-    TRY(dnnl_memory_create(&out->bias, bias_layout, o->engine, DNNL_MEMORY_ALLOCATE));
+    TRY(dnnl_memory_desc_clone(out, dnnl_primitive_desc_query_md(likes, dnnl_query_weights_md, 0)));
+    TRY(dnnl_primitive_desc_query(likes, dnnl_query_impl_info_str, 0, &info));
+    snprintf(name, NAME_BYTES, "%s", info);
 done:
+    kernel_end();
     if (likes) {
         dnnl_primitive_desc_destroy(likes);
     }
-    layout_close(bias_layout);
     layout_close(any);
     return result;
 }
 
-/* A row of a slab is not a whole multiple of 2 KiB: where weights stay as they are (AVX2), all rows would be in the
- * same few lines of the first cache. Measured on a Zen 3 core, 512 rows of 384 by 1,536 columns in slabs of 1,536 / 768
- * / 512 / 384: 66 / 85 / 65 / 89 GFLOP/s. */
+/* packed, bias: where the values are; DNNL_MEMORY_ALLOCATE: in memory of its own. */
+static int slab_open(struct slab *slab, const struct onednn *o, size_t columns, void *packed, void *bias,
+                     struct error *e)
+{
+    int result = 0;
+    layout_handle bias_layout = NULL;
+    const dnnl_dims_t bias_shape = {1, (dnnl_dim_t)columns};
+    TRY(dnnl_memory_desc_create_with_tag(&bias_layout, 2, bias_shape, dnnl_f32, dnnl_ab));
+    TRY(dnnl_memory_create(&slab->packed, slab->layout, o->engine, packed));
+    TRY(dnnl_memory_create(&slab->bias, bias_layout, o->engine, bias));
+done:
+    layout_close(bias_layout);
+    return result;
+}
+
+/* A row of a slab is not a whole multiple of 2 KiB: where weights stay as they are, all rows would be in the same few
+ * lines of the first cache. Measured on a Zen 3 core, 512 rows of 384 by 1,536 columns in slabs of 1,536 / 768 / 512 /
+ * 384: 66 / 85 / 65 / 89 GFLOP/s. */
 static void slabs_choose(struct weight *w, size_t streams)
 {
     size_t slabs = (w->width + SLAB_MOST - 1) / SLAB_MOST;
@@ -269,6 +297,77 @@ static void slabs_choose(struct weight *w, size_t streams)
     w->slabs = (w->width + w->columns - 1) / w->columns;
 }
 
+/* Slab i as a view of the packed weight: *is, where these columns alone would be packed as they are there. */
+static int view_open(bool *is, struct weight *w, size_t i, const struct onednn *o, struct error *e)
+{
+    int result = 0;
+    const size_t columns = slab_columns(w, i), first = i * w->columns;
+    const size_t bytes = dnnl_memory_desc_get_size(w->whole.layout) / (w->width / SLAB_COLUMNS);
+    const struct shape shape = shape_for(w, columns);
+    const dnnl_dims_t part_shape = {(dnnl_dim_t)w->in, (dnnl_dim_t)columns}, begin = {0, 0};
+    struct slab *slab = &w->slab[i];
+    char name[NAME_BYTES];
+    layout_handle part = NULL;
+    void *packed, *bias;
+    if (layout_choose(&slab->layout, name, o, &shape, e)) {
+        return -1;
+    }
+    *is = dnnl_memory_desc_create_submemory(&part, w->whole.layout, part_shape, begin) == dnnl_success &&
+          dnnl_memory_desc_equal(slab->layout, part);
+    if (*is) {
+        TRY(dnnl_memory_get_data_handle(w->whole.packed, &packed));
+        TRY(dnnl_memory_get_data_handle(w->whole.bias, &bias));
+        result = slab_open(slab, o, columns, (char *)packed + first / SLAB_COLUMNS * bytes, (float *)bias + first, e);
+    }
+done:
+    layout_close(part);
+    return result;
+}
+
+static int views_open(struct weight *w, const struct onednn *o, size_t streams, struct error *e)
+{
+    bool are = streams > 1 && w->width % SLAB_COLUMNS == 0;
+    for (size_t i = 0; i < w->slabs && are; i++) {
+        if (view_open(&are, w, i, o, e)) {
+            return -1;
+        }
+    }
+    w->slabs = are ? w->slabs : 1;
+    return 0;
+}
+
+static int slabs_open(struct weight *w, const struct onednn *o, struct error *e)
+{
+    char name[NAME_BYTES];
+    for (size_t i = 0; i < w->slabs; i++) {
+        const size_t columns = slab_columns(w, i);
+        const struct shape shape = shape_for(w, columns);
+        layout_close(w->slab[i].layout);
+        w->slab[i].layout = NULL;
+        if (layout_choose(&w->slab[i].layout, name, o, &shape, e) ||
+            slab_open(&w->slab[i], o, columns, DNNL_MEMORY_ALLOCATE, DNNL_MEMORY_ALLOCATE, e)) {
+            return -1;
+        }
+    }
+    return 0;
+}
+
+/* Whether a slab in place is left to a lesser matmul than the whole. */
+static int whole_rows_choose(struct weight *w, const struct onednn *o, struct error *e)
+{
+    char whole[NAME_BYTES], slab[NAME_BYTES];
+    const struct shape of_whole = {w->in, w->width, w->width, type_of(w), {{0}}}, of_slab = shape_for(w, w->columns);
+    if (w->converts || w->slabs == 1) {
+        return 0;
+    }
+    if (layout_choose(&w->whole.layout, whole, o, &of_whole, e) ||
+        layout_choose(&w->slab[0].layout, slab, o, &of_slab, e)) {
+        return -1;
+    }
+    w->whole_rows = strcmp(whole, slab) != 0;
+    return 0;
+}
+
 int onednn_weight_open(struct weight **out, struct onednn *o, size_t in, size_t width, enum dtype dtype, size_t streams,
                        struct error *e)
 {
@@ -278,11 +377,20 @@ int onednn_weight_open(struct weight **out, struct onednn *o, size_t in, size_t 
     w->dtype = dtype;
     w->converts = dtype == DTYPE_BF16 && !o->bf16;
     slabs_choose(w, streams);
-    for (size_t i = 0; i < w->slabs; i++) {
-        if (slab_open(&w->slab[i], w, o, slab_columns(w, i), e)) {
-            onednn_weight_close(w);
-            return -1;
-        }
+    int result = whole_rows_choose(w, o, e);
+    if (result == 0 && w->whole_rows) {
+        layout_close(w->slab[0].layout);
+        w->slab[0].layout = NULL;
+        result = slab_open(&w->whole, o, width, DNNL_MEMORY_ALLOCATE, DNNL_MEMORY_ALLOCATE, e) ||
+                         views_open(w, o, streams, e)
+                     ? -1
+                     : 0;
+    } else if (result == 0) {
+        result = slabs_open(w, o, e);
+    }
+    if (result) {
+        onednn_weight_close(w);
+        return -1;
     }
     *out = w;
     return 0;
@@ -347,12 +455,26 @@ int onednn_weight_fill(struct weight *w, struct onednn *o, const float *weight, 
         free(narrow);
         weight = rounded;
     }
-    for (size_t i = 0; i < w->slabs && result == 0; i++) {
+    for (size_t i = 0; i < w->slabs && !w->whole_rows && result == 0; i++) {
         const size_t first = i * w->columns;
         result = slab_fill(&w->slab[i], o, w->in, slab_columns(w, i), weight + first * w->in, bias + first, e);
     }
+    if (w->whole_rows) {
+        result = slab_fill(&w->whole, o, w->in, w->width, weight, bias, e);
+    }
     free(rounded);
     return result;
+}
+
+static void slab_close(const struct slab *slab)
+{
+    if (slab->packed) {
+        dnnl_memory_destroy(slab->packed);
+    }
+    if (slab->bias) {
+        dnnl_memory_destroy(slab->bias);
+    }
+    layout_close(slab->layout);
 }
 
 void onednn_weight_close(struct weight *w)
@@ -360,33 +482,33 @@ void onednn_weight_close(struct weight *w)
     if (!w) {
         return;
     }
-    for (size_t i = 0; i < w->slabs; i++) {
-        if (w->slab[i].packed) {
-            dnnl_memory_destroy(w->slab[i].packed);
-        }
-        if (w->slab[i].bias) {
-            dnnl_memory_destroy(w->slab[i].bias);
-        }
-        layout_close(w->slab[i].layout);
+    for (size_t i = 0; i < SLABS; i++) {
+        slab_close(&w->slab[i]);
     }
+    slab_close(&w->whole);
     free(w);
 }
 
 /* ---- linear ------------------------------------------------------------------------------------------------------ */
 
-size_t onednn_pieces(const struct weight *w, size_t rows)
+static size_t slabs_taken(const struct weight *w, bool shared)
 {
-    return (rows + CHUNK - 1) / CHUNK * w->slabs;
+    return w->whole_rows && !shared ? 1 : w->slabs;
 }
 
-struct piece onednn_piece(const struct weight *w, size_t rows, size_t number)
+size_t onednn_pieces(const struct weight *w, size_t rows, bool shared)
 {
-    const size_t row = number / w->slabs * CHUNK, slab = number % w->slabs;
+    return (rows + CHUNK - 1) / CHUNK * slabs_taken(w, shared);
+}
+
+struct piece onednn_piece(const struct weight *w, size_t rows, bool shared, size_t number)
+{
+    const size_t slabs = slabs_taken(w, shared), row = number / slabs * CHUNK, slab = number % slabs;
     return (struct piece){
         .row = row,
         .rows = rows - row < CHUNK ? rows - row : CHUNK,
         .column = slab * w->columns,
-        .columns = slab_columns(w, slab),
+        .columns = slabs == 1 ? w->width : slab_columns(w, slab),
     };
 }
 
@@ -424,7 +546,7 @@ done:
 /* Weights of one shape have one layout, so they share their primitives. */
 static struct shape *shape_of(struct onednn_stream *s, const struct weight *w, size_t columns)
 {
-    const struct shape wanted = {w->in, columns, w->converts ? columns : w->width, type_of(w), {{0}}};
+    const struct shape wanted = shape_for(w, columns);
     for (size_t i = 0; i < s->count; i++) {
         const struct shape *have = &s->shapes[i];
         if (have->in == wanted.in && have->columns == wanted.columns && have->stride == wanted.stride &&
@@ -437,12 +559,17 @@ static struct shape *shape_of(struct onednn_stream *s, const struct weight *w, s
     return &s->shapes[s->count++];
 }
 
+static bool is_whole(const struct weight *w, const struct piece *piece)
+{
+    return w->whole_rows && piece->columns == w->width;
+}
+
 static int matmul_run(struct onednn_stream *s, void *out, void *in, const struct weight *w, const struct piece *piece,
                       struct error *e)
 {
     int result = 0;
     struct shape *shape = shape_of(s, w, piece->columns);
-    const struct slab *slab = &w->slab[piece->column / w->columns];
+    const struct slab *slab = is_whole(w, piece) ? &w->whole : &w->slab[piece->column / w->columns];
     const size_t eights = (piece->rows + CPU_ROWS - 1) / CPU_ROWS;
     struct primitive *p = &shape->by_rows[eights - 1];
     omp_set_num_threads(1);
@@ -467,7 +594,7 @@ static int converted_run(struct onednn_stream *s, uint16_t *out, const uint16_t 
                          const struct piece *piece, struct error *e)
 {
     const struct kernels *k = s->onednn->kernels;
-    float *wide = memory_grow(&s->converted, &s->converted_bytes, CHUNK * (w->in + w->columns) * sizeof *wide);
+    float *wide = memory_grow(&s->apart, &s->apart_bytes, CHUNK * (w->in + piece->columns) * sizeof *wide);
     float *product = wide + CHUNK * w->in;
     k->widen(wide, in, piece->rows * w->in);
     if (matmul_run(s, product, wide, w, piece, e)) {
@@ -475,6 +602,21 @@ static int converted_run(struct onednn_stream *s, uint16_t *out, const uint16_t 
     }
     for (size_t r = 0; r < piece->rows; r++) {
         k->narrow(out + r * w->width, product + r * piece->columns, piece->columns);
+    }
+    return 0;
+}
+
+/* A slab of a weight whose matmul writes whole rows. */
+static int apart_run(struct onednn_stream *s, char *out, void *in, const struct weight *w, const struct piece *piece,
+                     struct error *e)
+{
+    const size_t bytes = dtype_bytes(w->dtype), row = piece->columns * bytes;
+    char *product = memory_grow(&s->apart, &s->apart_bytes, CHUNK * row);
+    if (matmul_run(s, product, in, w, piece, e)) {
+        return -1;
+    }
+    for (size_t r = 0; r < piece->rows; r++) {
+        memcpy(out + r * w->width * bytes, product + r * row, row);
     }
     return 0;
 }
@@ -488,6 +630,9 @@ int onednn_linear(struct onednn_stream *s, void *out, const void *in, const stru
         void *handle; /* as in slab_fill */
     } source = {(const char *)in + piece->row * w->in * bytes};
     void *target = (char *)out + (piece->row * w->width + piece->column) * bytes;
-    return w->converts ? converted_run(s, target, source.handle, w, piece, e)
-                       : matmul_run(s, target, source.handle, w, piece, e);
+    if (w->converts) {
+        return converted_run(s, target, source.handle, w, piece, e);
+    }
+    return w->whole_rows && !is_whole(w, piece) ? apart_run(s, target, source.handle, w, piece, e)
+                                                : matmul_run(s, target, source.handle, w, piece, e);
 }

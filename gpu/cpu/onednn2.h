@@ -35,6 +35,13 @@ static inline dnnl_status_t dnnl_memory_desc_create_with_strides(layout_handle *
     return dnnl_memory_desc_init_by_strides(*out, rank, shape, type, strides);
 }
 
+static inline dnnl_status_t dnnl_memory_desc_create_submemory(layout_handle *out, layout_view of,
+                                                              const dnnl_dims_t shape, const dnnl_dims_t begin)
+{
+    *out = mem_zero(1, sizeof **out);
+    return dnnl_memory_desc_init_submemory(*out, of, shape, begin);
+}
+
 static inline dnnl_status_t dnnl_memory_desc_clone(layout_handle *out, layout_view from)
 {
     *out = mem_zero(1, sizeof **out);

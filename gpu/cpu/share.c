@@ -11,7 +11,7 @@
 enum {
     SPINS = 2000,      /* looks at a counter (some 0.1 ms), before the CPU is left to others between two looks */
     NONE = 0xffff,     /* no part */
-    PARTS_MAX = 0xffff /* of an operation */
+    PARTS_MAX = 0xfffe /* of an operation */
 };
 
 static void pause_once(size_t *spins)
@@ -43,7 +43,7 @@ static size_t part_claim(struct share *share)
 
 static void part_run(struct share *share, struct stream *s, size_t part)
 {
-    share->run(s, share->operation, part);
+    share->run(s, share->operation, true, part);
     if (s->error.kind != ERROR_NONE && !atomic_exchange(&share->failed, true)) {
         share->error = s->error;
     }
@@ -70,17 +70,18 @@ static void shared_run(struct share *share, struct stream *s, part_function *run
     }
 }
 
-void share_run(struct stream *s, part_function *run, const void *operation, size_t parts)
+void share_run(struct stream *s, part_function *run, const void *operation, const size_t parts[2])
 {
     struct share *share = &s->cpu->share;
-    if (parts > 1 && parts < PARTS_MAX && atomic_load_explicit(&share->helpers, memory_order_relaxed) > 0 &&
+    if (parts[true] > 1 && parts[true] <= PARTS_MAX &&
+        atomic_load_explicit(&share->helpers, memory_order_relaxed) > 0 &&
         !atomic_flag_test_and_set_explicit(&share->taken, memory_order_acquire)) {
-        shared_run(share, s, run, operation, parts);
+        shared_run(share, s, run, operation, parts[true]);
         atomic_flag_clear_explicit(&share->taken, memory_order_release);
         return;
     }
-    for (size_t part = 0; part < parts && s->error.kind == ERROR_NONE; part++) {
-        run(s, operation, part);
+    for (size_t part = 0; part < parts[false] && s->error.kind == ERROR_NONE; part++) {
+        run(s, operation, false, part);
     }
 }
 
