@@ -20,7 +20,8 @@ struct seat {
     /* in it */
     int32_t *ids;           /* [tokens] */
     uint32_t *starts;       /* [sequences + 1] */
-    float *norms, *vectors; /* [sequences], [sequences, dim]: as they come from the device */
+    void *encoded;          /* as it comes from the device: */
+    float *norms, *vectors; /* [sequences], [sequences, dim] */
 };
 
 /* Everything but options, the snapshots and the words is read-only after engine_open. */

@@ -62,20 +62,21 @@ static void *host_place(const struct seat *at, size_t *next, size_t bytes)
     return place;
 }
 
-static size_t seat_places(struct seat *at, size_t tokens, size_t sequences, size_t dim)
+static size_t seat_places(const struct engine *g, struct seat *at, size_t tokens, size_t sequences)
 {
     size_t next = 0;
     at->ids = host_place(at, &next, tokens * sizeof *at->ids);
     at->starts = host_place(at, &next, (sequences + 1) * sizeof *at->starts);
-    at->norms = host_place(at, &next, sequences * sizeof *at->norms);
-    at->vectors = host_place(at, &next, sequences * dim * sizeof *at->vectors);
+    at->encoded = host_place(at, &next, 0);
+    host_place(at, &next, tensor_bytes(g->backend, DTYPE_F32, sequences, 1)); /* the norms */
+    host_place(at, &next, sequences * g->dim * sizeof(float));                /* the vectors after them */
     return next;
 }
 
 /* Room on the host for a tile, which the device reads and writes while the stream runs. */
 static int seat_reserve(struct engine *g, struct seat *at, size_t tokens, size_t sequences, struct error *e)
 {
-    size_t bytes = seat_places(at, tokens, sequences, g->dim);
+    size_t bytes = seat_places(g, at, tokens, sequences);
     if (bytes > at->host_bytes) {
         host_free(g->backend, at->host);
         at->host = NULL;
@@ -86,7 +87,7 @@ static int seat_reserve(struct engine *g, struct seat *at, size_t tokens, size_t
             return -1;
         }
         at->host_bytes = 2 * bytes;
-        seat_places(at, tokens, sequences, g->dim);
+        seat_places(g, at, tokens, sequences);
     }
     return 0;
 }
@@ -110,6 +111,17 @@ static int tile_fill(const struct encoding *x, struct seat *at, size_t number, s
     }
     *out = (struct tile){.ids = at->ids, .starts = at->starts, .tokens = tokens, .sequences = n};
     return 0;
+}
+
+/* The norms, and the vectors after them where the caller wants those: one download. */
+static void encoded_download(const struct encoding *x, struct seat *at, struct stream *s, const struct encoded *encoded)
+{
+    const size_t n = encoded->norms.rows;
+    const size_t gap = (size_t)((unsigned char *)encoded->vectors.data - (unsigned char *)encoded->norms.data);
+    at->norms = (float *)at->encoded;
+    at->vectors = (float *)(void *)((unsigned char *)at->encoded + gap);
+    x->g->backend->ops->download(s, at->encoded, encoded->norms.data,
+                                 x->out ? gap + n * x->g->dim * sizeof(float) : n * sizeof(float));
 }
 
 /* What the device gave: all norms finite, and the vectors where the caller wants them. */
@@ -145,10 +157,7 @@ static int tile_run(struct job *job, size_t number, size_t seat, struct error *e
         result = encoder_pass(g->encoder, s, &tile, between_layers, &between, &encoded, e);
         encode_us = clock_us() - start;
         if (result == 0) {
-            ops->download(s, at->norms, encoded.norms.data, tile.sequences * sizeof *at->norms);
-            if (x->out) {
-                ops->download(s, at->vectors, encoded.vectors.data, tile.sequences * g->dim * sizeof *at->vectors);
-            }
+            encoded_download(x, at, s, &encoded);
             result = x->then ? x->then(x, s, &encoded.vectors, x->firsts[number], e) : 0;
         }
         struct error *first = result ? NULL : e; /* the first error counts, but what runs still has to end */

@@ -71,10 +71,11 @@ const struct encoder_parameter *encoder_parameters(const struct encoder *enc, si
  * No pass may be running. The fingerprint stays that of the folder. */
 int encoder_parameter_set(struct encoder *enc, size_t i, const float *weight, const float *bias, struct error *e);
 
-/* What a pass makes of each sequence, in the stream's arena. */
+/* What a pass makes of each sequence, in the stream's arena: the norms and, after them in the same memory, so that one
+ * download may take both, the vectors. */
 struct encoded {
-    struct tensor vectors; /* [sequences, encoder_dim] f32: f(x) */
     struct tensor norms;   /* [sequences, 1] f32: not finite where the vector is not */
+    struct tensor vectors; /* [sequences, encoder_dim] f32: f(x) */
 };
 
 /* Puts f(x) of the tile's sequences on the stream: *out is right until the stream's next pass. The tile is the host's

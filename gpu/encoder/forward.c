@@ -48,8 +48,8 @@ size_t pass_place(const struct encoder *enc, struct pass *p, void *memory, size_
     p->tokens = place(b, &next, memory, b->facts.compute, tokens, c->dim);
     p->embed_norm = place(b, &next, memory, DTYPE_F32, keep ? tokens : 0, 2);
     p->pooled = place(b, &next, memory, DTYPE_F32, sequences, c->dim);
-    p->vectors = place(b, &next, memory, DTYPE_F32, sequences, c->width);
     p->norms = place(b, &next, memory, DTYPE_F32, sequences, 1);
+    p->vectors = place(b, &next, memory, DTYPE_F32, sequences, c->width);
     p->keep = keep;
     for (size_t i = 0; i < (keep ? c->layers : 1); i++) {
         layer_place(enc, &p->layers[i], &next, memory, tokens, keep);
@@ -118,6 +118,6 @@ int encoder_pass(const struct encoder *enc, struct stream *s, const struct tile 
         return -1;
     }
     pass_place(enc, &p, memory, tile->tokens, tile->sequences, false);
-    *out = (struct encoded){p.vectors, p.norms};
+    *out = (struct encoded){p.norms, p.vectors};
     return forward_pass(enc, s, tile, &p, enc->backend->facts.host_memory ? between : NULL, context, e);
 }
