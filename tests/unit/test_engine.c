@@ -16,64 +16,21 @@
 
 #include "base/clock.h"
 #include "base/digest.h"
-#include "engine/engine.h"
-
-#define MODEL "tests/golden/tiny-bert"
-
-struct world {
-    char folder[64];
-    struct backend *backend;
-    struct encoder *encoder;
-    struct memory *memory;
-    struct engine *engine;
-};
+#include "tests/unit/world.h"
 
 static const struct predict_options defaults = {
     .lambda = 0.5, .tau = 0.1, .b = 200, .labels_max = 10, .evidence_max = 5};
 
-static void must(int result, const struct error *e)
-{
-    if (result) {
-        fail_msg("%s", e->text);
-    }
-}
-
-static struct world *world_open(const struct predict_options *options, uint64_t map_size, uint64_t keys_max)
+static struct world *opened(const struct predict_options *options, uint64_t map_size, uint64_t keys_max)
 {
     struct world *w = mem_zero(1, sizeof *w);
-    struct error e = {0};
-    struct encoder_options model = {.folder = MODEL};
-    snprintf(w->folder, sizeof w->folder, "/tmp/engram-engine-XXXXXX");
-    assert_non_null(mkdtemp(w->folder));
-    must(backend_cpu_open(&w->backend, &(struct backend_options){.threads = 2, .compute = DTYPE_F32}, &e), &e);
-    must(encoder_open(&w->encoder, w->backend, &model, &e), &e);
-    struct memory_options memory = {.path = w->folder,
-                                    .map_size = map_size,
-                                    .dtype = DTYPE_F32,
-                                    .dim = encoder_dim(w->encoder),
-                                    .fingerprint = encoder_fingerprint(w->encoder),
-                                    .model_name = encoder_name(w->encoder),
-                                    .store_text = true,
-                                    .vocabulary = encoder_vocabulary(w->encoder),
-                                    .keys_max = keys_max};
-    must(memory_open(&w->memory, MEMORY_WRITE, &memory, &e), &e);
-    must(engine_open(&w->engine, w->backend, w->encoder, w->memory, options, &e), &e);
+    world_open(w, &(struct world_options){.predict = options, .map_size = map_size, .keys_max = keys_max});
     return w;
 }
 
-static void world_close(struct world *w)
+static void closed(struct world *w)
 {
-    static const char *files[] = {"data.mdb", "lock.mdb", "writer.lock"};
-    engine_close(w->engine);
-    memory_close(w->memory);
-    encoder_close(w->encoder);
-    backend_close(w->backend);
-    for (size_t i = 0; i < 3; i++) {
-        char path[128];
-        snprintf(path, sizeof path, "%s/%s", w->folder, files[i]);
-        unlink(path);
-    }
-    assert_int_equal(rmdir(w->folder), 0);
+    world_close(w);
     free(w);
 }
 
@@ -184,7 +141,7 @@ static void assert_stats(struct world *w, uint64_t instances, uint64_t label_key
 static void test_empty_memory_has_no_labels(void **state)
 {
     (void)state;
-    struct world *w = world_open(&defaults, 64 << 20, 0);
+    struct world *w = opened(&defaults, 64 << 20, 0);
     struct prediction p;
     predict_one(w, "a text", &p);
     assert_int_equal(p.labels_count, 0);
@@ -193,7 +150,7 @@ static void test_empty_memory_has_no_labels(void **state)
     assert_string_equal(p.model_version, encoder_model_version(w->encoder));
     assert_false(p.truncated);
     prediction_free(&p);
-    world_close(w);
+    closed(w);
 }
 
 static int by_tie(const void *a, const void *b)
@@ -216,7 +173,7 @@ static void test_equal_scores_break_by_the_name(void **state)
     for (size_t max = 1; max <= 12; max += 5) {
         struct predict_options options = defaults;
         options.labels_max = max;
-        struct world *w = world_open(&options, 64 << 20, 0);
+        struct world *w = opened(&options, 64 << 20, 0);
         float vector[4096];
         struct prediction p;
         encode_one(w, "a text", vector);
@@ -228,7 +185,7 @@ static void test_equal_scores_break_by_the_name(void **state)
             assert_true(fabsf(p.labels[i].score - 0.5F) < 1e-6F);
         }
         prediction_free(&p);
-        world_close(w);
+        closed(w);
     }
 }
 
@@ -239,7 +196,7 @@ static void test_evidence_is_what_gave_most(void **state)
     options.lambda = 0.25;
     options.evidence_max = 4;
     options.evidence_text = true;
-    struct world *w = world_open(&options, 64 << 20, 0);
+    struct world *w = opened(&options, 64 << 20, 0);
     size_t dim = encoder_dim(w->encoder);
     float near[4096], far[4096];
     struct slice labels[3] = {slice_of("b"), slice_of("c"), slice_of("é")};
@@ -271,7 +228,7 @@ static void test_evidence_is_what_gave_most(void **state)
     }
     assert_true(fabs(sum - 1) < 1e-5);
     prediction_free(&p);
-    world_close(w);
+    closed(w);
 }
 
 static void test_a_key_without_value_is_no_candidate(void **state)
@@ -283,7 +240,7 @@ static void test_a_key_without_value_is_no_candidate(void **state)
     for (int i = 0; i < 3; i++) {
         struct predict_options options = defaults;
         options.lambda = lambdas[i];
-        struct world *w = world_open(&options, 64 << 20, 0);
+        struct world *w = opened(&options, 64 << 20, 0);
         float near[4096], far[4096];
         struct slice label = slice_of("by instance");
         struct prediction p;
@@ -300,7 +257,7 @@ static void test_a_key_without_value_is_no_candidate(void **state)
             assert_true(fabsf(p.labels[0].score - 1) < 1e-6F);
         }
         prediction_free(&p);
-        world_close(w);
+        closed(w);
     }
 }
 
@@ -311,7 +268,7 @@ static void test_many_labels_on_one_text(void **state)
     struct predict_options options = defaults;
     options.labels_max = 0;
     options.lambda = 1;
-    struct world *w = world_open(&options, 64 << 20, 0);
+    struct world *w = opened(&options, 64 << 20, 0);
     static char names[INSTANCES * LABELS][8];
     static struct slice labels[INSTANCES * LABELS];
     float vector[4096];
@@ -333,13 +290,13 @@ static void test_many_labels_on_one_text(void **state)
     }
     assert_true(fabs(sum - LABELS) < 1e-3);
     prediction_free(&p);
-    world_close(w);
+    closed(w);
 }
 
 static void test_a_batch_of_many_slices(void **state)
 {
     (void)state;
-    struct world *w = world_open(&defaults, 64 << 20, 0);
+    struct world *w = opened(&defaults, 64 << 20, 0);
     size_t dim = encoder_dim(w->encoder), n = 2 * engine_slice_tokens(w->engine) / 8;
     struct error e = {0};
     struct tokens *tokens = mem_zero(n, sizeof *tokens);
@@ -364,7 +321,7 @@ static void test_a_batch_of_many_slices(void **state)
     free(together);
     free(inputs);
     free(tokens);
-    world_close(w);
+    closed(w);
 }
 
 /* ---- fold ------------------------------------------------------------------------------------------------------- */
@@ -372,7 +329,7 @@ static void test_a_batch_of_many_slices(void **state)
 static void test_fold_reports_and_moves_offsets(void **state)
 {
     (void)state;
-    struct world *w = world_open(&defaults, 64 << 20, 0);
+    struct world *w = opened(&defaults, 64 << 20, 0);
     struct slice label = slice_of("x");
     struct error e = {0};
     size_t applied;
@@ -402,14 +359,14 @@ static void test_fold_reports_and_moves_offsets(void **state)
     must(engine_fold(w->engine, &moved, 1, &applied, &e), &e);
     assert_true(moved.moved);
     assert_stats(w, 1, 0, 21 + 4);
-    world_close(w);
+    closed(w);
 }
 
 /* A model whose numbers overflow: neither a text nor a record gets through, and the memory stays where it is. */
 static void test_a_vector_that_is_not_finite_is_an_error(void **state)
 {
     (void)state;
-    struct world *w = world_open(&defaults, 64 << 20, 0);
+    struct world *w = opened(&defaults, 64 << 20, 0);
     struct slice label = slice_of("x");
     struct error e = {0};
     size_t applied, count;
@@ -439,14 +396,14 @@ static void test_a_vector_that_is_not_finite_is_an_error(void **state)
     assert_int_equal(e.code, E_MODEL);
     tokens_free(&tokens);
     assert_stats(w, 1, 1, 2);
-    world_close(w);
+    closed(w);
 }
 
 /* Each key keeps the word pieces that it was encoded from, [CLS] and [SEP] aside, whatever stands between. */
 static void test_fold_keeps_word_pieces(void **state)
 {
     (void)state;
-    struct world *w = world_open(&defaults, 64 << 20, 0);
+    struct world *w = opened(&defaults, 64 << 20, 0);
     struct error e = {0};
     size_t applied;
     struct fold folds[] = {fold_of(FOLD_FORGET, "never there", NULL, 0), fold_of(FOLD_INSTANCE, "a", NULL, 1),
@@ -456,13 +413,13 @@ static void test_fold_keeps_word_pieces(void **state)
     must(engine_fold(w->engine, folds, 4, &applied, &e), &e);
     assert_pieces(w, KEY_INSTANCE, ENCODER_TEXT, "a tool for the library");
     assert_pieces(w, KEY_LABEL, ENCODER_LABEL, "files of the library");
-    world_close(w);
+    closed(w);
 }
 
 static void test_folds_by_hand_are_counted(void **state)
 {
     (void)state;
-    struct world *w = world_open(&defaults, 64 << 20, 0);
+    struct world *w = opened(&defaults, 64 << 20, 0);
     struct error e = {0};
     size_t applied;
     struct fold folds[] = {fold_of(FOLD_INSTANCE, "a", NULL, 0), fold_of(FOLD_LABEL, "x", NULL, 0),
@@ -475,13 +432,13 @@ static void test_folds_by_hand_are_counted(void **state)
     struct memory_stats stats = stats_of(w);
     assert_int_equal(stats.local_changes, 3);
     memory_stats_free(&stats);
-    world_close(w);
+    closed(w);
 }
 
 static void test_keys_max_commits_what_stands_before(void **state)
 {
     (void)state;
-    struct world *w = world_open(&defaults, 64 << 20, 3);
+    struct world *w = opened(&defaults, 64 << 20, 3);
     struct slice label = slice_of("x");
     struct error e = {0};
     size_t applied;
@@ -502,14 +459,14 @@ static void test_keys_max_commits_what_stands_before(void **state)
     folds[4].source.offset = 6; /* sent again: there is room now */
     must(engine_fold(w->engine, folds + 4, 1, &applied, &e), &e);
     assert_stats(w, 2, 1, 7);
-    world_close(w);
+    closed(w);
 }
 
 static void test_a_full_map_commits_what_fits(void **state)
 {
     (void)state;
     enum { N = 256 };
-    struct world *w = world_open(&defaults, 1 << 20, 0);
+    struct world *w = opened(&defaults, 1 << 20, 0);
     static char ids[N][8], text[8192];
     struct fold folds[N];
     struct error e = {0};
@@ -528,7 +485,7 @@ static void test_a_full_map_commits_what_fits(void **state)
         assert_stats(w, total, 0, total);
     } while (applied);
     assert_in_range(total, 16, 127); /* 8 KiB each in 1 MiB */
-    world_close(w);
+    closed(w);
 }
 
 /* ---- both lanes ------------------------------------------------------------------------------------------------- */
@@ -560,7 +517,7 @@ static void *predict_until_told(void *context)
 static void test_predict_beside_fold(void **state)
 {
     (void)state;
-    struct lane lane = {.world = world_open(&defaults, 64 << 20, 0)};
+    struct lane lane = {.world = opened(&defaults, 64 << 20, 0)};
     struct slice label = slice_of("x");
     struct error e = {0};
     pthread_t thread;
@@ -580,13 +537,13 @@ static void test_predict_beside_fold(void **state)
     assert_true(lane.good);
     assert_true(lane.predicted > 0);
     assert_stats(lane.world, 100, 0, 240);
-    world_close(lane.world);
+    closed(lane.world);
 }
 
 static void test_options_outside_their_range(void **state)
 {
     (void)state;
-    struct world *w = world_open(&defaults, 64 << 20, 0);
+    struct world *w = opened(&defaults, 64 << 20, 0);
     struct predict_options wrong[] = {defaults, defaults, defaults, defaults, defaults, defaults, defaults};
     wrong[0].lambda = 1.5;
     wrong[1].tau = 0;
@@ -602,7 +559,7 @@ static void test_options_outside_their_range(void **state)
         assert_int_equal(e.code, E_USAGE);
         assert_null(g);
     }
-    world_close(w);
+    closed(w);
 }
 
 enum { ROOMY = 3 };
@@ -650,7 +607,7 @@ static void test_options_change_between_batches(void **state)
     roomy.evidence_text = roomy.apart = true;
     wrong.labels_max = 0;
     wrong.tau = 0;
-    struct batches b = {.world = world_open(&narrow, 64 << 20, 0)};
+    struct batches b = {.world = opened(&narrow, 64 << 20, 0)};
     struct slice labels[4] = {slice_of("a"), slice_of("b"), slice_of("c"), slice_of("d")};
     struct error e = {0};
     pthread_t thread;
@@ -677,7 +634,7 @@ static void test_options_change_between_batches(void **state)
     pthread_join(thread, NULL);
     assert_true(b.good);
     assert_int_equal(b.seen[0], 0);
-    world_close(b.world);
+    closed(b.world);
 }
 
 int main(void)

@@ -13,8 +13,7 @@
 #include <unistd.h>
 
 #include "engine/internal.h"
-
-#define MODEL "tests/golden/tiny-bert"
+#include "tests/unit/world.h"
 
 enum { INSTANCE_COUNT = 90, LABEL_COUNT = 24, DEPTH = 3 };
 
@@ -22,23 +21,12 @@ static const char *const texts[] = {"spam",   "mail", "spam filter", "mail serve
                                     "filter", "",     "server"};
 enum { TEXT_COUNT = sizeof texts / sizeof *texts };
 
-struct world {
-    char folder[64];
-    struct backend *backend;
-    struct encoder *encoder;
-    struct memory *memory;
-    struct engine *engine;
+struct asked {
+    struct world world; /* first */
     struct instance_record instances[INSTANCE_COUNT];
     struct tokens tokens[TEXT_COUNT];
     const struct tokens *inputs[TEXT_COUNT];
 };
-
-static void must(int result, const struct error *e)
-{
-    if (result) {
-        fail_msg("%s", e->text);
-    }
-}
 
 static uint32_t random_below(uint32_t *state, uint32_t below)
 {
@@ -62,7 +50,7 @@ static void words_string(char *out, size_t bytes, size_t number)
 }
 
 /* Instances with 0 to 3 labels, some named as a label; every second label is defined. */
-static void world_fill(struct world *w, bool distinct)
+static void world_fill(struct asked *w, bool distinct)
 {
     static char names[LABEL_COUNT][8], ids[INSTANCE_COUNT][8];
     static struct slice labels[INSTANCE_COUNT][3];
@@ -93,32 +81,18 @@ static void world_fill(struct world *w, bool distinct)
         }
         folds[n++] = fold_of(r);
     }
-    must(engine_fold(w->engine, folds, n, &applied, &e), &e);
+    must(engine_fold(w->world.engine, folds, n, &applied, &e), &e);
     assert_int_equal(applied, n);
 }
 
 static int world_make(void **state, bool distinct)
 {
     static const struct predict_options options = {.lambda = 0.5, .tau = 0.1, .b = 200};
-    struct world *w = mem_zero(1, sizeof *w);
-    struct error e = {0};
-    struct encoder_options model = {.folder = MODEL};
-    snprintf(w->folder, sizeof w->folder, "/tmp/engram-scorer-XXXXXX");
-    assert_non_null(mkdtemp(w->folder));
-    must(backend_cpu_open(&w->backend, &(struct backend_options){.threads = 2, .compute = DTYPE_F32}, &e), &e);
-    must(encoder_open(&w->encoder, w->backend, &model, &e), &e);
-    struct memory_options memory = {.path = w->folder,
-                                    .map_size = 64 << 20,
-                                    .dtype = DTYPE_F32,
-                                    .dim = encoder_dim(w->encoder),
-                                    .fingerprint = encoder_fingerprint(w->encoder),
-                                    .model_name = encoder_name(w->encoder),
-                                    .vocabulary = encoder_vocabulary(w->encoder)};
-    must(memory_open(&w->memory, MEMORY_WRITE, &memory, &e), &e);
-    must(engine_open(&w->engine, w->backend, w->encoder, w->memory, &options, &e), &e);
+    struct asked *w = mem_zero(1, sizeof *w);
+    world_open(&w->world, &(struct world_options){.predict = &options});
     world_fill(w, distinct);
     for (size_t i = 0; i < TEXT_COUNT; i++) {
-        encoder_tokenize(w->encoder, ENCODER_TEXT, slice_of(texts[i]), &w->tokens[i]);
+        encoder_tokenize(w->world.encoder, ENCODER_TEXT, slice_of(texts[i]), &w->tokens[i]);
         w->inputs[i] = &w->tokens[i];
     }
     *state = w;
@@ -135,23 +109,13 @@ static int distinct_open(void **state)
     return world_make(state, true);
 }
 
-static int world_close(void **state)
+static int asked_close(void **state)
 {
-    static const char *files[] = {"data.mdb", "lock.mdb", "writer.lock"};
-    struct world *w = *state;
+    struct asked *w = *state;
     for (size_t i = 0; i < TEXT_COUNT; i++) {
         tokens_free(&w->tokens[i]);
     }
-    engine_close(w->engine);
-    memory_close(w->memory);
-    encoder_close(w->encoder);
-    backend_close(w->backend);
-    for (size_t i = 0; i < 3; i++) {
-        char path[128];
-        snprintf(path, sizeof path, "%s/%s", w->folder, files[i]);
-        unlink(path);
-    }
-    assert_int_equal(rmdir(w->folder), 0);
+    world_close(&w->world);
     free(w);
     return 0;
 }
@@ -217,7 +181,7 @@ static void scored_check(void *context, size_t setting, const struct scored_text
     }
 }
 
-static void predict_all(struct world *w, const struct setting *s, size_t candidates, size_t labels_max,
+static void predict_all(struct asked *w, const struct setting *s, size_t candidates, size_t labels_max,
                         struct prediction *out)
 {
     const struct predict_options options = {.apart = s->apart,
@@ -230,13 +194,13 @@ static void predict_all(struct world *w, const struct setting *s, size_t candida
                                             .lexical_candidates = candidates,
                                             .labels_max = labels_max};
     struct error e = {0};
-    must(engine_predict_with(w->engine, &options, w->inputs, TEXT_COUNT, out, NULL, &e), &e);
+    must(engine_predict_with(w->world.engine, &options, w->inputs, TEXT_COUNT, out, NULL, &e), &e);
 }
 
 static void test_what_is_measured_is_what_is_published(void **state)
 {
     enum { SETTINGS = 144 };
-    struct world *w = *state;
+    struct asked *w = *state;
     static struct setting settings[SETTINGS];
     static struct prediction all[SETTINGS][TEXT_COUNT], first[SETTINGS][TEXT_COUNT];
     struct error e = {0};
@@ -247,7 +211,7 @@ static void test_what_is_measured_is_what_is_published(void **state)
         const struct scorer_options options = {
             .settings = settings, .settings_count = SETTINGS, .lexical_candidates = candidates, .depth = DEPTH};
         struct scorer *scorer = scorer_open(&options);
-        retrieval_open(&r, w->engine, &search, TEXT_COUNT);
+        retrieval_open(&r, w->world.engine, &search, TEXT_COUNT);
         retrieval_begin(&r, w->inputs, TEXT_COUNT);
         must(retrieval_end(&r, &e), &e);
         scorer_snapshot(scorer, r.snapshot);
@@ -277,7 +241,7 @@ static void test_what_is_measured_is_what_is_published(void **state)
 
 /* ---- leave-one-out ---- */
 
-static void evaluation_start(struct world *w, const struct setting *settings, size_t count, bool exclude_self,
+static void evaluation_start(struct asked *w, const struct setting *settings, size_t count, bool exclude_self,
                              struct evaluation **out)
 {
     struct error e = {0};
@@ -288,7 +252,7 @@ static void evaluation_start(struct world *w, const struct setting *settings, si
                                                .at = {1, 5},
                                                .at_count = 2,
                                                .exclude_self = exclude_self};
-    must(evaluation_open(out, w->engine, &options, &e), &e);
+    must(evaluation_open(out, w->world.engine, &options, &e), &e);
 }
 
 static void part_add(struct metrics_part *sum, const struct metrics_text *text)
@@ -299,14 +263,14 @@ static void part_add(struct metrics_part *sum, const struct metrics_text *text)
 }
 
 /* Instance i as the test text of an evaluation while the memory lacks it. */
-static void forgotten_add(struct world *w, size_t i, const struct setting *settings, size_t count, bool exclude_self,
+static void forgotten_add(struct asked *w, size_t i, const struct setting *settings, size_t count, bool exclude_self,
                           struct metrics_part *sums)
 {
     struct fold fold = {.kind = FOLD_FORGET, .name = w->instances[i].id};
     struct evaluation *v;
     struct error e = {0};
     size_t applied;
-    must(engine_fold(w->engine, &fold, 1, &applied, &e), &e);
+    must(engine_fold(w->world.engine, &fold, 1, &applied, &e), &e);
     assert_true(fold.found);
     evaluation_start(w, settings, count, exclude_self, &v);
     must(evaluation_add(v, &w->instances[i], NULL, 1, &e), &e);
@@ -315,14 +279,14 @@ static void forgotten_add(struct world *w, size_t i, const struct setting *setti
     }
     evaluation_close(v);
     fold = fold_of(&w->instances[i]);
-    must(engine_fold(w->engine, &fold, 1, &applied, &e), &e);
+    must(engine_fold(w->world.engine, &fold, 1, &applied, &e), &e);
 }
 
 /* Words, their forms and the labels' counts are all those of a memory without the row. */
 static void test_leave_one_out_is_forgetting(void **state)
 {
     enum { SETTINGS = 144 };
-    struct world *w = *state;
+    struct asked *w = *state;
     static struct setting settings[SETTINGS];
     settings_make(settings);
     for (int exclude_self = 0; exclude_self < 2; exclude_self++) {
@@ -353,8 +317,8 @@ static void test_leave_one_out_is_forgetting(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test_setup_teardown(test_what_is_measured_is_what_is_published, ties_open, world_close),
-        cmocka_unit_test_setup_teardown(test_leave_one_out_is_forgetting, distinct_open, world_close),
+        cmocka_unit_test_setup_teardown(test_what_is_measured_is_what_is_published, ties_open, asked_close),
+        cmocka_unit_test_setup_teardown(test_leave_one_out_is_forgetting, distinct_open, asked_close),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -16,58 +16,20 @@
 
 #include "base/clock.h"
 #include "engine/internal.h"
+#include "tests/unit/world.h"
 
-#define MODEL "tests/golden/tiny-bert"
-
-struct world {
-    char folder[64];
-    struct backend *backend;
-    struct encoder *encoder;
-    struct memory *memory;
-    struct engine *engine;
-};
-
-static void must(int result, const struct error *e)
+static struct world *opened(size_t threads)
 {
-    if (result) {
-        fail_msg("%s", e->text);
-    }
-}
-
-static struct world *world_open(size_t threads)
-{
-    const struct predict_options options = {.lambda = 0.5, .tau = 0.1, .b = 10, .labels_max = 3, .evidence_max = 1};
+    static const struct predict_options options = {
+        .lambda = 0.5, .tau = 0.1, .b = 10, .labels_max = 3, .evidence_max = 1};
     struct world *w = mem_zero(1, sizeof *w);
-    struct error e = {0};
-    snprintf(w->folder, sizeof w->folder, "/tmp/engram-tiles-XXXXXX");
-    assert_non_null(mkdtemp(w->folder));
-    must(backend_cpu_open(&w->backend, &(struct backend_options){.threads = threads, .compute = DTYPE_F32}, &e), &e);
-    must(encoder_open(&w->encoder, w->backend, &(struct encoder_options){.folder = MODEL}, &e), &e);
-    struct memory_options memory = {.path = w->folder,
-                                    .map_size = 64 << 20,
-                                    .dtype = DTYPE_F32,
-                                    .dim = encoder_dim(w->encoder),
-                                    .fingerprint = encoder_fingerprint(w->encoder),
-                                    .model_name = encoder_name(w->encoder),
-                                    .vocabulary = encoder_vocabulary(w->encoder)};
-    must(memory_open(&w->memory, MEMORY_WRITE, &memory, &e), &e);
-    must(engine_open(&w->engine, w->backend, w->encoder, w->memory, &options, &e), &e);
+    world_open(w, &(struct world_options){.predict = &options, .threads = threads});
     return w;
 }
 
-static void world_close(struct world *w)
+static void closed(struct world *w)
 {
-    static const char *files[] = {"data.mdb", "lock.mdb", "writer.lock"};
-    engine_close(w->engine);
-    memory_close(w->memory);
-    encoder_close(w->encoder);
-    backend_close(w->backend);
-    for (size_t i = 0; i < 3; i++) {
-        char path[128];
-        snprintf(path, sizeof path, "%s/%s", w->folder, files[i]);
-        unlink(path);
-    }
-    assert_int_equal(rmdir(w->folder), 0);
+    world_close(w);
     free(w);
 }
 
@@ -122,7 +84,7 @@ static void fold_one(struct world *w, size_t number)
 static void test_every_text_gets_its_own_vector(void **state)
 {
     (void)state;
-    struct world *w = world_open(3);
+    struct world *w = opened(3);
     struct texts t = texts_make(w, 700);
     struct error e = {0};
     const size_t dim = encoder_dim(w->encoder);
@@ -137,7 +99,7 @@ static void test_every_text_gets_its_own_vector(void **state)
     free(one);
     free(all);
     texts_free(&t);
-    world_close(w);
+    closed(w);
 }
 
 struct folding {
@@ -160,7 +122,7 @@ static void *fold_main(void *context)
 static void test_versions_never_go_back(void **state)
 {
     (void)state;
-    struct world *w = world_open(2);
+    struct world *w = opened(2);
     struct texts t = texts_make(w, 200);
     struct folding folding = {.world = w};
     struct predicting *in_flight[3] = {0};
@@ -199,14 +161,14 @@ static void test_versions_never_go_back(void **state)
     assert_true(last > first); /* the folds went on meanwhile */
     free(out);
     texts_free(&t);
-    world_close(w);
+    closed(w);
 }
 
 /* One worker, and a batch of many tiles: a label that comes meanwhile is live long before the batch is done. */
 static void test_a_fold_goes_between_the_tiles_of_a_batch(void **state)
 {
     (void)state;
-    struct world *w = world_open(1);
+    struct world *w = opened(1);
     struct texts t = texts_make(w, 20000);
     struct encoding batch = {.g = w->engine, .inputs = t.inputs, .n = t.n, .lane = LANE_BULK};
     struct error e = {0};
@@ -217,7 +179,7 @@ static void test_a_fold_goes_between_the_tiles_of_a_batch(void **state)
     must(encoding_end(&batch, &e), &e);
     encoding_free(&batch);
     texts_free(&t);
-    world_close(w);
+    closed(w);
 }
 
 struct begun_wait {
@@ -238,7 +200,7 @@ static void *begun_main(void *context)
 static void test_a_batch_has_begun_with_its_last_slice(void **state)
 {
     (void)state;
-    struct world *w = world_open(1);
+    struct world *w = opened(1);
     struct texts t = texts_make(w, 2000);
     struct prediction *out = mem_alloc(t.n * sizeof *out);
     struct begun_wait wait = {.engine = w->engine};
@@ -259,7 +221,7 @@ static void test_a_batch_has_begun_with_its_last_slice(void **state)
     }
     free(out);
     texts_free(&t);
-    world_close(w);
+    closed(w);
 }
 
 int main(void)
