@@ -46,7 +46,7 @@ static uintptr_t map_find(const struct stat *file, uint64_t map_bytes)
             found = from;
         }
         for (size_t i = 0; i < WATCHED_MAX && found; i++) {
-            found = watched[i].from == found ? 0 : found;
+            found = atomic_load(&watched[i].from) == found ? 0 : found;
         }
     }
     if (maps) {
@@ -69,13 +69,13 @@ void fault_watch(struct memory *m)
     uintptr_t from = map_find(&file, map_bytes);
     m->map = (const unsigned char *)from; /* 0 is NULL */
     for (size_t i = 0; i < WATCHED_MAX && from; i++) {
-        if (!watched[i].from) {
+        if (!atomic_load(&watched[i].from)) {
             watched[i].to = from + map_bytes + BEYOND_MAP;
             snprintf(
                 watched[i].line, sizeof watched[i].line,
                 "%.1800s: the memory is damaged: run `engram memory verify`, restore a copy or read the topics again",
                 m->path);
-            watched[i].from = from;
+            atomic_store(&watched[i].from, from);
             break;
         }
     }
@@ -86,8 +86,8 @@ void fault_unwatch(struct memory *m)
 {
     pthread_mutex_lock(&watched_lock);
     for (size_t i = 0; i < WATCHED_MAX && m->map; i++) {
-        if (watched[i].from == (uintptr_t)m->map) {
-            watched[i].from = 0;
+        if (atomic_load(&watched[i].from) == (uintptr_t)m->map) {
+            atomic_store(&watched[i].from, 0);
         }
     }
     m->map = NULL;
@@ -99,7 +99,7 @@ void fault_unwatch(struct memory *m)
 static void report_and_end(const struct watched *w)
 {
     static atomic_flag reported = ATOMIC_FLAG_INIT;
-    void (*report)(const char *line) = fault_report;
+    void (*report)(const char *line) = atomic_load(&fault_report);
     while (atomic_flag_test_and_set(&reported)) {
         pause(); /* another thread met it first, and ends the process */
     }
@@ -112,7 +112,8 @@ _Thread_local const struct memory *volatile fault_followed;
 static const struct watched *watched_at(uintptr_t address)
 {
     for (size_t i = 0; i < WATCHED_MAX; i++) {
-        if (watched[i].from && address >= watched[i].from && address < watched[i].to) {
+        uintptr_t from = atomic_load(&watched[i].from);
+        if (from && address >= from && address < watched[i].to) {
             return &watched[i];
         }
     }
@@ -142,7 +143,7 @@ void fault_assert(MDB_env *env, const char *message)
     const struct memory *m = mdb_env_get_userctx(env);
     const struct watched *w = m->map ? watched_at((uintptr_t)m->map) : NULL;
     (void)message;
-    if (w && fault_report) {
+    if (w && atomic_load(&fault_report)) {
         report_and_end(w);
     } /* else LMDB prints the message and aborts */
 }
@@ -150,8 +151,7 @@ void fault_assert(MDB_env *env, const char *message)
 void memory_faults_catch(void (*report)(const char *line))
 {
     struct sigaction action = {.sa_sigaction = on_fault, .sa_flags = SA_SIGINFO};
-    bool first = !fault_report;
-    fault_report = report;
+    bool first = atomic_exchange(&fault_report, report) == NULL;
     sigemptyset(&action.sa_mask);
     for (int i = 0; i < 2 && first; i++) {
         sigaction(i ? SIGBUS : SIGSEGV, &action, &action_before[i]);
