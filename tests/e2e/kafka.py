@@ -115,19 +115,37 @@ class Broker:
         return set(self.admin.list_topics(timeout=WAIT_S).topics)
 
     def partitions(self, topic):
-        """Partition numbers that have a leader; empty while the topic does not exist."""
-        found = self.admin.list_topics(topic, timeout=WAIT_S).topics[topic]
-        if found.error is not None:
-            return []
-        return sorted(p.id for p in found.partitions.values() if p.error is None and p.leader >= 0)
+        """Partition numbers, once each has a leader; empty while the topic does not exist. A broker that was held up for
+        5 s is fenced by its controller and leads nothing for a moment: its partitions are there all the same."""
+
+        def led():
+            found = self.admin.list_topics(topic, timeout=WAIT_S).topics[topic]
+            if found.error is not None and found.error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+                return ([],)
+            all_led = all(p.error is None and p.leader >= 0 for p in found.partitions.values())
+            return (sorted(found.partitions),) if found.error is None and all_led else None
+
+        return wait_until(led, f"leaders of {topic}")[0]
 
     def create_topics(self, *topics, partitions=1, **configs):
         """Create topics (names, or (name, partitions)) with configs (dots as underscores), each partition with a leader."""
         wanted = dict(t if isinstance(t, tuple) else (t, partitions) for t in topics)
         configs = {name.replace("_", "."): str(value) for name, value in configs.items()}
-        futures = self.admin.create_topics([NewTopic(name, count, 1, config=configs) for name, count in wanted.items()])
-        for future in futures.values():
-            future.result(WAIT_S)
+        left = dict(wanted)
+
+        def create():
+            failures = []
+            plans = [NewTopic(name, count, 1, config=configs) for name, count in left.items()]
+            for name, future in self.admin.create_topics(plans).items():
+                try:
+                    future.result(WAIT_S)
+                    del left[name]
+                except KafkaException as failure:
+                    failures.append(failure)
+            if failures:
+                raise failures[0]
+
+        _answer(create)
         for name, count in wanted.items():
             wait_until(lambda n=name, c=count: len(self.partitions(n)) == c, f"leaders of {name}")
 
@@ -360,4 +378,6 @@ class Reader:
 
 _TRANSIENT = {KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._RESOLVE, KafkaError._TIMED_OUT}
 _NOT_UP = {KafkaError.NOT_COORDINATOR, KafkaError.COORDINATOR_NOT_AVAILABLE, KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
-           KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE, *_TRANSIENT}
+           KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE,
+           KafkaError.INVALID_REPLICATION_FACTOR,  # of a new topic: the only broker is fenced
+           *_TRANSIENT}

@@ -1,9 +1,12 @@
 """The broker and its helpers themselves: what every other test here stands on."""
 
 import subprocess
+from concurrent.futures import Future
 
 import pytest
 from kafka import SCRIPT, Broker, Record
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 HEADERS = [("a", b"1"), ("a", b"2"), ("none", None), ("empty", b""), ("bytes", b"\x00\xff")]
 
@@ -48,6 +51,48 @@ def test_topics_grow_and_go(broker, topics):
     assert broker.partitions(topics.labels) == [0]
 
 
+class Fenced:
+    """An admin client to which, so many times, no partition has a leader and no topic can be made."""
+
+    def __init__(self, admin, times):
+        self._admin, self._times = admin, times
+
+    def _fenced(self):
+        self._times -= 1
+        return self._times >= 0
+
+    def list_topics(self, *arguments, **more):
+        found = self._admin.list_topics(*arguments, **more)
+        if self._fenced():
+            for topic in found.topics.values():
+                for partition in topic.partitions.values():
+                    partition.leader = -1
+        return found
+
+    def create_topics(self, topics):
+        if not self._fenced():
+            return self._admin.create_topics(topics)
+        refused = Future()
+        refused.set_exception(KafkaException(KafkaError(KafkaError.INVALID_REPLICATION_FACTOR)))
+        return {topic.topic: refused for topic in topics}
+
+
+def test_a_fenced_broker_is_waited_for(broker, topics, monkeypatch):
+    """As after some seconds in which it did not run: what is there is not taken for gone."""
+    admin = broker.admin
+    monkeypatch.setattr(broker, "_admin", Fenced(admin, 2))
+    broker.create_topics((topics.texts, 2))
+    broker.produce(topics.texts, [Record(None, b"1", partition=0), Record(None, b"2", partition=1)])
+    consumer = Consumer(broker.client(group_id=topics.group))
+    consumer.commit(offsets=[TopicPartition(topics.texts, 1, 1)], asynchronous=False)
+    consumer.close()
+    for asked, told in ((lambda: [r.value for r in broker.read_all(topics.texts)], [b"1", b"2"]),
+                        (lambda: broker.ends(topics.texts), {0: (0, 1), 1: (0, 1)}),
+                        (lambda: broker.committed(topics.group, topics.texts), {1: 1})):
+        monkeypatch.setattr(broker, "_admin", Fenced(admin, 2))
+        assert asked() == told
+
+
 def test_compaction_leaves_gaps(broker, topics):
     broker.create_topics(topics.labels, cleanup_policy="compact", segment_bytes=1 << 20, min_cleanable_dirty_ratio=0)
     for round_number in range(8):  # batches of 300 KB that no codec shrinks: three fill a segment
@@ -62,8 +107,6 @@ def test_compaction_leaves_gaps(broker, topics):
 
 
 def test_committed_offsets_of_a_group(broker, topics):
-    from confluent_kafka import Consumer, TopicPartition
-
     broker.create_topics((topics.texts, 2))
     assert broker.committed(topics.group, topics.texts) == {}
     consumer = Consumer(broker.client(group_id=topics.group))
