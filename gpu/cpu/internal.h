@@ -69,6 +69,7 @@ struct share {
     _Alignas(64) atomic_size_t done;
     _Alignas(64) atomic_size_t helpers; /* threads in cpu_assist */
     atomic_flag taken;                  /* by an owner */
+    atomic_size_t rest;                 /* operations that nobody shares */
     atomic_bool failed;
     struct error error; /* of the part that set `failed` */
     part_function *run;
