@@ -175,8 +175,9 @@ void onednn_stream_close(struct onednn_stream *s)
     free(s);
 }
 
-/* oneDNN ends the process by a signal where it finds no memory for a kernel. So it is asked for before: if there is
- * none, mem_alloc says so. One thread at a time, or one would take what the other has asked for. */
+/* oneDNN ends the process by a signal where it finds no memory for a kernel, which it makes with a primitive or when
+ * one runs for the first time. So it is asked for before: if there is none, mem_alloc says so. One thread at a time, or
+ * one would take what the other has asked for. */
 static pthread_mutex_t kernel_lock = PTHREAD_MUTEX_INITIALIZER;
 
 static void kernel_begin(void)
@@ -572,13 +573,18 @@ static int matmul_run(struct onednn_stream *s, void *out, void *in, const struct
     const struct slab *slab = is_whole(w, piece) ? &w->whole : &w->slab[piece->column / w->columns];
     const size_t eights = (piece->rows + CPU_ROWS - 1) / CPU_ROWS;
     struct primitive *p = &shape->by_rows[eights - 1];
+    const bool first = !p->run;
     omp_set_num_threads(1);
-    if (!p->run && primitive_open(p, s, shape, slab->layout, eights * CPU_ROWS, e) != 0) {
+    if (first && primitive_open(p, s, shape, slab->layout, eights * CPU_ROWS, e) != 0) {
         return -1;
+    }
+    void *scratch = memory_grow(&s->scratch, &s->scratch_bytes, p->scratch_bytes + 1);
+    if (first) {
+        kernel_begin();
     }
     TRY(dnnl_memory_set_data_handle(p->in, in));
     TRY(dnnl_memory_set_data_handle(p->out, out));
-    TRY(dnnl_memory_set_data_handle(p->scratchpad, memory_grow(&s->scratch, &s->scratch_bytes, p->scratch_bytes + 1)));
+    TRY(dnnl_memory_set_data_handle(p->scratchpad, scratch));
     const dnnl_exec_arg_t arguments[] = {{DNNL_ARG_SRC, p->in},
                                          {DNNL_ARG_WEIGHTS, slab->packed},
                                          {DNNL_ARG_BIAS, slab->bias},
@@ -586,6 +592,9 @@ static int matmul_run(struct onednn_stream *s, void *out, void *in, const struct
                                          {DNNL_ARG_SCRATCHPAD, p->scratchpad}};
     TRY(dnnl_primitive_execute(p->run, s->stream, sizeof arguments / sizeof *arguments, arguments));
 done:
+    if (first) {
+        kernel_end();
+    }
     return result;
 }
 
