@@ -253,6 +253,7 @@ static void *worker_main(void *argument)
     const struct worker *w = argument;
     struct pool *p = w->pool;
     const bool has_lane = w->index < p->lanes, shares = !has_lane || p->lanes_share;
+    free(mem_alloc(1)); /* the thread's own heap is reserved now, not while a library needs memory and has no way out */
     pthread_mutex_lock(&p->lock);
     while (!p->stopping) {
         struct shared *shared = shares ? shared_next(p) : NULL;
