@@ -182,7 +182,9 @@ static pthread_mutex_t kernel_lock = PTHREAD_MUTEX_INITIALIZER;
 
 static void kernel_begin(void)
 {
-    enum { KERNEL_BYTES = 64 << 20 };
+    enum {
+        KERNEL_BYTES = 192 << 20
+    }; /* a kernel, and the heap of 64 MiB that another thread may map meanwhile, aligned */
     pthread_mutex_lock(&kernel_lock);
     free(mem_alloc(KERNEL_BYTES));
 }
