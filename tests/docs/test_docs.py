@@ -115,6 +115,11 @@ def test_rooms_include_what_the_readme_says():
     assert not wrong, "\n".join(wrong)
 
 
+def test_an_image_is_built_from_all_rooms():
+    copied = (ROOT / ".dockerignore").read_text(encoding="utf-8").split()
+    assert not [room for room in ROOMS if f"!{room}" not in copied]
+
+
 def said():
     """Whether the code can say a piece: in one literal, or in two of which one is filled into the other."""
     sources = [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.c"))]
