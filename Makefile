@@ -149,7 +149,7 @@ unit-asan: $(ASAN_TESTS) $(PLUGINS:%=$(BUILD)/tests-asan/%) ## build the unit te
 JOBS = $(if $(filter -j% --jobserver%,$(MAKEFLAGS)),,-j$(shell nproc))
 SUBMAKE = $(MAKE) --no-print-directory -s $(JOBS)
 OUR_C = $(wildcard $(addsuffix /*.[ch],$(ROOMS) cli tests/unit tests/backend tests/backend/apart tests/e2e tests/golden \
-	tests/bench))
+	tests/bench) gpu/cpu/*.inc)
 # no command in compile_commands.json, or gcc alone takes it: its omp.h, "x86-64-v3" in __builtin_cpu_supports,
 # its pragma for an instruction set
 NOT_TIDY = $(wildcard $(addsuffix /*.c,tests/e2e tests/golden tests/bench)) gpu/cpu/onednn.c gpu/cpu/kernels.c \

@@ -4,11 +4,14 @@
 
 #include <pthread.h>
 #include <signal.h>
+#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/buffer.h"
 #include "base/clock.h"
+
+#define HELPERS_MAX 3 /* of a job: what it does is too small for more */
 
 /* What pool_share hands round; on its caller's stack. */
 struct shared {
@@ -101,13 +104,16 @@ static void piece_run(struct pool *p, enum lane lane, size_t seat)
     job_finish_piece(p, j);
 }
 
+/* The one that has the fewest helpers, if it can use another. */
 static struct job *job_to_help(struct pool *p)
 {
-    struct job *j = p->helped;
-    while (j && j->helpers) {
-        j = j->next;
+    struct job *found = NULL;
+    for (struct job *j = p->helped; j; j = j->next) {
+        if (j->helpers < HELPERS_MAX && (!found || j->helpers < found->helpers)) {
+            found = j;
+        }
     }
-    return j;
+    return found;
 }
 
 static void job_help(struct pool *p, struct job *j, size_t seat)
@@ -179,11 +185,11 @@ void pool_wait_taken(struct pool *p, enum lane lane)
 
 /* ---- shared work ---- */
 
-enum { NO_SEAT = -1 };
+#define NO_SEAT SIZE_MAX
 
 /* Does pieces of it until none is left to take, and between two of them one brief piece on `seat`, the worker's own.
  * The lock is held on both sides of the call. */
-static void shared_work(struct pool *p, struct shared *w, int seat)
+static void shared_work(struct pool *p, struct shared *w, size_t seat)
 {
     size_t hand = w->hands++;
     bool yielded = seat == NO_SEAT;
@@ -199,7 +205,7 @@ static void shared_work(struct pool *p, struct shared *w, int seat)
         if (failed.kind != ERROR_NONE && w->error.kind == ERROR_NONE) {
             w->error = failed;
         }
-        brief_run(p, (size_t)seat, &yielded);
+        brief_run(p, seat, &yielded);
     }
     w->working--;
     pthread_cond_broadcast(&p->event);
@@ -260,7 +266,7 @@ static void *worker_main(void *argument)
         enum lane lane = has_lane ? lane_next(p) : LANES;
         struct job *helped = has_lane ? job_to_help(p) : NULL;
         if (shared) {
-            shared_work(p, shared, has_lane ? (int)w->index : NO_SEAT);
+            shared_work(p, shared, has_lane ? w->index : NO_SEAT);
         } else if (lane != LANES) {
             piece_run(p, lane, w->index);
         } else if (helped) {

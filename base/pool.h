@@ -1,9 +1,10 @@
 /* Worker threads that share work out in pieces. Two sorts of work:
  *   - jobs in a lane (pool_begin, pool_end): what computes on the device. A worker takes the next piece when it is
- * free. PROMPT goes first, but once the pool is fair never twice in a row while BULK waits. A brief PROMPT piece need
- * not even wait for a worker: a long piece lets it in where it calls pool_yield, and shared work between two pieces.
- *   - shared work (pool_share): the caller does it, and workers that are between two pieces help, before they take the
- * next.
+ * free. PROMPT goes first, but once the pool is fair no worker that is free takes two in a row while BULK waits. A
+ * brief PROMPT piece need not even wait for a worker: a long piece lets it in where it calls pool_yield, and shared
+ * work between two pieces.
+ *   - shared work (pool_share): the caller does it, and workers that are between two pieces of a lane help, before they
+ * take the next.
  * Any thread may call; a piece must not wait for another piece. */
 #ifndef ENGRAM_BASE_POOL_H
 #define ENGRAM_BASE_POOL_H
@@ -50,8 +51,9 @@ void pool_yield(struct pool *p, size_t seat, bool *yielded);
 /* Returns when no piece of that lane waits to be taken. */
 void pool_wait_taken(struct pool *p, enum lane lane);
 
-/* run(0 .. pieces - 1), each once, by the caller and whoever has nothing else to do; `hand` is below pool_hands and no
- * two that run at once have the same. 0, or -1 with the first error. */
+/* run(0 .. pieces - 1), each once, by the caller and the workers that are between two pieces; `hand` is below
+ * pool_hands and no two that run at once have the same. 0, or -1 with the first error; the pieces that had not begun
+ * are left out. */
 int pool_share(struct pool *p, size_t pieces, int (*run)(void *context, size_t piece, size_t hand, struct error *e),
                void *context, struct error *e);
 size_t pool_hands(const struct pool *p);

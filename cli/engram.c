@@ -61,7 +61,7 @@ static int print_version(int argc, char **argv)
         goto done;
     }
     cli_model(&config, &model, NULL);
-    backend_cpu_open(&backend, &(struct backend_options){.threads = 1, .compute = DTYPE_F32}, NULL);
+    backend_cpu_open(&backend, &(struct backend_options){.threads = 1, .compute = COMPUTE_F32}, NULL);
     cli_versions(backend ? backend->facts.library : NULL, model, &out);
     buffer_byte(&out, '\n');
     if (!cli_output("--version", &out)) {

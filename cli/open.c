@@ -116,10 +116,11 @@ struct predict_options cli_predict_options(const struct config *config)
 
 static struct backend_options backend_options_from(const struct config *config)
 {
+    static const enum compute computes[] = {
+        [CONFIG_COMPUTE_AUTO] = COMPUTE_AUTO, [CONFIG_COMPUTE_F32] = COMPUTE_F32, [CONFIG_COMPUTE_BF16] = COMPUTE_BF16};
     return (struct backend_options){
         .threads = (size_t)config->threads,
-        .compute_auto = config->compute == CONFIG_COMPUTE_AUTO,
-        .compute = config->compute == CONFIG_COMPUTE_BF16 ? DTYPE_BF16 : DTYPE_F32,
+        .compute = computes[config->compute],
     };
 }
 

@@ -157,7 +157,8 @@ static int evaluate(struct tune *t, struct engine *engine, const struct setting 
     return 0;
 }
 
-/* The three looks share no instance, unless there are so few that the second is taken at all that the last leaves. */
+/* The three looks share no instance of a memory that stays as it is. Where there are too few for that, the second takes
+ * all but those of the last. */
 static void looks_plan(struct tune *t, size_t labelled)
 {
     size_t most = FINAL_SAMPLES * t->sample;

@@ -466,10 +466,7 @@ static int row_judged(struct judged *out, const struct evaluation *v, const stru
     uint64_t count;
     int found = snapshot_instance_at(snapshot, slot, &instance, e);
     if (found <= 0) {
-        return found < 0
-                   ? -1
-                   : error_set(e, ERROR_FATAL, E_CORRUPT, "slot %llu has a key, but nothing else is known about it",
-                               (unsigned long long)slot);
+        return found < 0 ? -1 : slot_lost(slot, e);
     }
     judged_open(out, instance.labels_count, 1);
     out->left_out = true;
@@ -483,7 +480,7 @@ static int row_judged(struct judged *out, const struct evaluation *v, const stru
         }
         found = snapshot_label(snapshot, instance.labels[i], &label, e);
         if (found <= 0) {
-            return found < 0 ? -1 : error_set(e, ERROR_FATAL, E_CORRUPT, "label %u is missing", instance.labels[i]);
+            return found < 0 ? -1 : label_lost(instance.labels[i], e);
         }
         out->gold_ids[out->gold_count] = label.id;
         out->gold[out->gold_count++] = gold_of(v, label.instances);

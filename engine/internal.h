@@ -24,7 +24,7 @@ struct seat {
     float *norms, *vectors; /* [sequences], [sequences, dim] */
 };
 
-/* Everything but options, the snapshots and the words is read-only after engine_open. */
+/* Read-only after engine_open: what has no lock, but for the seats. */
 struct engine {
     struct backend *backend; /* borrowed, as encoder and memory */
     struct encoder *encoder;
@@ -151,8 +151,6 @@ int retrieval_search(struct retrieval *r, size_t n, struct error *e);
 
 /* ---- weights (score.c) ---- */
 
-bool search_lexical(const struct search *s); /* of any form */
-
 /* Scores and ranks one kind's matches, `count` of them, and keeps the `keep` best; returns how many. */
 uint32_t matches_rank(struct match *matches, uint32_t count, double lexical, enum lexical_form form, size_t keep);
 size_t half_of(size_t b); /* at least 1 */
@@ -181,6 +179,7 @@ void tally_free(struct tally *t);
 
 /* What is searched so that every setting finds its keys. */
 struct search search_for(const struct setting *settings, size_t count, size_t lexical_candidates);
+bool search_lexical(const struct search *s); /* whether any lexical score is asked for */
 
 /* A text to be scored: its matches of each kind by falling q.k, and what its labels are judged by, if at all. */
 struct judged {
@@ -211,8 +210,9 @@ struct scored_text {
 };
 typedef void scorer_each(void *context, size_t setting, const struct scored_text *scored);
 
-/* For a label id in a value that no label has. */
+/* For a label id in a value that no label has, and for a key of a slot that holds nothing. */
 int label_lost(uint32_t id, struct error *e);
+int slot_lost(uint64_t slot, struct error *e);
 
 struct scorer; /* one thread's */
 struct scorer *scorer_open(const struct scorer_options *options);

@@ -102,19 +102,13 @@ static int labels_select(struct hand *h, struct prediction *out, struct error *e
 
 /* ---- evidence ---- */
 
-static int evidence_lost(const struct match *match, struct error *e)
-{
-    return error_set(e, ERROR_FATAL, E_CORRUPT, "slot %llu has a key, but nothing else is known about it",
-                     (unsigned long long)match->slot);
-}
-
 static int evidence_instance(struct hand *h, const struct match *match, struct prediction *p, struct evidence *out,
                              struct error *e)
 {
     struct memory_instance instance;
     int found = snapshot_instance_at(h->batch->snapshot, match->slot, &instance, e);
     if (found <= 0) {
-        return found < 0 ? -1 : evidence_lost(match, e);
+        return found < 0 ? -1 : slot_lost(match->slot, e);
     }
     out->kind = EVIDENCE_INSTANCE;
     out->name = arena_slice(&p->arena, instance.id);
@@ -143,7 +137,7 @@ static int evidence_label(struct hand *h, const struct match *match, struct pred
     }
     int found = count == 1 ? snapshot_label(h->batch->snapshot, ids[0], &label, e) : 0;
     if (found <= 0) {
-        return found < 0 ? -1 : evidence_lost(match, e);
+        return found < 0 ? -1 : slot_lost(match->slot, e);
     }
     out->kind = EVIDENCE_LABEL;
     out->name = arena_slice(&p->arena, label.name);

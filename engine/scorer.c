@@ -116,10 +116,8 @@ struct scorer {
     uint32_t *places_end[KINDS]; /* [matches_max]: where each match's end */
     size_t places_capacity;
     size_t labels_capacity;
-    double *sums[KINDS]; /* [labels_capacity] by place: what matches of each kind give */
-    int32_t *gold;       /* [labels_capacity]: gold's index, METRICS_NOT_GOLD */
-    uint32_t *unwanted;  /* [unwanted_count]: places */
-    size_t unwanted_count;
+    double *sums[KINDS];         /* [labels_capacity] by place: what matches of each kind give */
+    int32_t *gold;               /* [labels_capacity]: gold's index, METRICS_NOT_GOLD */
     struct ranked_label *labels; /* [labels_capacity]: the result */
     uint32_t *ids;               /* [labels_capacity] */
     struct scored {
@@ -191,7 +189,6 @@ void scorer_close(struct scorer *s)
     free(s->steps);
     free(s->places);
     free(s->gold);
-    free(s->unwanted);
     free(s->labels);
     free(s->ids);
     free(s->best);
@@ -200,10 +197,11 @@ void scorer_close(struct scorer *s)
 
 /* ---- the stages ---- */
 
-/* The text's matches of each kind by falling score, as many as the largest b may take. */
+/* The text's matches of each kind by falling score, as many as the largest b may take; the text may bring more. */
 static void stage_rank(struct scorer *s, const struct setting *setting, const struct judged *text)
 {
     size_t most = setting->lexical > 0 ? s->options.lexical_candidates : s->b_max;
+    most = most < s->matches_max ? most : s->matches_max;
     for (int kind = 0; kind < KINDS; kind++) {
         uint32_t count = text->matches.counts[kind];
         count = count < most ? count : (uint32_t)most;
@@ -225,13 +223,12 @@ static void labels_reserve(struct scorer *s)
         s->sums[kind] = mem_resize(s->sums[kind], s->labels_capacity * sizeof *s->sums[kind]);
     }
     s->gold = mem_resize(s->gold, s->labels_capacity * sizeof *s->gold);
-    s->unwanted = mem_resize(s->unwanted, s->labels_capacity * sizeof *s->unwanted);
     s->labels = mem_resize(s->labels, s->labels_capacity * sizeof *s->labels);
     s->ids = mem_resize(s->ids, s->labels_capacity * sizeof *s->ids);
     s->best = mem_resize(s->best, s->labels_capacity * sizeof *s->best);
 }
 
-/* Which of the tally's labels are gold or unwanted. */
+/* Which of the tally's labels are gold. */
 static void labels_mark(struct scorer *s, const struct judged *text)
 {
     for (uint32_t i = 0; i < s->tally.count; i++) {
@@ -243,18 +240,17 @@ static void labels_mark(struct scorer *s, const struct judged *text)
             s->gold[at] = (int32_t)i;
         }
     }
-    s->unwanted_count = 0;
-    for (size_t i = 0; i < text->unwanted_count; i++) {
-        uint32_t at = tally_find(&s->tally, text->unwanted[i]);
-        if (at != NO_LABEL) {
-            s->unwanted[s->unwanted_count++] = at;
-        }
-    }
 }
 
 int label_lost(uint32_t id, struct error *e)
 {
     return error_set(e, ERROR_FATAL, E_CORRUPT, "a value names the label number %u, which does not exist", id);
+}
+
+int slot_lost(uint64_t slot, struct error *e)
+{
+    return error_set(e, ERROR_FATAL, E_CORRUPT, "slot %llu has a key, but nothing else is known about it",
+                     (unsigned long long)slot);
 }
 
 /* How many instances have the label. */
@@ -328,7 +324,7 @@ static int stage_cut(struct scorer *s, const struct setting *setting, const stru
 }
 
 /* What the matches of a kind give to each label. */
-static void labels_sum(struct scorer *s, int kind)
+static void labels_sum(struct scorer *s, int kind, const struct judged *text)
 {
     const struct matches *m = &s->cut;
     uint32_t next = kind == LABELS && m->counts[INSTANCES] ? s->places_end[INSTANCES][m->counts[INSTANCES] - 1] : 0;
@@ -340,20 +336,23 @@ static void labels_sum(struct scorer *s, int kind)
             s->sums[kind][s->places[next]] += s->weights[kind][i];
         }
     }
-    for (size_t i = 0; i < s->unwanted_count; i++) {
-        s->sums[kind][s->unwanted[i]] = -1; /* below any score that is wanted, whatever lambda */
+    for (size_t i = 0; i < text->unwanted_count; i++) {
+        uint32_t at = tally_find(&s->tally, text->unwanted[i]);
+        if (at != NO_LABEL) {
+            s->sums[kind][at] = -1; /* below any score that is wanted, whatever lambda */
+        }
     }
 }
 
 /* w. */
-static void stage_weigh(struct scorer *s, const struct setting *setting)
+static void stage_weigh(struct scorer *s, const struct setting *setting, const struct judged *text)
 {
     double *shares[KINDS] = {s->weights[INSTANCES], s->shares};
     matches_weigh(&s->cut, setting->apart, setting->tau, shares);
-    labels_sum(s, INSTANCES);
+    labels_sum(s, INSTANCES, text);
 }
 
-static void stage_power(struct scorer *s, const struct setting *setting)
+static void stage_power(struct scorer *s, const struct setting *setting, const struct judged *text)
 {
     const double *factors = s->factors;
     for (size_t p = 0; p < s->powers_count && s->powers[p] != setting->label_power; p++) {
@@ -362,7 +361,7 @@ static void stage_power(struct scorer *s, const struct setting *setting)
     for (uint32_t i = 0; i < s->cut.counts[LABELS]; i++) {
         s->weights[LABELS][i] = setting->label_power > 0 ? s->shares[i] * factors[i] : s->shares[i];
     }
-    labels_sum(s, LABELS);
+    labels_sum(s, LABELS, text);
 }
 
 /* The first `depth` scores so far, in falling order. */
@@ -447,9 +446,9 @@ int scorer_text(struct scorer *s, const struct judged *text, scorer_each *each, 
             }
             /* fall through */
         case STAGE_WEIGH:
-            stage_weigh(s, setting); /* fall through */
+            stage_weigh(s, setting, text); /* fall through */
         case STAGE_POWER:
-            stage_power(s, setting); /* fall through */
+            stage_power(s, setting, text); /* fall through */
         case STAGE_MIX:
             break;
         }

@@ -129,7 +129,7 @@ struct backend_operations {
     void (*download)(struct stream *s, void *to_host, const void *from, size_t bytes);
     /* Optional: host memory from which copies need not be staged. */
     int (*host_alloc)(struct backend *b, size_t bytes, void **out, struct error *e);
-    void (*host_release)(struct backend *b, void *memory);
+    void (*host_release)(struct backend *b, void *memory); /* NULL is fine */
 
     /* Room for a packed weight [width, in] of the compute dtype or f32. weight_pack fills it from the master weight
      * [width, in] and bias [1, width], f32 in device memory, as often as they change (no other stream may be using it).
@@ -197,10 +197,11 @@ size_t tensor_bytes(const struct backend *b, enum dtype dtype, size_t rows, size
 
 /* ---- opening ---- */
 
+enum compute { COMPUTE_AUTO, COMPUTE_F32, COMPUTE_BF16 }; /* auto: the one that measures faster */
+
 struct backend_options {
-    size_t threads;    /* the CPU's worker threads; 0: as many as this process may use */
-    bool compute_auto; /* compute is what measures faster; else: */
-    enum dtype compute;
+    size_t threads; /* the CPU's worker threads; 0: as many as this process may use */
+    enum compute compute;
 };
 
 /* The CPU backend. The caller closes it. */

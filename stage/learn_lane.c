@@ -92,7 +92,7 @@ static void lane_full(struct learn_lane *l, const struct error *e)
         stage_error(l->stage, e->code);
         l->full_said = true;
     }
-    if (e->code != E_DISK_FULL) {
+    if (e->code == E_KEYS_MAX || e->code == E_MAP_FULL) {
         lane_ready(l); /* only a restart helps this lane, so the other one need not wait for it */
     }
     learn_consumer_pause(l->consumer);

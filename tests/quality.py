@@ -5,9 +5,10 @@ For each set: the train part is loaded into a memory of its own, the test part i
 `engram tune --write` picks one by leave-one-out over that memory, and the test part is evaluated again with the file that it
 wrote. The test part has no say in the choice. Prints a table in markdown; ends with 1 where a figure misses its target.
 
-    tests/quality.py [debtags] [debrel]
+    tests/quality.py [--compute auto|f32|bf16] [debtags] [debrel]
 """
 
+import argparse
 import json
 import os
 import signal
@@ -66,13 +67,13 @@ def row(*cells):
     print("| " + " | ".join(cells) + " |", flush=True)
 
 
-def measure(name):
+def measure(name, compute):
     """Prints the lines of one set; returns what missed its target."""
     flags, targets = SETS[name]
     data = ROOT / "examples" / name
     with tempfile.TemporaryDirectory(prefix=f"engram-quality-{name}-") as folder:
         file = Path(folder) / "engram.conf"
-        file.write_text(f"[memory]\nmemory = {folder}/memory\n", encoding="utf-8")
+        file.write_text(f"[encoder]\ncompute = {compute}\n[memory]\nmemory = {folder}/memory\n", encoding="utf-8")
         load(file, data / "labels.jsonl.gz", data / "train.jsonl.gz")
         before = evaluate(file, data / "test.jsonl.gz", *flags)
         found, seconds = tune(file, *flags)
@@ -83,16 +84,19 @@ def measure(name):
     return [f"{name}: {m} {after[m]:.2f}, wanted {least}" for m, least in targets.items() if after[m] < least]
 
 
-def main(names):
+def main():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    unknown = [name for name in names if name not in SETS]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="SET", help=", ".join(SETS))
+    parser.add_argument("--compute", default="auto", choices=("auto", "f32", "bf16"))
+    options = parser.parse_args()
+    unknown = [name for name in options.names if name not in SETS]
     if unknown:
-        print(f"quality: no set '{unknown[0]}'; there are: {', '.join(SETS)}", file=sys.stderr)
-        return 2
+        parser.error(f"no set '{unknown[0]}'; there are: {', '.join(SETS)}")
     try:
         row("set", "setting", *METRICS, "tune, s")
         row("---", "---", *("---:" for _ in METRICS), "---:")
-        missed = [line for name in names or SETS for line in measure(name)]
+        missed = [line for name in options.names or SETS for line in measure(name, options.compute)]
     except Failed as failed:
         print(f"quality: {failed}", file=sys.stderr)
         return 1
@@ -104,4 +108,4 @@ def main(names):
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

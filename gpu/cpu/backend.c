@@ -130,6 +130,12 @@ static int cpu_tile(struct stream *s, const struct tile *tile, struct error *e)
     return 0;
 }
 
+/* Room for one row's values, or for a block's; what was in it is lost where it grows. */
+static float *stream_scratch(struct stream *s, size_t floats)
+{
+    return memory_grow(&s->scratch, &s->scratch_bytes, floats * sizeof(float));
+}
+
 static float *kept_of(const struct tensor *kept)
 {
     return kept ? kept->data : NULL;
@@ -314,15 +320,11 @@ static int bf16_pays(struct cpu *c, bool *out, struct error *e)
 
 static int compute_choose(struct cpu *c, const struct backend_options *options, struct error *e)
 {
-    bool pays = false;
-    if (!options->compute_auto) {
-        c->backend.facts.compute = options->compute;
-        return 0;
-    }
-    if (onednn_bf16() && bf16_pays(c, &pays, e)) {
+    bool bf16 = options->compute == COMPUTE_BF16;
+    if (options->compute == COMPUTE_AUTO && onednn_bf16() && bf16_pays(c, &bf16, e)) {
         return -1;
     }
-    c->backend.facts.compute = pays ? DTYPE_BF16 : DTYPE_F32;
+    c->backend.facts.compute = bf16 ? DTYPE_BF16 : DTYPE_F32;
     return 0;
 }
 

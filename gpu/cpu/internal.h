@@ -90,8 +90,8 @@ struct stream {
     struct tile tile;
     void *arena; /* handed out by arena() */
     size_t arena_bytes;
-    float *scratch; /* of one operation */
-    size_t scratch_floats;
+    void *scratch; /* of one operation */
+    size_t scratch_bytes;
     struct found *found; /* of a scan */
     struct error error;  /* of the first operation that failed since the last wait; kind ERROR_NONE: none */
 };
@@ -100,7 +100,6 @@ struct stream {
 void *memory_zero(size_t bytes);
 /* At least `bytes` of the same; what they held is lost when they grow. */
 void *memory_grow(void **memory, size_t *have, size_t bytes);
-float *stream_scratch(struct stream *s, size_t floats);
 
 /* run(0 .. parts[shared] - 1), in any order, by this stream and by those that assist; shared: whether any may. */
 void share_run(struct stream *s, part_function *run, const void *operation, const size_t parts[2]);

@@ -208,38 +208,36 @@ static void panels_pack(float *panels, const float *queries, size_t n, size_t di
     }
 }
 
-/* Room for `bytes` at *next, which moves on by whole cache lines. */
-static void *found_place(unsigned char **next, size_t bytes)
+/* Room for `bytes` at *next, which moves on by whole cache lines. memory NULL: only that. */
+static void *found_place(unsigned char *memory, size_t *next, size_t bytes)
 {
-    void *place = *next;
+    void *place = memory ? memory + *next : NULL;
     *next += (bytes + 63) / 64 * 64;
     return place;
 }
 
-static void found_places(struct found *f, unsigned char *memory, size_t queries, size_t columns, size_t b, size_t dim,
-                         size_t panel, size_t *bytes)
+/* Places all in `memory`, one after the other; returns the bytes that they take. */
+static size_t found_places(struct found *f, unsigned char *memory, size_t queries, size_t columns, size_t b, size_t dim,
+                           size_t panel)
 {
-    unsigned char *next = memory;
-    f->hits = found_place(&next, queries * b * sizeof *f->hits);
-    f->counts = found_place(&next, queries * sizeof *f->counts);
-    f->thresholds = found_place(&next, columns * sizeof *f->thresholds);
-    f->panels = found_place(&next, columns * dim * sizeof *f->panels);
-    f->tile = found_place(&next, TILE * dim * sizeof *f->tile);
-    f->scores = found_place(&next, TILE * panel * sizeof *f->scores);
-    *bytes = (size_t)(next - memory);
+    size_t next = 0;
+    f->hits = found_place(memory, &next, queries * b * sizeof *f->hits);
+    f->counts = found_place(memory, &next, queries * sizeof *f->counts);
+    f->thresholds = found_place(memory, &next, columns * sizeof *f->thresholds);
+    f->panels = found_place(memory, &next, columns * dim * sizeof *f->panels);
+    f->tile = found_place(memory, &next, TILE * dim * sizeof *f->tile);
+    f->scores = found_place(memory, &next, TILE * panel * sizeof *f->scores);
+    return next;
 }
 
 static struct found *found_prepare(struct stream *s, size_t queries, size_t columns, size_t b, size_t dim)
 {
-    static unsigned char nowhere[1];
     const size_t panel = s->cpu->kernels->panel;
-    size_t bytes;
     if (!s->found) {
         s->found = mem_zero(1, sizeof *s->found);
     }
-    found_places(s->found, nowhere, queries, columns, b, dim, panel, &bytes);
-    found_places(s->found, memory_grow(&s->found->memory, &s->found->bytes, bytes), queries, columns, b, dim, panel,
-                 &bytes);
+    size_t bytes = found_places(s->found, NULL, queries, columns, b, dim, panel);
+    found_places(s->found, memory_grow(&s->found->memory, &s->found->bytes, bytes), queries, columns, b, dim, panel);
     return s->found;
 }
 

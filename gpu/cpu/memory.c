@@ -22,12 +22,3 @@ void *memory_grow(void **memory, size_t *have, size_t bytes)
     }
     return *memory;
 }
-
-float *stream_scratch(struct stream *s, size_t floats)
-{
-    void *scratch = s->scratch;
-    size_t have = s->scratch_floats * sizeof(float);
-    s->scratch = memory_grow(&scratch, &have, floats * sizeof(float));
-    s->scratch_floats = have / sizeof(float);
-    return s->scratch;
-}

@@ -180,11 +180,11 @@ void onednn_stream_close(struct onednn_stream *s)
  * one would take what the other has asked for. */
 static pthread_mutex_t kernel_lock = PTHREAD_MUTEX_INITIALIZER;
 
+/* a kernel, and the heap of 64 MiB that another thread may map meanwhile, aligned */
+#define KERNEL_BYTES ((size_t)192 << 20)
+
 static void kernel_begin(void)
 {
-    enum {
-        KERNEL_BYTES = 192 << 20
-    }; /* a kernel, and the heap of 64 MiB that another thread may map meanwhile, aligned */
     pthread_mutex_lock(&kernel_lock);
     free(mem_alloc(KERNEL_BYTES));
 }
@@ -284,9 +284,9 @@ done:
     return result;
 }
 
-/* A row of a slab is not a whole multiple of 2 KiB: where weights stay as they are, all rows would be in the same few
- * lines of the first cache. Measured on a Zen 3 core, 512 rows of 384 by 1,536 columns in slabs of 1,536 / 768 / 512 /
- * 384: 66 / 85 / 65 / 89 GFLOP/s. */
+/* A row of a slab is not a whole multiple of 2 KiB, if SLABS allow that: where weights stay as they are, all rows would
+ * be in the same few lines of the first cache. Measured on a Zen 3 core, 512 rows of 384 by 1,536 columns in slabs of
+ * 1,536 / 768 / 512 / 384: 66 / 85 / 65 / 89 GFLOP/s. */
 static void slabs_choose(struct weight *w, size_t streams)
 {
     size_t slabs = (w->width + SLAB_MOST - 1) / SLAB_MOST;

@@ -14,10 +14,10 @@ static int length_choose(struct encoder *enc, size_t asked, const char *folder, 
     if (asked == 0) {
         return 0;
     }
-    if (asked < 3 || asked > enc->config.positions) {
+    if (asked < LENGTH_MIN || asked > enc->config.positions) {
         return error_set(e, ERROR_FATAL, E_MODEL,
-                         "max_seq_length %zu: model folder %s has positions for 3 to %zu tokens", asked, folder,
-                         enc->config.positions);
+                         "max_seq_length %zu: model folder %s has positions for %d to %zu tokens", asked, folder,
+                         LENGTH_MIN, enc->config.positions);
     }
     enc->config.max_seq_length = asked;
     return 0;

@@ -26,7 +26,6 @@ static void layer_place(const struct encoder *enc, struct layer_pass *l, size_t 
         .context = place(b, next, memory, dtype, tokens, dim),
         .middle = place(b, next, memory, dtype, tokens, dim),
         .hidden = place(b, next, memory, dtype, tokens, enc->config.intermediate),
-        .keep = keep,
     };
     l->attended = l->middle;
     if (keep) {
@@ -61,11 +60,10 @@ size_t pass_place(const struct encoder *enc, struct pass *p, void *memory, size_
 
 /* Returns where the layer's output is. */
 static struct tensor layer_run(const struct encoder *enc, struct stream *s, const struct layer *w,
-                               const struct layer_pass *l, const struct tensor *x)
+                               const struct layer_pass *l, const struct tensor *x, bool keep)
 {
     const struct backend_operations *ops = enc->backend->ops;
     const float eps = enc->config.epsilon;
-    const bool keep = l->keep;
     const struct tensor *out = keep ? &l->out : x, *projected = keep ? &l->projected : x;
 
     ops->linear(s, &l->qkv, x, w->attention->packed, EPILOGUE_NONE, NULL);                  /* [tokens, 3 dim] */
@@ -96,7 +94,7 @@ int forward_pass(const struct encoder *enc, struct stream *s, const struct tile 
         if (i > 0 && between) {
             between(context);
         }
-        x = layer_run(enc, s, &enc->layers[i], &p->layers[p->keep ? i : 0], &x);
+        x = layer_run(enc, s, &enc->layers[i], &p->layers[p->keep ? i : 0], &x, p->keep);
     }
     const struct tensor *last = enc->dense ? &p->vectors : &p->pooled;
     ops->pool(s, &p->pooled, &x, enc->config.pooling); /* [sequences, dim] */

@@ -101,14 +101,14 @@ void parameters_free(struct encoder *enc);
 
 /* ---- the forward pass -------------------------------------------------------------------------------------------- */
 
-/* A layer's tensors on the device. Those after `keep` are apart only where that is set, for a backward pass. */
+/* A layer's tensors on the device. Those after `hidden` have a place of their own only where a backward pass needs
+ * them. */
 struct layer_pass {
-    struct tensor qkv;      /* [tokens, 3 dim] */
-    struct tensor context;  /* [tokens, dim]: attention's output */
-    struct tensor attended; /* [tokens, dim]: context after its matrix */
-    struct tensor middle;   /* [tokens, dim]: the norm of attended + the layer's input */
-    struct tensor hidden;   /* [tokens, intermediate]: after GELU */
-    bool keep;
+    struct tensor qkv;                                 /* [tokens, 3 dim] */
+    struct tensor context;                             /* [tokens, dim]: attention's output */
+    struct tensor middle;                              /* [tokens, dim]: the norm of attended + the layer's input */
+    struct tensor hidden;                              /* [tokens, intermediate]: after GELU */
+    struct tensor attended;                            /* [tokens, dim]: context after its matrix */
     struct tensor projected;                           /* [tokens, dim]: hidden after its matrix */
     struct tensor out;                                 /* [tokens, dim]: the norm of projected + middle */
     struct tensor before_gelu, log_sums, norm1, norm2; /* what the operations keep */

@@ -1,5 +1,6 @@
 /* The encoder's parameters: which there are, where their numbers are in the files, and the fingerprint over them.
- * Nothing of a file is kept: tables and norms go to the backend's memory, matrices to its packed layout.
+ * Nothing of a file is kept: tables and norms go to the backend's memory, matrices to its packed layout, and as they
+ * are to its memory where masters are asked for.
  *
  * What surprises: a canonical name (no `bert.` or `0.auto_model.`, weight and bias also for gamma and beta, `dense` for
  * a Dense module's `linear`) is what we and the fingerprint speak of; only tensor_find knows how the file spells it. */

@@ -49,7 +49,7 @@ struct tokenizer {
 
 const char *const special_tokens[SPECIAL_TOKENS] = {"[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]"};
 
-bool special_token(struct slice text)
+static bool special_token(struct slice text)
 {
     for (size_t i = 0; i < SPECIAL_TOKENS; i++) {
         if (slice_equal(text, slice_of(special_tokens[i]))) {

@@ -44,7 +44,6 @@ struct tokenizer_settings {
 /* The five that BERT's own vocabulary brings, and that are added tokens even where no file says so. */
 #define SPECIAL_TOKENS 5
 extern const char *const special_tokens[SPECIAL_TOKENS];
-bool special_token(struct slice text); /* whether it is one of them */
 
 /* Errors are FATAL E_MODEL, without the file's name: no [UNK], [CLS] or [SEP], or an added token that cannot be run.
  * The caller closes it. */

@@ -61,7 +61,7 @@ def main():
     with bench(options) as b:
         rounds = [one_round(b, number) for number in range(options.rounds)]
     middle = {name: statistics.median(r[name] for r in rounds) for name in rounds[0]}
-    print(f"machine: {peers.machine()}; {options.rounds} rounds of {b.count} titles")
+    print(f"machine: {peers.machine()}; compute {options.compute}; {options.rounds} rounds of {b.count} titles")
     print("\n| | texts/s | taken from one core | of what the rest could encode (lowest .. highest) |\n|---|---:|---:|---:|")
     print(f"| encoding, free machine | {middle['encode']:.0f} | | |")
     for name, what in (("encoding, beside the burner", "encode"), ("stage, beside the burner", "stage")):

@@ -150,7 +150,7 @@ def main():
         say(f"full rate {full or 0:.0f} texts/s; now {rate:.0f} texts/s")
         live, idle, texts = measure(b, rate)
     full_text = f"full rate {full:.0f} texts/s; " if full else ""
-    print(f"machine: {peers.machine()}; {full_text}{rate:.0f} texts/s sent")
+    print(f"machine: {peers.machine()}; compute {options.compute}; {full_text}{rate:.0f} texts/s sent")
     print("\n| label to live, ms | labels | p50 | p99 | highest |\n|---|---:|---:|---:|---:|")
     for name, ms in (("at half load", live), ("no load", idle)):
         print(f"| {name} | {len(ms)} | {percentile(ms, 50):.1f} | {percentile(ms, 99):.1f} | {max(ms, default=0):.1f} |")

@@ -31,6 +31,7 @@ def parser_of(description, rounds):
     parser.add_argument("--repeat", type=int, default=2, help="how often each title")
     parser.add_argument("--titles", type=int, help="no more titles than this, for a quick look")
     parser.add_argument("--instances", type=int, help="fold no more of debtags than this, for a quick look")
+    parser.add_argument("--compute", default="auto", choices=("auto", "f32", "bf16"), help="of the stage and of encoding alone")
     parser.add_argument("--json", help="also write the numbers here")
     return parser
 
@@ -96,7 +97,8 @@ class Bench:
     def __init__(self, options, broker, folder):
         self.options, self.broker, self.folder = options, broker, folder
         self.memory = folder / "memory"
-        self.own = ["--model", options.model, "--memory", str(self.memory)]
+        self.encoder = ["--model", options.model, "--compute", options.compute]
+        self.own = [*self.encoder, "--memory", str(self.memory)]
         self.kafka = ["-X", f"bootstrap.servers={broker.address}"]
         self.titles, self.count = self._titles()
         self.fold_seconds = self.folded = 0
@@ -143,7 +145,7 @@ class Bench:
 
     def encode_rate(self):
         """Texts/s of encoding alone, with all threads, over the same titles."""
-        done = subprocess.run([self.options.bench, self.titles, *self.own[:2], "--max-seq-length", "256"],
+        done = subprocess.run([self.options.bench, self.titles, *self.encoder, "--max-seq-length", "256"],
                               check=True, capture_output=True, text=True, env=ENVIRONMENT)
         line = json.loads(done.stdout.splitlines()[-1])
         return line["texts"] / line["seconds"]

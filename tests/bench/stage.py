@@ -9,7 +9,7 @@ their own. The settings are the defaults, what `engram tune` picks for this memo
 rate is taken from the times of the predictions, without the first batch, so that start and join do not count. The broker, its
 reader and its writer run on the same CPUs and count against the stage and the loop alike.
 
-    stage.py ENGRAM MODEL BENCH [--rounds 3] [--repeat 2] [--loop PYTHON] [--json FILE]
+    stage.py ENGRAM MODEL BENCH [--rounds 3] [--repeat 2] [--compute auto|f32|bf16] [--loop PYTHON] [--json FILE]
 ENGRAM: the binary; MODEL: the model's folder; BENCH: the compiled tests/bench/encode_bench.c; --loop: the Python with the
 loop's packages, without which it is left out.
 """
@@ -118,7 +118,7 @@ def main():
         sizes = file_bytes(b)
     rounds = [found for found, _ in both]
     peaks = {name: max(found[name] for _, found in both) for name in settings}
-    print(f"machine: {peers.machine()}; {options.rounds} rounds of {b.count} titles; {sizes['keys']} keys")
+    print(f"machine: {peers.machine()}; compute {options.compute}; {options.rounds} rounds of {b.count} titles; {sizes['keys']} keys")
     print(f"tuned: {json.dumps(tuned)}")
     for name, reason in left_out.items():
         print(f"left out: {name}: {reason}")

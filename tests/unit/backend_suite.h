@@ -242,7 +242,7 @@ static inline int backend_run(const struct kernels *kernels, size_t threads, con
                               size_t count)
 {
     int failed = 0;
-    for (enum dtype compute = DTYPE_BF16; compute <= DTYPE_F32; compute++) {
+    for (enum compute compute = COMPUTE_F32; compute <= COMPUTE_BF16; compute++) {
         char path[PATH_MAX];
         struct error e = {0};
         const struct backend_options options = {.threads = threads, .compute = compute};
@@ -251,7 +251,7 @@ static inline int backend_run(const struct kernels *kernels, size_t threads, con
             fprintf(stderr, "%s\n", e.text);
             return 1;
         }
-        if (backend->facts.compute != compute) { /* a build without bf16 */
+        if (backend->facts.compute != (compute == COMPUTE_BF16 ? DTYPE_BF16 : DTYPE_F32)) { /* a build without bf16 */
             backend_close(backend);
             continue;
         }

@@ -171,7 +171,7 @@ static inline void refused(const char *first, const char *second)
 static inline int encoder_tests_run(const char *name, const struct CMUnitTest *tests, size_t count)
 {
     struct error e = {0};
-    if (backend_cpu_open(&backend, &(struct backend_options){.threads = 1, .compute = DTYPE_F32}, &e) != 0 ||
+    if (backend_cpu_open(&backend, &(struct backend_options){.threads = 1, .compute = COMPUTE_F32}, &e) != 0 ||
         backend->ops->stream_open(backend, &stream, &e) != 0) {
         fprintf(stderr, "%s\n", e.text);
         return 1;

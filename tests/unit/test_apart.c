@@ -35,7 +35,7 @@ static void device_open(const char *memory)
     if (memory) {
         setenv("APART_MEMORY", memory, 1);
     }
-    must(backend_plugin_open(&backend, beside(path, APART), &(struct backend_options){.compute = DTYPE_F32}, &e), &e);
+    must(backend_plugin_open(&backend, beside(path, APART), &(struct backend_options){.compute = COMPUTE_F32}, &e), &e);
     unsetenv("APART_MEMORY");
     ops = backend->ops;
     must(ops->stream_open(backend, &stream, &e), &e);

@@ -384,7 +384,7 @@ static void world_open(struct world *w, const struct predict_options *options, u
     struct error e = {0};
     struct encoder_options model = {.folder = MODEL};
     *w = (struct world){.random = seed};
-    must(backend_cpu_open(&w->backend, &(struct backend_options){.threads = 2, .compute = DTYPE_F32}, &e), &e);
+    must(backend_cpu_open(&w->backend, &(struct backend_options){.threads = 2, .compute = COMPUTE_F32}, &e), &e);
     must(encoder_open(&w->encoder, w->backend, &model, &e), &e);
     struct memory_options memory = {.dim = encoder_dim(w->encoder),
                                     .fingerprint = encoder_fingerprint(w->encoder),

@@ -14,7 +14,7 @@
 #include "gpu/backend.h"
 #include "tests/backend/beside.h"
 
-static const struct backend_options defaults = {.threads = 1, .compute = DTYPE_F32};
+static const struct backend_options defaults = {.threads = 1, .compute = COMPUTE_F32};
 
 static void refused(const char *path, enum error_code code, const char *text)
 {

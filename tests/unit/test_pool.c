@@ -243,6 +243,32 @@ static void test_help(void **state)
     run_close(r);
 }
 
+static void third_help_run(struct job *job, size_t seat)
+{
+    struct run *r = ((struct lettered *)job)->run;
+    (void)seat;
+    if (atomic_fetch_add(&r->helped, 1) == 2) {
+        atomic_store(&r->gate, true);
+    }
+    while (!atomic_load(&r->gate)) {
+        clock_sleep_ms(1);
+    }
+}
+
+/* Up to three do. */
+static void test_several_help(void **state)
+{
+    (void)state;
+    struct run *r = run_open(6, 6);
+    struct lettered first = letters(r, '-', LANE_BULK, 1);
+    first.job.run = gate_run;
+    first.job.help = third_help_run;
+    pool_begin(r->pool, &first.job);
+    assert_int_equal(pool_end(r->pool, &first.job, NULL), 0);
+    assert_true(atomic_load(&r->helped) >= 3);
+    run_close(r);
+}
+
 struct share {
     atomic_size_t of[1000], in_hand[8];
     size_t fails_on;
@@ -415,6 +441,7 @@ int main(void)
         cmocka_unit_test(test_an_error_ends_a_job),
         cmocka_unit_test(test_workers_without_a_lane),
         cmocka_unit_test(test_help),
+        cmocka_unit_test(test_several_help),
         cmocka_unit_test(test_share),
         cmocka_unit_test(test_a_brief_piece_is_let_in_between_shared_pieces),
         cmocka_unit_test(test_a_lane_does_not_wait_for_shared_work),

@@ -45,8 +45,10 @@ static int open_file(struct tokenizer **out, const char *path, struct tokenizer_
     assert_int_equal(lines_open(&lines, path, 1 << 20, NULL), 0);
     while (lines_next(lines, &line, NULL) > 0) {
         pieces[count] = arena_slice(&arena, line);
-        if (special_token(pieces[count])) {
-            added[more++] = (struct added_token){.text = pieces[count], .id = (int32_t)count, .special = true};
+        for (size_t i = 0; i < SPECIAL_TOKENS; i++) {
+            if (slice_equal(pieces[count], slice_of(special_tokens[i]))) {
+                added[more++] = (struct added_token){.text = pieces[count], .id = (int32_t)count, .special = true};
+            }
         }
         count++;
     }

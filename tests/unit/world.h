@@ -32,7 +32,7 @@ static inline void must(int result, const struct error *e)
 
 static inline void world_open(struct world *w, const struct world_options *options)
 {
-    const struct backend_options backend = {.threads = options->threads ? options->threads : 2, .compute = DTYPE_F32};
+    const struct backend_options backend = {.threads = options->threads ? options->threads : 2, .compute = COMPUTE_F32};
     struct error e = {0};
     *w = (struct world){.folder = "/tmp/engram-unit-XXXXXX"};
     assert_non_null(mkdtemp(w->folder));

@@ -472,7 +472,7 @@ static int apart_open(struct backend **out, const struct backend_options *option
     d->backend.ops = &operations;
     d->backend.facts = (struct backend_facts){.name = "apart",
                                               .library = "plain loops",
-                                              .compute = options->compute_auto ? DTYPE_F32 : options->compute,
+                                              .compute = options->compute == COMPUTE_BF16 ? DTYPE_BF16 : DTYPE_F32,
                                               .row_multiple = ROW_MULTIPLE,
                                               .streams = 1,
                                               .tile_tokens = TILE_TOKENS,

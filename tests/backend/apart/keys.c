@@ -10,7 +10,7 @@
 struct mirror {
     uint64_t first_slot, version;
     uint32_t rows, kind;
-    float *vectors; /* [rows, dim]; these four are one allocation */
+    float *vectors; /* [rows, dim]; these three are one allocation */
     uint64_t *ties;
     uint8_t *candidate;
     size_t bytes;
