@@ -15,7 +15,7 @@
 
 enum {
     ASK_MS = 5000,
-    LOOK_QUIET_US = 2000000, /* leaders of a topic that was just made say for a moment that they are none */
+    LOOK_QUIET_US = 2000000, /* of a topic that was just made brokers do not know, or say that they are no leaders */
     TOPICS = 2,
     ASSIGNED = 1, /* every partition's epoch: by hand, once */
 };
@@ -147,8 +147,9 @@ static void warn_settings(const struct kafka_topic *topic)
 
 /* ---- opening ---- */
 
-/* One look: do both topics exist, with leaders? 1: yes; 0: look again; -1: FATAL. */
-static int topics_look(struct learn_consumer *c, struct kafka_topic *topics, struct error *e)
+/* One look: do both topics exist, with leaders? 1: yes; 0: look again; -1: FATAL. Not every broker knows at once of a
+ * topic that was just made. */
+static int topics_look(struct learn_consumer *c, struct kafka_topic *topics, uint64_t quiet_until, struct error *e)
 {
     struct error reason;
     if (kafka_topics_describe(&c->client, topics, TOPICS, true, ASK_MS, &reason)) {
@@ -157,6 +158,9 @@ static int topics_look(struct learn_consumer *c, struct kafka_topic *topics, str
     }
     for (int i = 0; i < TOPICS; i++) {
         if (topics[i].partitions == 0) {
+            if (clock_us() < quiet_until) {
+                return 0;
+            }
             return error_set(e, ERROR_FATAL, E_TOPIC, "topic '%s' does not exist: create it, or set create_topics",
                              topics[i].name);
         }
@@ -278,7 +282,8 @@ static int positions_hold(struct learn_consumer *c, struct reading *one, struct 
     return result;
 }
 
-/* Now and then, and before anything is handed out of a partition that was in doubt. */
+/* Now and then. A partition that was in doubt is asked about before anything of it is handed out, once: without an
+ * answer the next check decides. */
 static int positions_check_due(struct learn_consumer *c, struct error *e)
 {
     return readings_check_due(&c->readings) && positions_hold(c, NULL, e) < 0 ? -1 : 0;
@@ -310,7 +315,8 @@ static int learn_prepare(struct learn_consumer *c, const struct learn_offset *st
     if (kafka_client_connect(&c->client, wait, &c->cluster, e) || check_cluster(c, stored, n, e)) {
         return -1;
     }
-    for (int seen = 0; (seen = topics_look(c, topics, e)) != 1;) {
+    uint64_t quiet_until = clock_us() + LOOK_QUIET_US;
+    for (int seen = 0; (seen = topics_look(c, topics, quiet_until, e)) != 1;) {
         if (seen < 0 || !kafka_client_idle(&c->client, wait)) {
             return seen < 0 ? -1 : give_up(c, e);
         }
@@ -323,7 +329,7 @@ static int learn_prepare(struct learn_consumer *c, const struct learn_offset *st
     }
     partitions_list(c, topics, stored, n);
     struct error look;
-    uint64_t quiet_until = clock_us() + LOOK_QUIET_US;
+    quiet_until = clock_us() + LOOK_QUIET_US;
     while (offsets_look(c, &look)) {
         if (look.kind != ERROR_RETRY) {
             return error_set(e, look.kind, look.code, "%s", look.text);

@@ -17,6 +17,9 @@ static int committed_read(struct kafka_client *c, rd_kafka_topic_partition_list_
     rd_kafka_resp_err_t err = RD_KAFKA_RESP_ERR_NO_ERROR;
     for (int attempt = 0; attempt < ATTEMPTS; attempt++) {
         err = rd_kafka_committed(c->rk, list, COMMITTED_MS);
+        for (int i = 0; i < list->cnt && !err; i++) {
+            err = list->elems[i].err; /* a partition that could not be asked has no offset either */
+        }
         if (!err) {
             return 0;
         }

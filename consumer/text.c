@@ -28,8 +28,8 @@ enum {
 
 struct text_consumer {
     struct kafka_client *_Atomic client; /* the poll thread writes */
-    struct kafka_client **retired; /* closed; destroyed at the end, for messages and other threads may still use them */
-    size_t retired_count;          /* poll thread */
+    struct kafka_client **retired;       /* destroyed at the end, for messages and other threads may still use them */
+    size_t retired_count;                /* poll thread */
     const struct config *config;
     struct text_consumer_events events;
     char *topic;
@@ -51,6 +51,13 @@ struct text_consumer {
 static struct kafka_client *client_of(const struct text_consumer *c)
 {
     return atomic_load(&c->client);
+}
+
+/* Why librdkafka gave the client up; 0: it did not. Any thread. */
+static rd_kafka_resp_err_t fatal_ask(const struct kafka_client *client, char text[FATAL_BYTES])
+{
+    text[0] = '\0';
+    return rd_kafka_fatal_error(client->rk, text, FATAL_BYTES);
 }
 
 /* ---- what is ours ---- */
@@ -142,12 +149,13 @@ static void end_taken(struct text_consumer *c, int32_t partition, int64_t offset
     }
 }
 
-/* A text was read. False: it is to be dropped, for its partition is about to be read from its beginning. */
+/* A text was read. False: it is to be dropped, for its partition is not ours, or about to be read from its beginning.
+ */
 static bool text_taken(struct text_consumer *c, struct consumed *text)
 {
     struct reading *p = reading_of(c, text->partition);
     if (!p || p->restarting) {
-        return !p;
+        return false;
     }
     text->epoch = p->epoch;
     c->check_now =
@@ -258,10 +266,15 @@ static void assign(struct text_consumer *c, rd_kafka_topic_partition_list_t *lis
 
 static void revoke(struct text_consumer *c, rd_kafka_topic_partition_list_t *list)
 {
-    rd_kafka_t *rk = client_of(c)->rk;
+    struct kafka_client *client = client_of(c);
+    rd_kafka_t *rk = client->rk;
+    char text[FATAL_BYTES];
     bool lost = rd_kafka_assignment_lost(rk) != 0;
     bool any = assigned(c) > 0;
     if (lost) {
+        if (!fatal_ask(client, text)) { /* fenced by another process, it is given up before */
+            atomic_store(&client->expired, true);
+        }
         atomic_store(&c->joined, false);
         partitions_drop(c);
     }
@@ -349,8 +362,10 @@ int text_consumer_subscribe(struct text_consumer *c, struct error *e)
     return 0;
 }
 
+/* librdkafka closes no client that it gave up: its threads live on until it is destroyed, and must not speak. */
 static void client_retire(struct text_consumer *c, struct kafka_client *client)
 {
+    rd_kafka_set_log_level(client->rk, 0);
     c->retired = mem_resize(c->retired, (c->retired_count + 1) * sizeof *c->retired);
     c->retired[c->retired_count++] = client;
 }
@@ -406,13 +421,6 @@ static int client_renew(struct text_consumer *c, struct error *e)
     }
     client_retire(c, old);
     return text_consumer_subscribe(c, e);
-}
-
-/* Why librdkafka gave the client up; 0: it did not. Any thread. */
-static rd_kafka_resp_err_t fatal_ask(const struct kafka_client *client, char text[FATAL_BYTES])
-{
-    text[0] = '\0';
-    return rd_kafka_fatal_error(client->rk, text, FATAL_BYTES);
 }
 
 /* What follows from that: the poll thread's. */

@@ -61,7 +61,8 @@ struct partition_offset {
 /* A group consumer as a publisher sees it: whose offsets it commits, and how. */
 struct committer {
     /* Commits, and waits until the broker took it. Partitions that are not ours any more are left out (their next owner
-     * starts at the last commit). 0: committed, or not ours any more. RETRY: told to give up. FATAL: E_FENCED. */
+     * starts at the last commit). 0: committed, or not ours any more. RETRY: told to give up. FATAL: E_FENCED,
+     * E_INTERNAL. */
     int (*commit)(void *consumer, const struct partition_offset *offsets, size_t n, const struct kafka_wait *wait,
                   struct error *e);
     void *consumer;

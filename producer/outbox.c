@@ -195,10 +195,11 @@ static int output_refused(struct outbox *box, struct output *o, struct error *e)
     if (l->form == LETTER_DEAD) {
         size_t bytes = l->cut ? l->cut : letter_bytes(l);
         if (!size || bytes <= CUT_BYTES_MIN) {
-            return error_set(e, ERROR_FATAL, E_REFUSED,
-                             "topic '%s' refuses a dead letter: %s. It must take any record (no compaction, "
-                             "max.message.bytes of 4 MiB)",
-                             box->config->dead_letters_topic, rd_kafka_err2str(o->err));
+            return error_set(e, ERROR_FATAL, E_REFUSED, "topic '%s' refuses a dead letter: %s. %s",
+                             box->config->dead_letters_topic, rd_kafka_err2str(o->err),
+                             o->err == RD_KAFKA_RESP_ERR_INVALID_TIMESTAMP
+                                 ? "Its time is this machine's clock: is that right?"
+                                 : "It must take any record (no compaction, max.message.bytes of 4 MiB)");
         }
         l->cut = bytes / 2 > CUT_BYTES_MIN ? bytes / 2 : CUT_BYTES_MIN;
         return 0;
@@ -207,7 +208,7 @@ static int output_refused(struct outbox *box, struct output *o, struct error *e)
         l->time = TIME_REFUSED;
         return 0;
     }
-    if (size && !o->asked_smaller && o->outcome->smaller && o->outcome->kind == OUTCOME_PREDICTION) {
+    if (size && !o->asked_smaller && o->outcome->smaller) {
         o->asked_smaller = true;
         if (o->outcome->smaller(o->outcome->context, &o->smaller) && o->smaller.bytes < l->value.bytes) {
             l->form = LETTER_SMALLER;
@@ -329,12 +330,12 @@ int outbox_open(struct outbox **out, const struct config *config, const struct k
 static struct output *output_new(struct outbox *box, struct outcome *outcome)
 {
     struct output *o = mem_zero(1, sizeof *o);
-    bool dead = outcome->kind == OUTCOME_DEAD_LETTER;
+    enum consumed_kind kind = outcome->input->kind;
     o->outcome = outcome;
     o->letter = (struct letter){
         .input = outcome->input,
-        .form = dead ? LETTER_DEAD : LETTER_WHOLE,
-        .value = outcome->kind == OUTCOME_PREDICTION ? outcome->value : (struct slice){0},
+        .form = kind == CONSUMED_POISON ? LETTER_DEAD : LETTER_WHOLE,
+        .value = kind == CONSUMED_RECORD ? outcome->value : (struct slice){0},
         .error = outcome->input->poison,
         .stage = "decode",
         .time = box->config->timestamp == TIMESTAMP_NOW ? TIME_NOW : TIME_INPUT,
@@ -424,9 +425,7 @@ int outbox_flush(struct outbox *box, struct error *e)
         }
     }
     for (size_t i = 0; i < box->count; i++) {
-        struct output *o = box->outputs[i];
-        o->outcome->dead_lettered = o->letter.form == LETTER_DEAD;
-        o->outcome->refusal = o->refusal.code;
+        box->outputs[i]->outcome->refusal = box->outputs[i]->refusal.code;
     }
     return 0;
 }

@@ -25,23 +25,17 @@ int topics_ensure(const struct config *config, const struct kafka_wait *wait, st
 
 /* ---- the publisher ---- */
 
-enum outcome_kind {
-    OUTCOME_PREDICTION,  /* `value` goes to predictions */
-    OUTCOME_NULL,        /* a null text: a null prediction */
-    OUTCOME_DEAD_LETTER, /* the input, which is CONSUMED_POISON, goes to dead letters */
-};
-
-/* One input's one output. All of it is borrowed until publisher_commit or publisher_abort returned, the inputs too. */
+/* One input's one output: a record's `value` goes to predictions, for a null a null; poison goes to dead letters. All
+ * of it is borrowed until publisher_commit or publisher_abort returned, the inputs too. */
 struct outcome {
     const struct consumed *input;
-    enum outcome_kind kind;
-    struct slice value; /* OUTCOME_PREDICTION */
-    /* OUTCOME_PREDICTION refused for its size: encodes it without evidence texts into *out and returns true, or returns
+    struct slice value;
+    /* A prediction refused for its size: encodes it without evidence texts into *out and returns true, or returns
      * false where that would not be smaller. Called once at the most, inside the publisher's functions. May be NULL. */
     bool (*smaller)(void *context, struct buffer *out);
     void *context;
-    bool dead_lettered;      /* out, after publisher_commit: it ended among the dead letters */
-    enum error_code refusal; /* out, likewise: why a prediction did; E_OK: it did not */
+    enum error_code
+        refusal; /* out, after publisher_commit: why a prediction is among the dead letters; E_OK: it is not */
 };
 
 struct publisher;

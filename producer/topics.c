@@ -76,6 +76,22 @@ static rd_kafka_NewTopic_t *topic_plan(const struct config *config, const struct
     return plan;
 }
 
+/* Brokers that are still starting: one that is not yet part of the cluster takes no replica. */
+static bool created_later(rd_kafka_resp_err_t err)
+{
+    return err == RD_KAFKA_RESP_ERR_NOT_CONTROLLER || err == RD_KAFKA_RESP_ERR_REQUEST_TIMED_OUT ||
+           err == RD_KAFKA_RESP_ERR_COORDINATOR_LOAD_IN_PROGRESS ||
+           err == RD_KAFKA_RESP_ERR_INVALID_REPLICATION_FACTOR || err == RD_KAFKA_RESP_ERR_THROTTLING_QUOTA_EXCEEDED;
+}
+
+static void trouble_creating(struct kafka_client *client, rd_kafka_resp_err_t err, const char *name, const char *reason)
+{
+    struct buffer words = {0};
+    buffer_format(&words, "topic '%s' is not created yet: %s", name, reason ? reason : rd_kafka_err2str(err));
+    kafka_client_trouble(client, err, words.data);
+    buffer_free(&words);
+}
+
 /* What the controller says of each topic. RETRY: not decided yet, look again; with E_TOPIC one exists already. */
 static int create_result(struct kafka_client *client, rd_kafka_event_t *event, struct error *e)
 {
@@ -93,9 +109,8 @@ static int create_result(struct kafka_client *client, rd_kafka_event_t *event, s
         err = rd_kafka_topic_result_error(results[i]);
         if (!err) {
             log_info("topic '%s' created", name);
-        } else if (err == RD_KAFKA_RESP_ERR_NOT_CONTROLLER || err == RD_KAFKA_RESP_ERR_REQUEST_TIMED_OUT ||
-                   err == RD_KAFKA_RESP_ERR_COORDINATOR_LOAD_IN_PROGRESS) {
-            kafka_client_trouble(client, err, reason ? reason : rd_kafka_err2str(err));
+        } else if (created_later(err)) {
+            trouble_creating(client, err, name, reason);
         } else if (err == RD_KAFKA_RESP_ERR_TOPIC_ALREADY_EXISTS) {
             result = error_set(e, ERROR_RETRY, E_TOPIC,
                                "topic '%s' exists and may not be seen: give the stage's Kafka user " RIGHTS, name);

@@ -32,11 +32,11 @@ struct learn_lane {
     _Atomic bool opened; /* consumer and publisher are there */
     struct log_limit moved_limit;
     bool ready;
-    bool full_said;
-    bool looking;        /* the ends at the last look are not reached yet */
-    uint64_t refused_us; /* when the memory last took no more */
-    uint64_t looked_us;  /* 0: not yet */
-    uint64_t marks;      /* learn_consumer_marks, as far as the memory has them */
+    enum error_code full; /* why the memory takes no more, as it was said; E_OK: it does */
+    bool looking;         /* the ends at the last look are not reached yet */
+    uint64_t refused_us;  /* when the memory last took no more */
+    uint64_t looked_us;   /* 0: not yet */
+    uint64_t marks;       /* learn_consumer_marks, as far as the memory has them */
 };
 
 struct pulse *learn_lane_pulse(struct learn_lane *l)
@@ -83,14 +83,14 @@ static void lane_ready(struct learn_lane *l)
 
 /* ---- a full memory ---- */
 
-/* The memory takes no more: said once. Tags go on; this lane stays at its record. */
+/* The memory takes no more: said once for each reason. Tags go on; this lane stays at its record. */
 static void lane_full(struct learn_lane *l, const struct error *e)
 {
-    if (!l->full_said) {
+    if (l->full != e->code) {
         log_error("the learn lane waits, nothing is lost: %s", e->text);
         stage_waits(l->stage, e->text);
         stage_error(l->stage, e->code);
-        l->full_said = true;
+        l->full = e->code;
     }
     if (e->code == E_KEYS_MAX || e->code == E_MAP_FULL) {
         lane_ready(l); /* only a restart helps this lane, so the other one need not wait for it */
@@ -105,10 +105,10 @@ static void lane_full(struct learn_lane *l, const struct error *e)
 /* It is said late that a full memory takes records again: pages that come free let some in now and then. */
 static void lane_flows(struct learn_lane *l)
 {
-    if (l->full_said && clock_us() - l->refused_us >= FLOWS_US) {
+    if (l->full != E_OK && clock_us() - l->refused_us >= FLOWS_US) {
         log_info("the learn lane goes on");
         stage_waits(l->stage, "");
-        l->full_said = false;
+        l->full = E_OK;
     }
 }
 
@@ -241,7 +241,7 @@ static int lane_bury(struct learn_lane *l, struct error *e)
     size_t n = 0;
     for (size_t i = 0; i < l->count; i++) {
         if (l->records[i]->kind == CONSUMED_POISON) {
-            outcomes[n++] = (struct outcome){.input = l->records[i], .kind = OUTCOME_DEAD_LETTER};
+            outcomes[n++] = (struct outcome){.input = l->records[i]};
         }
     }
     if (n == 0) {
@@ -285,7 +285,7 @@ static int lane_fold(struct learn_lane *l, struct error *e)
     for (size_t i = 0; i < l->count; i++) {
         l->folds[i] = lane_fold_of(l, l->records[i]);
     }
-    size_t most = l->full_said ? 1 : l->count; /* one record tells whether there is room again, then two, four */
+    size_t most = l->full != E_OK ? 1 : l->count; /* one record tells whether there is room again, then two, four */
     for (size_t done = 0; done < l->count;) {
         size_t applied = 0;
         size_t n = most < l->count - done ? most : l->count - done;
@@ -331,9 +331,12 @@ static int lane_look(struct learn_lane *l, bool at_once, struct error *e)
     if (!seen_ms && marks == l->marks) {
         return 0;
     }
+    if (lane_note(l, seen_ms, e)) {
+        return e->kind == ERROR_RETRY ? 0 : -1; /* a full disk: with the next look */
+    }
     l->looking = l->looking && !seen_ms;
     l->marks = marks;
-    return lane_note(l, seen_ms, e) && e->kind != ERROR_RETRY ? -1 : 0;
+    return 0;
 }
 
 /* 0; 1: told to stop before a batch was folded; -1. */

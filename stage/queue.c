@@ -121,13 +121,15 @@ size_t queue_take(struct queue *q, void **items, size_t items_max, size_t weight
     size_t count = 0;
     size_t weight = 0;
     pthread_mutex_lock(&q->lock);
-    while (!q->closed && !q->head) {
-        pthread_cond_wait(&q->changed, &q->lock);
-    }
-    struct timespec deadline = queue_deadline(fill_ms);
-    for (bool waiting = fill_ms > 0; waiting && !q->closed && q->weight < weight_max;) {
-        waiting = queue_wait(q, &deadline);
-    }
+    do { /* again where it was cleared while it filled */
+        while (!q->closed && !q->head) {
+            pthread_cond_wait(&q->changed, &q->lock);
+        }
+        struct timespec deadline = queue_deadline(fill_ms);
+        for (bool waiting = fill_ms > 0; waiting && !q->closed && q->head && q->weight < weight_max;) {
+            waiting = queue_wait(q, &deadline);
+        }
+    } while (!q->closed && !q->head);
     while (!q->closed && q->head && count < items_max && (count == 0 || weight + q->head->weight <= weight_max)) {
         weight += q->head->weight;
         items[count++] = queue_pop(q);

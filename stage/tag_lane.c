@@ -370,13 +370,8 @@ static void outcomes_fill(struct outcomes *o, const struct batch *b, size_t *fro
         }
         struct outcome *outcome = &o->list[o->count++];
         *outcome = (struct outcome){.input = w->consumed, .context = w};
-        if (w->consumed->kind == CONSUMED_NULL) {
-            outcome->kind = OUTCOME_NULL;
-        } else if (w->consumed->kind == CONSUMED_POISON) {
-            outcome->kind = OUTCOME_DEAD_LETTER;
-        } else {
+        if (w->consumed->kind == CONSUMED_RECORD) {
             work_encode(w);
-            outcome->kind = OUTCOME_PREDICTION;
             outcome->value = (struct slice){w->value.data, w->value.bytes};
             outcome->smaller = work_smaller;
         }
@@ -392,11 +387,9 @@ static void lane_published(struct stage *s, const struct outcomes *o, uint64_t b
         const struct outcome *outcome = &o->list[i];
         const struct work *w = outcome->context;
         histogram_add(&s->meters.text, now - w->polled_us);
-        if (outcome->kind == OUTCOME_DEAD_LETTER) {
-            stage_error(s, outcome->input->poison->code);
-            dead_letters++;
-        } else if (outcome->dead_lettered) {
-            stage_error(s, outcome->refusal);
+        enum error_code why = w->consumed->kind == CONSUMED_POISON ? w->consumed->poison->code : outcome->refusal;
+        if (why != E_OK) {
+            stage_error(s, why);
             dead_letters++;
         }
     }

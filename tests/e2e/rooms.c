@@ -110,11 +110,10 @@ static bool smaller(void *context, struct buffer *out)
 static void outcome_make(struct consumed *text, struct made *made)
 {
     made->outcome = (struct outcome){.input = text, .smaller = smaller, .context = &made->big};
-    if (text->kind == CONSUMED_NULL) {
-        made->outcome.kind = OUTCOME_NULL;
-    } else if (text->kind == CONSUMED_POISON) {
-        made->outcome.kind = OUTCOME_DEAD_LETTER;
-    } else if (sscanf(text->text.text.data, "big %zu %zu", &made->big.whole, &made->big.smaller) >= 1) {
+    if (text->kind != CONSUMED_RECORD) {
+        return;
+    }
+    if (sscanf(text->text.text.data, "big %zu %zu", &made->big.whole, &made->big.smaller) >= 1) {
         for (size_t i = 0; i < made->big.whole; i++) {
             buffer_byte(&made->value, 'w');
         }
@@ -137,7 +136,7 @@ static int echo_publish(struct echo *echo, struct consumed **texts, size_t n, st
     result = result || publisher_commit(echo->publisher, e);
     for (size_t i = 0; i < n && !result; i++) {
         say("published %d %" PRId64 " %s%s", texts[i]->partition, texts[i]->offset, kind_of(texts[i]),
-            made[i].outcome.dead_lettered ? " dead" : "");
+            texts[i]->kind == CONSUMED_POISON || made[i].outcome.refusal != E_OK ? " dead" : "");
     }
     if (result) {
         publisher_abort(echo->publisher);

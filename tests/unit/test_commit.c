@@ -27,6 +27,7 @@ static rd_kafka_t *_Atomic member_client; /* which subscribed last */
 static rd_kafka_t *_Atomic given_up;      /* NULL: none */
 static _Atomic bool expires;              /* its session is seen to have run out only when it is asked for the reason */
 static _Atomic int commits;               /* of clients given up */
+static _Atomic int unanswered;            /* how many questions for committed offsets no partition answers */
 
 rd_kafka_resp_err_t rd_kafka_subscribe(rd_kafka_t *rk, const rd_kafka_topic_partition_list_t *topics)
 {
@@ -50,6 +51,21 @@ rd_kafka_resp_err_t rd_kafka_commit_queue(rd_kafka_t *rk, const rd_kafka_topic_p
                                 void (*)(rd_kafka_t *, rd_kafka_resp_err_t, rd_kafka_topic_partition_list_t *, void *),
                                 void *) = dlsym(RTLD_NEXT, "rd_kafka_commit_queue");
     return next(rk, offsets, queue, called, context);
+}
+
+rd_kafka_resp_err_t rd_kafka_committed(rd_kafka_t *rk, rd_kafka_topic_partition_list_t *partitions, int timeout_ms)
+{
+    rd_kafka_resp_err_t (*next)(rd_kafka_t *, rd_kafka_topic_partition_list_t *, int) =
+        dlsym(RTLD_NEXT, "rd_kafka_committed");
+    if (atomic_load(&unanswered) == 0) {
+        return next(rk, partitions, timeout_ms);
+    }
+    atomic_fetch_sub(&unanswered, 1);
+    for (int i = 0; i < partitions->cnt; i++) { /* as the coordinator does that does not know of a right yet */
+        partitions->elems[i].offset = RD_KAFKA_OFFSET_INVALID;
+        partitions->elems[i].err = RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED;
+    }
+    return RD_KAFKA_RESP_ERR_NO_ERROR;
 }
 
 rd_kafka_resp_err_t rd_kafka_fatal_error(rd_kafka_t *rk, char *text, size_t bytes)
@@ -106,10 +122,23 @@ static void text_send(struct member *m)
     assert_int_equal(rd_kafka_flush(m->host, WAIT_US / 1000), 0);
 }
 
+/* Until a text is read. */
+static void member_join(struct member *m)
+{
+    const struct text_consumer_events events = {revoked, m};
+    struct error e = {0};
+    m->offset = (struct partition_offset){0};
+    assert_int_equal(text_consumer_open(&m->consumer, &m->config, &events, &e), 0);
+    assert_int_equal(text_consumer_subscribe(m->consumer, &e), 0);
+    for (uint64_t until = clock_us() + WAIT_US; !m->offset.epoch && clock_us() < until;) {
+        assert_true(poll_once(m, &e) >= 0);
+    }
+    assert_true(text_consumer_owns(m->consumer, 0, m->offset.epoch));
+}
+
 static void member_open(struct member *m)
 {
     static const struct config_command command = {.name = "probe", .usage = "", .help = "Probes.", .example = ""};
-    const struct text_consumer_events events = {revoked, m};
     char text[256], servers[256], log_level[] = "--log-level";
     struct arguments *arguments = NULL;
     struct error e = {0};
@@ -126,12 +155,7 @@ static void member_open(struct member *m)
     char *words[] = {log_level, (char[]){"error"}, (char[]){"-X"}, servers, NULL};
     assert_int_equal(config_read(&command, 4, words, &m->config, &arguments, &e), 0);
     arguments_free(arguments);
-    assert_int_equal(text_consumer_open(&m->consumer, &m->config, &events, &e), 0);
-    assert_int_equal(text_consumer_subscribe(m->consumer, &e), 0);
-    for (uint64_t until = clock_us() + WAIT_US; !m->offset.epoch && clock_us() < until;) {
-        assert_true(poll_once(m, &e) >= 0);
-    }
-    assert_true(text_consumer_owns(m->consumer, 0, m->offset.epoch));
+    member_join(m);
 }
 
 static void member_close(struct member *m)
@@ -213,11 +237,33 @@ static void test_fenced_by_another_it_is_fatal(void **state)
     member_close(&m);
 }
 
+/* Where a partition's offset cannot be read, once or for long, nothing is read again. */
+static void test_an_offset_that_cannot_be_read_is_not_missing(void **state)
+{
+    (void)state;
+    struct member m;
+    member_open(&m);
+    assert_int_equal(m.offset.next, 1);
+    for (int questions = 1; questions <= 100; questions += 99) {
+        assert_int_equal(commit_aside(&m).result, 0);
+        text_consumer_close(m.consumer);
+        text_send(&m);
+        int64_t committed = m.offset.next;
+        atomic_store(&unanswered, questions);
+        member_join(&m);
+        assert_int_equal(m.offset.next, committed + 1);
+        assert_true(atomic_load(&unanswered) < questions);
+        atomic_store(&unanswered, 0);
+    }
+    member_close(&m);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_a_commit_leaves_the_client_to_the_poll_thread),
         cmocka_unit_test(test_fenced_by_another_it_is_fatal),
+        cmocka_unit_test(test_an_offset_that_cannot_be_read_is_not_missing),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
