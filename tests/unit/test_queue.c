@@ -10,7 +10,7 @@
 #include "base/clock.h"
 #include "stage/internal.h"
 
-enum { ROUND_MS = 20, FILL_MS = 60000 };
+enum { FILL_MS = 100 };
 
 static void keep(void *item)
 {
@@ -39,9 +39,9 @@ static void test_cleared_while_it_fills(void **state)
     pthread_t thread;
     assert_int_equal(pthread_create(&thread, NULL, take_main, &t), 0);
     assert_true(queue_push(t.queue, &first, 1, 0));
-    clock_sleep_ms(ROUND_MS);
+    clock_sleep_ms(FILL_MS / 5);
     queue_clear(t.queue, keep);
-    clock_sleep_ms(ROUND_MS);
+    clock_sleep_ms(2 * FILL_MS);
     assert_true(queue_push(t.queue, &second, 10, 0));
     pthread_join(thread, NULL);
     assert_int_equal(t.count, 1);
