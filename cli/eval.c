@@ -41,8 +41,8 @@ static const struct config_command command = {
              "the evidence for each; labels_max and min_score apply here",
              false},
             {"sweep", NULL,
-             "print P@1, P@5, nDCG@5 and PSP@5 for a grid of pool, lambda, tau and lexical, with the rest as it is in "
-             "force; nothing else",
+             "print only P@1, P@5, nDCG@5 and PSP@5 for a grid of pool, lambda, tau and lexical; other options keep "
+             "their values",
              false},
             {"json", NULL, "print one JSON object", false},
             {0}},

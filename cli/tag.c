@@ -18,7 +18,7 @@ static const struct config_command command = {
     .usage = "TEXT | --stdin [--json-lines]",
     .help = "Predicts the labels of texts, with evidence. Prints a line of JSON for each text, or on a terminal a "
             "readable card. An empty line is an empty text, but with --json-lines a blank line is skipped. A line that "
-            "is not a text gets {\"error\"} instead, and the rest goes on.",
+            "is not a text gets {\"error\": ...} instead; the other lines are still answered.",
     .example = "engram tag --memory my-memory \"tool to inspect and edit PDF files\"\n"
                "cut -f2 titles.tsv | engram tag --memory my-memory --stdin",
     .flags = (const struct config_flag[]){{"stdin", NULL, "read texts from standard input, one a line", false},

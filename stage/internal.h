@@ -33,8 +33,7 @@ void queue_clear(struct queue *q, void (*release)(void *item)); /* drops what wa
 void queue_close(struct queue *q);
 size_t queue_weight(struct queue *q);
 
-/* ---- shared.c: what the lanes use of the stage
- * ------------------------------------------------------------------------------ */
+/* ---- shared.c: what the lanes use of the stage ---- */
 
 /* What a thread is doing now, for the watchdog. step NULL: nothing that could hang. */
 struct pulse {

@@ -191,36 +191,6 @@ static void *poll_main(void *context)
 
 /* ---- compute ---- */
 
-/* Whether texts travel was decided when the batch was predicted: the option may be another one by now. */
-static bool work_has_texts(const struct work *w)
-{
-    for (size_t i = 0; i < w->prediction.evidence_count; i++) {
-        if (w->prediction.evidence[i].text.data) {
-            return true;
-        }
-    }
-    return false;
-}
-
-static bool work_smaller(void *context, struct buffer *out)
-{
-    const struct work *w = context;
-    const struct consumed *c = w->consumed;
-    if (!work_has_texts(w)) {
-        return false;
-    }
-    struct record_source source = {c->topic, c->partition, c->offset};
-    record_encode_prediction(&w->prediction, &c->text, &source, false, out);
-    return true;
-}
-
-static void work_encode(struct work *w)
-{
-    const struct consumed *c = w->consumed;
-    struct record_source source = {c->topic, c->partition, c->offset};
-    record_encode_prediction(&w->prediction, &c->text, &source, true, &w->value);
-}
-
 static void lane_computed(struct stage *s, const struct batch *b, const struct predict_times *times)
 {
     atomic_fetch_add(&s->counters.tokens, b->tokens);
@@ -337,6 +307,36 @@ static void *end_main(void *context)
 }
 
 /* ---- publish ---- */
+
+/* Whether texts travel was decided when the batch was predicted: the option may be another one by now. */
+static bool work_has_texts(const struct work *w)
+{
+    for (size_t i = 0; i < w->prediction.evidence_count; i++) {
+        if (w->prediction.evidence[i].text.data) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static bool work_smaller(void *context, struct buffer *out)
+{
+    const struct work *w = context;
+    const struct consumed *c = w->consumed;
+    if (!work_has_texts(w)) {
+        return false;
+    }
+    struct record_source source = {c->topic, c->partition, c->offset};
+    record_encode_prediction(&w->prediction, &c->text, &source, false, out);
+    return true;
+}
+
+static void work_encode(struct work *w)
+{
+    const struct consumed *c = w->consumed;
+    struct record_source source = {c->topic, c->partition, c->offset};
+    record_encode_prediction(&w->prediction, &c->text, &source, true, &w->value);
+}
 
 struct outcomes {
     struct outcome *list;

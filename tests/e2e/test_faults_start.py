@@ -82,6 +82,15 @@ def test_a_missing_topic_that_may_not_be_made(broker, topics, stage):
     running.stop()
 
 
+def test_topics_wait_for_enough_brokers(broker, topics, stage):
+    """A cluster that is still starting refuses the replicas that it will be able to hold."""
+    running = stage(*TINY, "--topic-replication", "2", ready=False)
+    running.wait_for("warn .*topic '.*' is not created yet: .*replica.*: trying on")
+    broker.create_topics(topics.texts, topics.predictions, topics.instances, topics.labels, topics.dead_letters)
+    running.wait_ready()
+    running.stop()
+
+
 def test_more_partitions_of_instances(broker, topics, learnt):
     running, before = learnt
     broker.add_partitions(topics.instances, 2)
