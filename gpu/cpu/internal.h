@@ -21,8 +21,8 @@ struct kernels {
      * stands at a[r * row_stride + k * depth_stride]. */
     void (*multiply)(float *out, const float *a, size_t row_stride, size_t depth_stride, size_t rows, size_t depth,
                      const float *panel, size_t columns);
-    /* True if any score of scores [rows, columns] reaches (>=) its column's threshold. */
-    bool (*reaches)(const float *scores, const float *thresholds, size_t rows, size_t columns);
+    /* Which scores of scores [rows, columns] reach (>=) their column's threshold: bit c of found[row]. */
+    void (*reaching)(uint32_t *found, const float *scores, const float *thresholds, size_t rows, size_t columns);
     void (*widen)(float *to, const uint16_t *from_bf16, size_t count);
     void (*narrow)(uint16_t *to_bf16, const float *from, size_t count); /* ties to even; NaN stays NaN */
 

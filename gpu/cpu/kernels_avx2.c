@@ -14,6 +14,7 @@
 #define LESSER(a, b) ((vector)_mm256_min_ps((__m256)(a), (__m256)(b)))
 #define HALVES(w) __builtin_convertvector(w, halves)
 #define WORDS(h) ((words)_mm256_cvtepu16_epi32((__m128i)(h)))
+#define BITS(is) _mm256_movemask_ps((__m256)(is))
 #define LANES 8
 #define ROWS 6
 #define KERNELS kernels_avx2

@@ -14,6 +14,7 @@
 #define LESSER(a, b) ((vector)_mm512_min_ps((__m512)(a), (__m512)(b)))
 #define HALVES(w) ((halves)_mm512_cvtepi32_epi16((__m512i)(w)))
 #define WORDS(h) ((words)_mm512_cvtepu16_epi32((__m256i)(h)))
+#define BITS(is) _mm512_movepi32_mask((__m512i)(is))
 #define LANES 16
 #define ROWS 12
 #define KERNELS kernels_avx512

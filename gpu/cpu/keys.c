@@ -1,6 +1,7 @@
 /* The search: for each query the b keys of largest q.k. A tile of keys (widened to f32, small enough for the cache) is
- * multiplied with the queries, which lie in panels across the lanes of a vector; a heap of at most b hits a query has
- * the worst on top: its score is the query's threshold, so most scores cost one comparison.
+ * multiplied with the queries, which lie in panels across the lanes of a vector. A query's hits are collected, and
+ * whenever its room is full the b best are kept: the worst of them is the query's threshold, so most scores cost one
+ * comparison.
  *
  * What surprises: ties must come out the same whatever the blocks' order, so a score equal to the threshold is looked
  * at too, and the order of two hits is total: score, then tie, then slot. */
@@ -13,7 +14,6 @@
 
 #define TILE 64   /* keys multiplied at once: 96 KiB of f32 at 384 dimensions */
 #define GROUP 256 /* queries of one walk over the keys */
-#define LOOK 4    /* keys whose scores are compared with the thresholds at once */
 
 struct keys {
     size_t dim;
@@ -28,9 +28,9 @@ struct hit {
 
 /* What a stream has found so far for each query of the group; its memory is used again. */
 struct found {
-    struct hit *hits;  /* [queries, b]: heaps, the worst hit on top */
+    struct hit *hits;  /* [queries, room] */
     uint32_t *counts;  /* [queries] */
-    float *thresholds; /* [queries up to whole panels]: the worst score of a full heap */
+    float *thresholds; /* [queries up to whole panels]: the lowest score that can be among the b best */
     float *panels;     /* the queries: panels of [dim, panel] */
     float *tile;       /* [TILE, dim] keys in f32 */
     float *scores;     /* [TILE, panel] */
@@ -43,7 +43,8 @@ struct scan {
     const struct keys_view *view;
     struct found *found;
     size_t queries; /* of the group */
-    size_t b;       /* room in a heap: no more than there are keys */
+    size_t b;       /* no more than there are keys */
+    size_t room;    /* for hits of a query: more than b, so that they need not be looked through often */
 };
 
 /* ---- hits -------------------------------------------------------------------------------------------------------- */
@@ -60,68 +61,100 @@ static bool hit_better(const struct keys_view *k, const struct hit *a, const str
     return of_a->first_slot + a->row < of_b->first_slot + b->row;
 }
 
-/* Puts h in place of the top of a heap of `count` hits. */
-static void heap_sink(const struct keys_view *k, struct hit *heap, size_t count, struct hit h)
+static void hits_swap(struct hit *hits, size_t i, size_t j)
 {
-    size_t i = 0;
-    for (;;) {
-        size_t child = 2 * i + 1;
-        if (child >= count) {
-            break;
-        }
-        if (child + 1 < count && hit_better(k, &heap[child], &heap[child + 1])) {
-            child++;
-        }
-        if (!hit_better(k, &h, &heap[child])) {
-            break;
-        }
-        heap[i] = heap[child];
-        i = child;
-    }
-    heap[i] = h;
+    struct hit h = hits[i];
+    hits[i] = hits[j];
+    hits[j] = h;
 }
 
-/* Keeps h if it is among the best b. */
-static void heap_offer(const struct keys_view *k, struct hit *heap, uint32_t *count, size_t b, struct hit h)
+/* Moves those that are better than one of them before it, and the others behind; returns where that one is. n >= 3. */
+static size_t hits_part(const struct keys_view *k, struct hit *hits, size_t n)
 {
-    if (*count == b) {
-        if (hit_better(k, &h, &heap[0])) {
-            heap_sink(k, heap, b, h);
+    const size_t middle = n / 2, last = n - 1;
+    if (hit_better(k, &hits[middle], &hits[0])) {
+        hits_swap(hits, 0, middle);
+    }
+    if (hit_better(k, &hits[last], &hits[0])) {
+        hits_swap(hits, 0, last);
+    }
+    if (hit_better(k, &hits[middle], &hits[last])) { /* the middle one of three goes to the end */
+        hits_swap(hits, middle, last);
+    }
+    const struct hit pivot = hits[last];
+    size_t place = 0;
+    for (size_t i = 0; i < last; i++) {
+        if (hit_better(k, &hits[i], &pivot)) {
+            hits_swap(hits, i, place++);
         }
-        return;
     }
-    size_t i = (*count)++;
-    while (i > 0 && hit_better(k, &heap[(i - 1) / 2], &h)) {
-        heap[i] = heap[(i - 1) / 2];
-        i = (i - 1) / 2;
+    hits_swap(hits, place, last);
+    return place;
+}
+
+static void hits_sort(const struct keys_view *k, struct hit *hits, size_t n)
+{
+    enum { FEW = 12 };
+    while (n > FEW) {
+        size_t place = hits_part(k, hits, n);
+        hits_sort(k, hits + place + 1, n - place - 1);
+        n = place;
     }
-    heap[i] = h;
+    for (size_t i = 1; i < n; i++) {
+        struct hit h = hits[i];
+        size_t at = i;
+        for (; at > 0 && hit_better(k, &h, &hits[at - 1]); at--) {
+            hits[at] = hits[at - 1];
+        }
+        hits[at] = h;
+    }
+}
+
+/* Moves the b best to the front, the worst of them last. */
+static void hits_select(const struct keys_view *k, struct hit *hits, size_t n, size_t b)
+{
+    size_t first = 0, end = n; /* where the last of the b is */
+    while (end - first > 2) {
+        size_t place = first + hits_part(k, hits + first, end - first);
+        if (place == b - 1) {
+            return;
+        }
+        first = place < b - 1 ? place + 1 : first;
+        end = place < b - 1 ? end : place;
+    }
+    hits_sort(k, hits + first, end - first);
 }
 
 /* ---- scan -------------------------------------------------------------------------------------------------------- */
 
-/* Offers the scores [rows, columns] of keys block/first.. to the queries first_query... */
-static void scores_offer(const struct scan *scan, uint32_t block, size_t first, size_t rows, size_t first_query,
-                         size_t columns)
+static void hit_add(const struct scan *scan, size_t query, struct hit h)
+{
+    const struct found *f = scan->found;
+    struct hit *hits = f->hits + query * scan->room;
+    hits[f->counts[query]++] = h;
+    if (f->counts[query] == scan->room) {
+        hits_select(scan->view, hits, scan->room, scan->b);
+        f->counts[query] = (uint32_t)scan->b;
+        f->thresholds[query] = hits[scan->b - 1].score;
+    }
+}
+
+/* Takes what can be among the best of the scores [rows, columns] of keys block/first.. for the queries first_query...
+ */
+static void scores_take(const struct scan *scan, uint32_t block, size_t first, size_t rows, size_t first_query,
+                        size_t columns)
 {
     const struct found *f = scan->found;
     const uint8_t *candidate = scan->view->blocks[block].candidate + first;
-    float *thresholds = f->thresholds + first_query;
-    size_t queries = scan->queries - first_query < columns ? scan->queries - first_query : columns;
-    for (size_t look = 0; look < rows; look += LOOK) {
-        size_t end = look + LOOK < rows ? look + LOOK : rows;
-        if (!scan->kernels->reaches(f->scores + look * columns, thresholds, end - look, columns)) {
-            continue;
-        }
-        for (size_t r = look; r < end; r++) {
-            for (size_t q = 0; candidate[r] && q < queries; q++) {
-                struct hit h = {f->scores[r * columns + q], block, (uint32_t)(first + r)};
-                if (h.score >= thresholds[q]) {
-                    struct hit *heap = f->hits + (first_query + q) * scan->b;
-                    uint32_t *count = &f->counts[first_query + q];
-                    heap_offer(scan->view, heap, count, scan->b, h);
-                    thresholds[q] = *count == scan->b ? heap[0].score : thresholds[q];
-                }
+    const float *thresholds = f->thresholds + first_query;
+    uint32_t reaching[TILE];
+    scan->kernels->reaching(reaching, f->scores, thresholds, rows, columns);
+    for (size_t r = 0; r < rows; r++) {
+        for (uint32_t left = candidate[r] ? reaching[r] : 0; left; left &= left - 1) {
+            const size_t q = (size_t)__builtin_ctz(left);
+            const struct hit h = {f->scores[r * columns + q], block, (uint32_t)(first + r)};
+            if (h.score >= thresholds[q]) {
+                hit_add(scan, first_query + q, h);
             }
         }
     }
@@ -143,21 +176,27 @@ static void block_scan(const struct scan *scan, uint32_t index)
         for (size_t q = 0; q < scan->queries; q += kernels->panel) {
             size_t columns = scan->queries - q <= kernels->half ? kernels->half : kernels->panel;
             kernels->multiply(f->scores, tile, dim, 1, rows, dim, f->panels + q * dim, columns);
-            scores_offer(scan, index, first, rows, q, columns);
+            scores_take(scan, index, first, rows, q, columns);
         }
     }
 }
 
-/* Takes a query's hits out of its heap, the worst first. */
-static void heap_empty(const struct keys_view *view, struct hit *heap, size_t count, struct keys_hit *out)
+/* A query's hits, the best first; how many. */
+static uint32_t hits_give(const struct scan *scan, size_t query, struct keys_hit *out)
 {
-    for (; count > 0; count--) {
-        struct hit worst = heap[0];
-        const struct keys_block *block = &view->blocks[worst.block];
-        out[count - 1] =
-            (struct keys_hit){worst.score, block->kind, block->first_slot + worst.row, block->ties[worst.row]};
-        heap_sink(view, heap, count - 1, heap[count - 1]);
+    struct hit *hits = scan->found->hits + query * scan->room;
+    size_t count = scan->found->counts[query];
+    if (count > scan->b) {
+        hits_select(scan->view, hits, count, scan->b);
+        count = scan->b;
     }
+    hits_sort(scan->view, hits, count);
+    for (size_t i = 0; i < count; i++) {
+        const struct keys_block *block = &scan->view->blocks[hits[i].block];
+        out[i] =
+            (struct keys_hit){hits[i].score, block->kind, block->first_slot + hits[i].row, block->ties[hits[i].row]};
+    }
+    return (uint32_t)count;
 }
 
 /* ---- the caller's side ------------------------------------------------------------------------------------------- */
@@ -217,11 +256,11 @@ static void *found_place(unsigned char *memory, size_t *next, size_t bytes)
 }
 
 /* Places all in `memory`, one after the other; returns the bytes that they take. */
-static size_t found_places(struct found *f, unsigned char *memory, size_t queries, size_t columns, size_t b, size_t dim,
-                           size_t panel)
+static size_t found_places(struct found *f, unsigned char *memory, size_t queries, size_t columns, size_t room,
+                           size_t dim, size_t panel)
 {
     size_t next = 0;
-    f->hits = found_place(memory, &next, queries * b * sizeof *f->hits);
+    f->hits = found_place(memory, &next, queries * room * sizeof *f->hits);
     f->counts = found_place(memory, &next, queries * sizeof *f->counts);
     f->thresholds = found_place(memory, &next, columns * sizeof *f->thresholds);
     f->panels = found_place(memory, &next, columns * dim * sizeof *f->panels);
@@ -230,14 +269,14 @@ static size_t found_places(struct found *f, unsigned char *memory, size_t querie
     return next;
 }
 
-static struct found *found_prepare(struct stream *s, size_t queries, size_t columns, size_t b, size_t dim)
+static struct found *found_prepare(struct stream *s, size_t queries, size_t columns, size_t room, size_t dim)
 {
     const size_t panel = s->cpu->kernels->panel;
     if (!s->found) {
         s->found = mem_zero(1, sizeof *s->found);
     }
-    size_t bytes = found_places(s->found, NULL, queries, columns, b, dim, panel);
-    found_places(s->found, memory_grow(&s->found->memory, &s->found->bytes, bytes), queries, columns, b, dim, panel);
+    size_t bytes = found_places(s->found, NULL, queries, columns, room, dim, panel);
+    found_places(s->found, memory_grow(&s->found->memory, &s->found->bytes, bytes), queries, columns, room, dim, panel);
     return s->found;
 }
 
@@ -262,7 +301,9 @@ void cpu_keys_scan(struct stream *s, struct keys *k, const struct keys_view *vie
         return;
     }
     struct scan scan = {.kernels = kernels, .view = view, .b = b < rows ? b : rows};
-    scan.found = found_prepare(s, group, columns, scan.b, dim);
+    scan.room = scan.b + scan.b / 2 + 16;
+    scan.room = scan.room < rows ? scan.room : rows + 1; /* never full */
+    scan.found = found_prepare(s, group, columns, scan.room, dim);
     for (size_t first = 0; first < n; first += group) {
         const struct found *f = scan.found;
         scan.queries = n - first < group ? n - first : group;
@@ -277,8 +318,7 @@ void cpu_keys_scan(struct stream *s, struct keys *k, const struct keys_view *vie
             }
         }
         for (size_t q = 0; q < scan.queries; q++) {
-            counts[first + q] = f->counts[q];
-            heap_empty(view, f->hits + q * scan.b, f->counts[q], hits + (first + q) * b);
+            counts[first + q] = hits_give(&scan, q, hits + (first + q) * b);
         }
     }
 }
