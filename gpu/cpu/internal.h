@@ -21,6 +21,11 @@ struct kernels {
      * stands at a[r * row_stride + k * depth_stride]. */
     void (*multiply)(float *out, const float *a, size_t row_stride, size_t depth_stride, size_t rows, size_t depth,
                      const float *panel, size_t columns);
+    /* NULL, or the same for keys [rows, dim] in bf16 and the queries [n, dim] of a panel, dim a multiple of
+     * 32: scores [rows up to whole 16, columns]. panel: 3 dim panel numbers, 64-byte aligned; scratch: [16, dim]. */
+    void (*queries_cut)(uint16_t *panel, const float *queries, size_t n, size_t dim);
+    void (*cut_scores)(float *scores, const uint16_t *keys, size_t rows, size_t dim, const uint16_t *panel,
+                       size_t columns, uint16_t *scratch);
     /* Which scores of scores [rows, columns] reach (>=) their column's threshold: bit c of found[row]. */
     void (*reaching)(uint32_t *found, const float *scores, const float *thresholds, size_t rows, size_t columns);
     void (*widen)(float *to, const uint16_t *from_bf16, size_t count);

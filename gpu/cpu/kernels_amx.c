@@ -16,6 +16,7 @@
 #define WORDS(h) ((words)_mm512_cvtepu16_epi32((__m256i)(h)))
 #define NARROW(v) ((halves)_mm512_cvtneps_pbh((__m512)(v)))
 #define ATTENTION_BF16 "gpu/cpu/attention_amx.inc"
+#define SCORES_BF16 "gpu/cpu/scores_amx.inc"
 #define BITS(is) _mm512_movepi32_mask((__m512i)(is))
 #define LANES 16
 #define ROWS 12

@@ -14,6 +14,7 @@
 
 #define TILE 64   /* keys multiplied at once: 96 KiB of f32 at 384 dimensions */
 #define GROUP 256 /* queries of one walk over the keys */
+#define CUT_MULTIPLE 32
 
 struct keys {
     size_t dim;
@@ -31,8 +32,8 @@ struct found {
     struct hit *hits;  /* [queries, room] */
     uint32_t *counts;  /* [queries] */
     float *thresholds; /* [queries up to whole panels]: the lowest score that can be among the b best */
-    float *panels;     /* the queries: panels of [dim, panel] */
-    float *tile;       /* [TILE, dim] keys in f32 */
+    void *panels;      /* the queries: panels of [dim, panel] f32, or as they are cut */
+    void *tile;        /* [TILE, dim] keys in f32, or cut_scores' scratch */
     float *scores;     /* [TILE, panel] */
     void *memory;      /* of all of them */
     size_t bytes;
@@ -45,7 +46,20 @@ struct scan {
     size_t queries; /* of the group */
     size_t b;       /* no more than there are keys */
     size_t room;    /* for hits of a query: more than b, so that they need not be looked through often */
+    bool cuts;      /* keys are multiplied in bf16, with queries that are cut for that */
 };
+
+/* Bytes of a panel of queries. */
+static size_t panel_bytes(const struct kernels *k, size_t dim, bool cuts)
+{
+    return (cuts ? 3 * sizeof(uint16_t) : sizeof(float)) * dim * k->panel;
+}
+
+static void *panel_of(const struct scan *scan, size_t first_query)
+{
+    return (char *)scan->found->panels +
+           first_query / scan->kernels->panel * panel_bytes(scan->kernels, scan->view->dim, scan->cuts);
+}
 
 /* ---- hits -------------------------------------------------------------------------------------------------------- */
 
@@ -160,22 +174,35 @@ static void scores_take(const struct scan *scan, uint32_t block, size_t first, s
     }
 }
 
+/* scores [rows, columns] of a tile of keys and the panel of the queries from first_query on. */
+static void tile_scores(const struct scan *scan, const void *keys, size_t rows, size_t first_query, size_t columns)
+{
+    const struct kernels *kernels = scan->kernels;
+    const struct found *f = scan->found;
+    const size_t dim = scan->view->dim;
+    if (scan->cuts) {
+        kernels->cut_scores(f->scores, keys, rows, dim, panel_of(scan, first_query), columns, f->tile);
+    } else {
+        kernels->multiply(f->scores, keys, dim, 1, rows, dim, panel_of(scan, first_query), columns);
+    }
+}
+
 static void block_scan(const struct scan *scan, uint32_t index)
 {
     const struct kernels *kernels = scan->kernels;
     const struct keys_block *block = &scan->view->blocks[index];
     const struct found *f = scan->found;
-    const size_t dim = scan->view->dim;
+    const size_t dim = scan->view->dim, row_bytes = dim * dtype_bytes(scan->view->dtype);
     for (size_t first = 0; first < block->rows; first += TILE) {
-        size_t rows = block->rows - first < TILE ? block->rows - first : TILE;
-        const float *tile = (const float *)block->vectors + first * dim;
-        if (scan->view->dtype == DTYPE_BF16) {
-            kernels->widen(f->tile, (const uint16_t *)block->vectors + first * dim, rows * dim);
-            tile = f->tile;
+        const size_t rows = block->rows - first < TILE ? block->rows - first : TILE;
+        const void *keys = (const char *)block->vectors + first * row_bytes;
+        if (scan->view->dtype == DTYPE_BF16 && !scan->cuts) {
+            kernels->widen(f->tile, keys, rows * dim);
+            keys = f->tile;
         }
         for (size_t q = 0; q < scan->queries; q += kernels->panel) {
-            size_t columns = scan->queries - q <= kernels->half ? kernels->half : kernels->panel;
-            kernels->multiply(f->scores, tile, dim, 1, rows, dim, f->panels + q * dim, columns);
+            const size_t columns = scan->queries - q <= kernels->half ? kernels->half : kernels->panel;
+            tile_scores(scan, keys, rows, q, columns);
             scores_take(scan, index, first, rows, q, columns);
         }
     }
@@ -234,14 +261,20 @@ static size_t keys_count(const struct keys_view *view, enum key_kind kinds)
 }
 
 /* queries [n, dim] across the lanes: panels of [dim, panel], the last one of [dim, half] where that is enough. */
-static void panels_pack(float *panels, const float *queries, size_t n, size_t dim, const struct kernels *k)
+static void panels_pack(const struct scan *scan, const float *queries, size_t dim)
 {
-    for (size_t first = 0; first < n; first += k->panel) {
-        size_t columns = n - first <= k->half ? k->half : k->panel;
-        float *panel = panels + first * dim;
+    const struct kernels *k = scan->kernels;
+    for (size_t first = 0; first < scan->queries; first += k->panel) {
+        const size_t left = scan->queries - first, n = left < k->panel ? left : k->panel;
+        const size_t columns = n <= k->half ? k->half : k->panel;
+        float *panel = panel_of(scan, first);
+        if (scan->cuts) {
+            k->queries_cut(panel_of(scan, first), queries + first * dim, n, dim);
+            continue;
+        }
         for (size_t q = 0; q < columns; q++) {
             for (size_t c = 0; c < dim; c++) {
-                panel[c * columns + q] = first + q < n ? queries[(first + q) * dim + c] : 0;
+                panel[c * columns + q] = q < n ? queries[(first + q) * dim + c] : 0;
             }
         }
     }
@@ -256,27 +289,27 @@ static void *found_place(unsigned char *memory, size_t *next, size_t bytes)
 }
 
 /* Places all in `memory`, one after the other; returns the bytes that they take. */
-static size_t found_places(struct found *f, unsigned char *memory, size_t queries, size_t columns, size_t room,
-                           size_t dim, size_t panel)
+static size_t found_places(struct found *f, unsigned char *memory, const struct scan *scan, size_t group)
 {
+    const struct kernels *k = scan->kernels;
+    const size_t panels = (group + k->panel - 1) / k->panel, columns = panels * k->panel, dim = scan->view->dim;
     size_t next = 0;
-    f->hits = found_place(memory, &next, queries * room * sizeof *f->hits);
-    f->counts = found_place(memory, &next, queries * sizeof *f->counts);
+    f->hits = found_place(memory, &next, group * scan->room * sizeof *f->hits);
+    f->counts = found_place(memory, &next, group * sizeof *f->counts);
     f->thresholds = found_place(memory, &next, columns * sizeof *f->thresholds);
-    f->panels = found_place(memory, &next, columns * dim * sizeof *f->panels);
-    f->tile = found_place(memory, &next, TILE * dim * sizeof *f->tile);
-    f->scores = found_place(memory, &next, TILE * panel * sizeof *f->scores);
+    f->panels = found_place(memory, &next, panels * panel_bytes(k, dim, scan->cuts));
+    f->tile = found_place(memory, &next, TILE * dim * sizeof(float));
+    f->scores = found_place(memory, &next, TILE * k->panel * sizeof *f->scores);
     return next;
 }
 
-static struct found *found_prepare(struct stream *s, size_t queries, size_t columns, size_t room, size_t dim)
+static struct found *found_prepare(struct stream *s, const struct scan *scan, size_t group)
 {
-    const size_t panel = s->cpu->kernels->panel;
     if (!s->found) {
         s->found = mem_zero(1, sizeof *s->found);
     }
-    size_t bytes = found_places(s->found, NULL, queries, columns, room, dim, panel);
-    found_places(s->found, memory_grow(&s->found->memory, &s->found->bytes, bytes), queries, columns, room, dim, panel);
+    size_t bytes = found_places(s->found, NULL, scan, group);
+    found_places(s->found, memory_grow(&s->found->memory, &s->found->bytes, bytes), scan, group);
     return s->found;
 }
 
@@ -285,8 +318,7 @@ void cpu_keys_scan(struct stream *s, struct keys *k, const struct keys_view *vie
 {
     const struct kernels *kernels = s->cpu->kernels;
     const size_t n = queries->rows, rows = keys_count(view, kinds), dim = k->dim;
-    const size_t group = n < GROUP ? n : GROUP,
-                 columns = (group + kernels->panel - 1) / kernels->panel * kernels->panel;
+    const size_t group = n < GROUP ? n : GROUP;
     if (s->error.kind != ERROR_NONE) {
         return;
     }
@@ -303,12 +335,14 @@ void cpu_keys_scan(struct stream *s, struct keys *k, const struct keys_view *vie
     struct scan scan = {.kernels = kernels, .view = view, .b = b < rows ? b : rows};
     scan.room = scan.b + scan.b / 2 + 16;
     scan.room = scan.room < rows ? scan.room : rows + 1; /* never full */
-    scan.found = found_prepare(s, group, columns, scan.room, dim);
+    scan.cuts = kernels->cut_scores && k->dtype == DTYPE_BF16 && dim % CUT_MULTIPLE == 0;
+    scan.found = found_prepare(s, &scan, group);
     for (size_t first = 0; first < n; first += group) {
         const struct found *f = scan.found;
         scan.queries = n - first < group ? n - first : group;
-        panels_pack(f->panels, (const float *)queries->data + first * dim, scan.queries, dim, kernels);
+        panels_pack(&scan, (const float *)queries->data + first * dim, dim);
         memset(f->counts, 0, group * sizeof *f->counts);
+        const size_t columns = (scan.queries + kernels->panel - 1) / kernels->panel * kernels->panel;
         for (size_t q = 0; q < columns; q++) { /* nothing reaches a padding column's */
             f->thresholds[q] = q < scan.queries ? -INFINITY : INFINITY;
         }
