@@ -12,8 +12,8 @@
  * Tokens per CPU second in tiles of 64 / 128 / 256 / 512 / 1,024: titles 3,954 / 4,340 / 4,549 / 4,690 / 4,570, long
  * texts 4,098 / 4,176 / 4,214 / 4,306 / 4,378: what a larger tile saves is rounding and the weights' way from memory,
  * once a tile. In bf16 on AMX, tiles of 1,024 are 2 to 5 % faster than those of 512, and 6 to 8 % with a search over
- * 25,000 keys, which is one for each tile. A batch is one tile a stream and one to come: a stream that is held up leaves
- * it to the others. */
+ * 25,000 keys, which is one for each tile. A batch is one tile a stream and one to come: a stream that is held up
+ * leaves it to the others. */
 #define TILE_TOKENS 512
 #define TILE_TOKENS_BF16 1024
 #define BATCH_TILES 2
