@@ -1,10 +1,11 @@
 /* The search: for each query the b keys of largest q.k. A tile of keys (widened to f32, small enough for the cache) is
  * multiplied with the queries, which lie in panels across the lanes of a vector. A query's hits are collected, and
- * whenever its room is full the b best are kept: the worst of them is the query's threshold, so most scores cost one
- * comparison.
+ * whenever its room is full about b are kept: the lowest score of them is the query's threshold, so most scores cost
+ * one comparison.
  *
  * What surprises: ties must come out the same whatever the blocks' order, so a score equal to the threshold is looked
  * at too, and the order of two hits is total: score, then tie, then slot. */
+#include <float.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -124,19 +125,42 @@ static void hits_sort(const struct keys_view *k, struct hit *hits, size_t n)
     }
 }
 
-/* Moves the b best to the front, the worst of them last. */
-static void hits_select(const struct keys_view *k, struct hit *hits, size_t n, size_t b)
+/* Leaves those that can be among the b best of n > b hits, a few more than b, by the bins that their scores fall into;
+ * where most are in one bin, b, sorted. Returns how many; *least: the lowest score of them. */
+static size_t hits_cut(const struct keys_view *k, struct hit *hits, size_t n, size_t b, float *least)
 {
-    size_t first = 0, end = n; /* where the last of the b is */
-    while (end - first > 2) {
-        size_t place = first + hits_part(k, hits + first, end - first);
-        if (place == b - 1) {
-            return;
-        }
-        first = place < b - 1 ? place + 1 : first;
-        end = place < b - 1 ? end : place;
+    enum { BINS = 256 };
+    float low = hits[0].score, high = low;
+    for (size_t i = 1; i < n; i++) {
+        low = hits[i].score < low ? hits[i].score : low;
+        high = hits[i].score > high ? hits[i].score : high;
     }
-    hits_sort(k, hits + first, end - first);
+    size_t kept = n;
+    if (high > low && high - low < FLT_MAX) {
+        const float scale = (BINS - 1) / (high - low);
+        uint32_t bins[BINS] = {0};
+        size_t bin = BINS, above = 0;
+        for (size_t i = 0; i < n; i++) {
+            bins[(size_t)((hits[i].score - low) * scale)]++;
+        }
+        while (above < b) {
+            above += bins[--bin];
+        }
+        for (size_t i = kept = 0; i < n; i++) { /* without a branch on what nobody can predict */
+            const struct hit h = hits[i];
+            hits[kept] = h;
+            kept += (size_t)((h.score - low) * scale) >= bin;
+        }
+    }
+    if (kept > b + (n - b) / 2) {
+        hits_sort(k, hits, kept);
+        kept = b;
+    }
+    *least = hits[0].score;
+    for (size_t i = 1; i < kept; i++) {
+        *least = hits[i].score < *least ? hits[i].score : *least;
+    }
+    return kept;
 }
 
 /* ---- scan -------------------------------------------------------------------------------------------------------- */
@@ -147,9 +171,7 @@ static void hit_add(const struct scan *scan, size_t query, struct hit h)
     struct hit *hits = f->hits + query * scan->room;
     hits[f->counts[query]++] = h;
     if (f->counts[query] == scan->room) {
-        hits_select(scan->view, hits, scan->room, scan->b);
-        f->counts[query] = (uint32_t)scan->b;
-        f->thresholds[query] = hits[scan->b - 1].score;
+        f->counts[query] = (uint32_t)hits_cut(scan->view, hits, scan->room, scan->b, &f->thresholds[query]);
     }
 }
 
@@ -214,10 +236,10 @@ static uint32_t hits_give(const struct scan *scan, size_t query, struct keys_hit
     struct hit *hits = scan->found->hits + query * scan->room;
     size_t count = scan->found->counts[query];
     if (count > scan->b) {
-        hits_select(scan->view, hits, count, scan->b);
-        count = scan->b;
+        count = hits_cut(scan->view, hits, count, scan->b, &scan->found->thresholds[query]);
     }
     hits_sort(scan->view, hits, count);
+    count = count < scan->b ? count : scan->b;
     for (size_t i = 0; i < count; i++) {
         const struct keys_block *block = &scan->view->blocks[hits[i].block];
         out[i] =
