@@ -111,9 +111,15 @@ static void hits_sort(const struct keys_view *k, struct hit *hits, size_t n)
 {
     enum { FEW = 12 };
     while (n > FEW) {
-        size_t place = hits_part(k, hits, n);
-        hits_sort(k, hits + place + 1, n - place - 1);
-        n = place;
+        const size_t place = hits_part(k, hits, n), behind = n - place - 1;
+        if (place < behind) { /* the smaller part first: a shallow stack */
+            hits_sort(k, hits, place);
+            hits += place + 1;
+            n = behind;
+        } else {
+            hits_sort(k, hits + place + 1, behind);
+            n = place;
+        }
     }
     for (size_t i = 1; i < n; i++) {
         struct hit h = hits[i];

@@ -45,7 +45,7 @@ def test_the_stage_on_a_backend_of_its_own_memory(broker, topics, stage, memory,
     running.stop()
 
     by_id = {prediction["id"]: prediction for prediction in answers.bodies()}
-    said = engram("tag", "--stdin", "--json-lines", *TINY, "--memory", memory,
+    said = engram("tag", "--stdin", "--json-lines", *TINY, "--memory", memory, "--compute", "f32",
                   stdin="".join(json.dumps(text) + "\n" for text in texts))
     others = [json.loads(line) for line in said.stdout.splitlines()]
     assert len(others) == len(by_id) == 100
