@@ -15,7 +15,7 @@
 
 enum {
     ASK_MS = 5000,
-    LOOK_QUIET_US = 2000000, /* of a topic that was just made brokers do not know, or say that they are no leaders */
+    LOOK_QUIET_US = 2000000, /* so long brokers may not know of a new topic, or that they lead it */
     TOPICS = 2,
     ASSIGNED = 1, /* every partition's epoch: by hand, once */
 };

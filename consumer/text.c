@@ -149,8 +149,7 @@ static void end_taken(struct text_consumer *c, int32_t partition, int64_t offset
     }
 }
 
-/* A text was read. False: it is to be dropped, for its partition is not ours, or about to be read from its beginning.
- */
+/* A text was read. False: it is to be dropped: its partition is not ours, or about to be read from its beginning. */
 static bool text_taken(struct text_consumer *c, struct consumed *text)
 {
     struct reading *p = reading_of(c, text->partition);

@@ -96,11 +96,10 @@ struct fold {
     bool moved;                  /* out: the key was last seen in another partition */
 };
 
-/* Encodes what needs it and applies all in one transaction, offsets included: source.offset + 1 of each
- * record with a topic. *applied counts the records that were committed: n on success; on E_KEYS_MAX those before the
- * first refused one; on E_MAP_FULL a part, smaller and smaller until it fits. E_MAP_FULL, E_DISK_FULL, E_KEYS_MAX and
- * E_DEVICE_MEMORY are RETRY: nothing is lost, try again from record *applied (at once where *applied is above 0, later
- * where it is 0).
+/* Encodes what needs it and applies all in one transaction, offsets included: source.offset + 1 of each record with a
+ * topic. *applied counts the records that were committed: n on success; on E_KEYS_MAX those before the first refused
+ * one; on E_MAP_FULL a part, smaller and smaller until it fits. E_MAP_FULL, E_DISK_FULL, E_KEYS_MAX and E_DEVICE_MEMORY
+ * are RETRY: nothing is lost, try again from record *applied (at once where *applied is above 0, later where it is 0).
  * found and moved are set for the records that were committed. */
 int engine_fold(struct engine *g, struct fold *folds, size_t n, size_t *applied, struct error *e);
 

@@ -81,8 +81,8 @@ bool kafka_client_idle(struct kafka_client *c, const struct kafka_wait *wait);
 
 /* ---- troubles ---- */
 
-/* Something did not work that will be tried again: logged once until kafka_client_works is called. The
- * thread that polls. */
+/* Something did not work that will be tried again: logged once until kafka_client_works is called. The thread
+ * that polls. */
 void kafka_client_trouble(struct kafka_client *c, int err, const char *text);
 /* The same about one topic, or with READ_GROUP about the group of this name: where rights or the topic are missing, the
  * line says what to do; else it ends in text. */

@@ -34,8 +34,7 @@ struct outcome {
      * false where that would not be smaller. Called once at the most, inside the publisher's functions. May be NULL. */
     bool (*smaller)(void *context, struct buffer *out);
     void *context;
-    enum error_code
-        refusal; /* out, after publisher_commit: why a prediction is among the dead letters; E_OK: it is not */
+    enum error_code refusal; /* out, after publisher_commit: why it is a dead letter after all; E_OK: it is not */
 };
 
 struct publisher;

@@ -9,6 +9,8 @@
 
 /* ---- loops of our own, one table for each instruction set ------------------------------------------------------- */
 
+enum { CUT_PARTS = 3, CUT_DEPTH = 32 }; /* of cut_scores: bf16 numbers that make an f32; dimensions at a time */
+
 /* A panel is a matrix stored with its columns padded to `panel` floats: [depth, panel], 64-byte aligned. The loops
  * multiply by panels: queries of a scan and of an attention head lie across the lanes of a vector, so that sums, maxima
  * and thresholds of each query need no work across lanes. */
@@ -21,8 +23,9 @@ struct kernels {
      * stands at a[r * row_stride + k * depth_stride]. */
     void (*multiply)(float *out, const float *a, size_t row_stride, size_t depth_stride, size_t rows, size_t depth,
                      const float *panel, size_t columns);
-    /* NULL, or the same for keys [rows, dim] in bf16 and the queries [n, dim] of a panel, dim a multiple of
-     * 32: scores [rows up to whole 16, columns]. panel: 3 dim panel numbers, 64-byte aligned; scratch: [16, dim]. */
+    /* NULL, or the same for keys [rows, dim] in bf16 and the queries [n, dim] of a panel, dim a multiple of CUT_DEPTH:
+     * scores [rows up to whole 16, columns]. panel: CUT_PARTS dim panel numbers, 64-byte aligned; scratch: [16, dim].
+     */
     void (*queries_cut)(uint16_t *panel, const float *queries, size_t n, size_t dim);
     void (*cut_scores)(float *scores, const uint16_t *keys, size_t rows, size_t dim, const uint16_t *panel,
                        size_t columns, uint16_t *scratch);

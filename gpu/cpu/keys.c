@@ -15,7 +15,6 @@
 
 #define TILE 64   /* keys multiplied at once: 96 KiB of f32 at 384 dimensions */
 #define GROUP 256 /* queries of one walk over the keys */
-#define CUT_MULTIPLE 32
 
 struct keys {
     size_t dim;
@@ -53,7 +52,7 @@ struct scan {
 /* Bytes of a panel of queries. */
 static size_t panel_bytes(const struct kernels *k, size_t dim, bool cuts)
 {
-    return (cuts ? 3 * sizeof(uint16_t) : sizeof(float)) * dim * k->panel;
+    return (cuts ? CUT_PARTS * sizeof(uint16_t) : sizeof(float)) * dim * k->panel;
 }
 
 static void *panel_of(const struct scan *scan, size_t first_query)
@@ -142,8 +141,8 @@ static size_t hits_cut(const struct keys_view *k, struct hit *hits, size_t n, si
         high = hits[i].score > high ? hits[i].score : high;
     }
     size_t kept = n;
-    if (high > low && high - low < FLT_MAX) {
-        const float scale = (BINS - 1) / (high - low);
+    const float scale = (BINS - 1) / (high - low);
+    if (scale > 0 && scale <= FLT_MAX) { /* neither all the same, or as good as that, nor without an end */
         uint32_t bins[BINS] = {0};
         size_t bin = BINS, above = 0;
         for (size_t i = 0; i < n; i++) {
@@ -181,8 +180,7 @@ static void hit_add(const struct scan *scan, size_t query, struct hit h)
     }
 }
 
-/* Takes what can be among the best of the scores [rows, columns] of keys block/first.. for the queries first_query...
- */
+/* Takes the hits out of the scores [rows, columns] of keys block/first.. for the queries first_query... */
 static void scores_take(const struct scan *scan, uint32_t block, size_t first, size_t rows, size_t first_query,
                         size_t columns)
 {
@@ -363,7 +361,7 @@ void cpu_keys_scan(struct stream *s, struct keys *k, const struct keys_view *vie
     struct scan scan = {.kernels = kernels, .view = view, .b = b < rows ? b : rows};
     scan.room = scan.b + scan.b / 2 + 16;
     scan.room = scan.room < rows ? scan.room : rows + 1; /* never full */
-    scan.cuts = kernels->cut_scores && k->dtype == DTYPE_BF16 && dim % CUT_MULTIPLE == 0;
+    scan.cuts = kernels->cut_scores && k->dtype == DTYPE_BF16 && dim % CUT_DEPTH == 0;
     scan.found = found_prepare(s, &scan, group);
     for (size_t first = 0; first < n; first += group) {
         const struct found *f = scan.found;

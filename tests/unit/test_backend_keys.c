@@ -234,6 +234,25 @@ static void test_empty(void **state)
     assert_int_equal(counts[0], 0);
 }
 
+/* Scores so near to each other, or so far apart, that one divided by their distance is no number. */
+static void test_scores_at_the_ends_of_f32(void **state)
+{
+    (void)state;
+    static const float steps[] = {1e-40F, 5e36F};
+    for (size_t i = 0; i < sizeof steps / sizeof *steps; i++) {
+        struct key_set set = keys_make(1, 4, 200, DTYPE_F32, true);
+        struct keys *keys = keys_of(1, DTYPE_F32);
+        for (size_t block = 0; block < set.view.count; block++) {
+            for (uint32_t r = 0; r < set.block[block].rows; r++) {
+                set.values[block][r] = steps[i] * ((float)random_below(61) - 30);
+            }
+        }
+        const struct scan s = scan_make(&set, true, 3, 5, KEY_BOTH);
+        scan_check(keys, &set, &s, true);
+        drop();
+    }
+}
+
 /* ---- views that change ---- */
 
 /* The same view again; a block changed, grown, gone, new; other places; an earlier view after a later one. */
@@ -325,8 +344,13 @@ static void test_two_sets(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        SUITE_TEST(test_exact),    SUITE_TEST(test_close),     SUITE_TEST(test_empty),
-        SUITE_TEST(test_versions), SUITE_TEST(test_two_views), SUITE_TEST(test_two_sets),
+        SUITE_TEST(test_exact),
+        SUITE_TEST(test_close),
+        SUITE_TEST(test_empty),
+        SUITE_TEST(test_versions),
+        SUITE_TEST(test_two_views),
+        SUITE_TEST(test_two_sets),
+        SUITE_TEST(test_scores_at_the_ends_of_f32),
     };
     return suite_run(tests, sizeof tests / sizeof *tests);
 }
