@@ -64,12 +64,10 @@ void engine_lexical_sync(struct engine *g, const struct snapshot *s)
     lexical_sync(g->lexical, s);
 }
 
-/* Where the device is the CPU its streams' threads do the host's work too; else that has threads of its own. */
 static int pool_begin_for(struct engine *g, struct error *e)
 {
     const struct backend_facts *facts = &g->backend->facts;
-    size_t workers = facts->host_memory ? facts->streams : facts->streams + threads_allowed();
-    if (pool_open(&g->pool, workers, facts->streams, e)) {
+    if (pool_open(&g->pool, facts->streams + facts->host_threads, facts->streams, e)) {
         return -1;
     }
     g->seats = mem_zero(pool_seats(g->pool), sizeof *g->seats);

@@ -98,9 +98,11 @@ struct weight; /* a packed [out, in] matrix with its bias, in the layout that th
 struct backend_facts {
     const char *name;    /* "cpu" */
     const char *library; /* "oneDNN 2.6.3" */
+    const char *device;  /* "2 x NVIDIA H100, driver 13.0"; NULL: the host's CPU */
     enum dtype compute;  /* of activations and of the encoder's packed weights */
     size_t row_multiple;
     size_t streams;      /* how many streams, each with a thread, use the whole device */
+    size_t host_threads; /* for what else the host computes, beside the streams' own threads; 0: those do it */
     size_t tile_tokens;  /* tokens that one pass on one stream takes best (whole sequences) */
     size_t batch_tokens; /* tokens of a batch over all streams from which more no longer helps */
     bool host_memory;    /* device memory is the process's own: a pass may be left between two operations for a while */
@@ -202,6 +204,8 @@ enum compute { COMPUTE_AUTO, COMPUTE_F32, COMPUTE_BF16 }; /* auto: the one that 
 struct backend_options {
     size_t threads; /* the CPU's worker threads; 0: as many as this process may use */
     enum compute compute;
+    const int *devices; /* [devices_count]: a plug-in's devices, by their number; none: the first */
+    size_t devices_count;
 };
 
 /* The CPU backend. The caller closes it. */
@@ -210,7 +214,7 @@ void backend_close(struct backend *b); /* NULL is fine */
 
 /* A plug-in is one shared library with one symbol, engram_backend: a function that returns a struct backend_plugin. It
  * calls nothing of the program but what it is handed, which outlives it. */
-#define BACKEND_ABI 1
+#define BACKEND_ABI 2
 #define BACKEND_SYMBOL "engram_backend"
 
 struct backend_host {
@@ -227,7 +231,7 @@ struct backend_plugin {
 
 typedef const struct backend_plugin *backend_plugin_function(void);
 
-/* Loads the shared library at `path`, which stays loaded. Errors: FATAL E_NOT_FOUND (no such file, or what it needs is
+/* Loads the shared library at `path`, which stays loaded; it is told how many threads 0 stands for. Errors: FATAL E_NOT_FOUND (no such file, or what it needs is
  * missing), E_INTERNAL (no plug-in, or another ABI), or its own. */
 int backend_plugin_open(struct backend **out, const char *path, const struct backend_options *options, struct error *e);
 

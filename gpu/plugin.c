@@ -7,6 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/log.h"
 #include "gpu/backend.h"
 
@@ -74,5 +75,7 @@ int backend_plugin_open(struct backend **out, const char *path, const struct bac
         dlclose(library);
         return -1;
     }
-    return plugin->open(out, options, &host, e); /* the library stays loaded: the backend's code is in it */
+    struct backend_options settled = *options;
+    settled.threads = options->threads ? options->threads : threads_allowed();
+    return plugin->open(out, &settled, &host, e); /* the library stays loaded: the backend's code is in it */
 }

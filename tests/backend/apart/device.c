@@ -475,6 +475,7 @@ static int apart_open(struct backend **out, const struct backend_options *option
                                               .compute = options->compute == COMPUTE_BF16 ? DTYPE_BF16 : DTYPE_F32,
                                               .row_multiple = ROW_MULTIPLE,
                                               .streams = 1,
+                                              .host_threads = options->threads,
                                               .tile_tokens = TILE_TOKENS,
                                               .batch_tokens = BATCH_TOKENS};
     d->host = host;
