@@ -1,0 +1,796 @@
+/* Which keys are on which device, and a search from end to end: keys.h says how a device has them.
+ *
+ * A block of the memory belongs to one device, by its first slot, and is known there by its version: a new view costs
+ * what has changed. What finds no room on its device is copied to it for every search. A search runs on all devices:
+ * the queries go from the stream's home to the others, each finds the best of its keys, and home has the best of those.
+ *
+ * The lock is held while work is put on the streams, not while it runs. Events keep the streams' work apart: one that
+ * uploads keys, which others wait for, and the searches, which whoever overwrites a frame waits for. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "gpu/cuda/keys.h"
+
+enum { KINDS = 2, BLOCK_FRAMES_MAX = 4, STAGE_FRAMES = 64, STAGES = 2 };
+static const double MEMORY_SHARE = 0.75; /* of what is free when the keys are opened */
+
+/* All frames of one kind on one device. */
+struct pile {
+    unsigned char *slabs[SLABS_MAX];
+    size_t slabs_count;
+    unsigned char **table; /* the same [SLABS_MAX], on the device */
+    uint32_t used;         /* frames that were ever used */
+    uint32_t *free;        /* a ring: what became free first is used first */
+    size_t free_first, free_count, free_room;
+};
+
+/* Pinned host memory in which frames are made. */
+struct stage {
+    unsigned char *memory; /* [STAGE_FRAMES] frames */
+    cudaEvent_t copied;
+};
+
+struct mirror {
+    struct pile piles[KINDS];
+    struct stage stages[STAGES];
+    size_t stage;
+    cudaEvent_t uploaded; /* the last change of its frames */
+    size_t room;          /* bytes that slabs may still take */
+    unsigned char *alone; /* [STAGE_FRAMES]: where frames without a place are searched */
+    bool clean;           /* the searches under way need not be waited for again */
+};
+
+/* What there is of one block of the view. */
+struct mirrored {
+    uint64_t first_slot, version;
+    uint32_t rows, kind;
+    uint32_t device;
+    bool placed, old; /* old: while a new view is compared, not in that */
+    uint32_t frames[BLOCK_FRAMES_MAX];
+};
+
+/* A stream's last search. */
+struct reader {
+    uint64_t stream;
+    cudaEvent_t searched[DEVICES_MAX];
+};
+
+struct keys {
+    struct cuda *cuda;
+    size_t dim, stride, frame_bytes;
+    enum dtype dtype;
+    pthread_mutex_t lock; /* covers all below */
+    bool any;             /* `version` is that of a view */
+    uint64_t version;
+    uint32_t sequence;
+    struct mirrored *blocks; /* [count], as in the view */
+    size_t count, absent;    /* absent: blocks that are not placed */
+    bool told;               /* that some are absent */
+    struct mirror *mirrors;  /* [devices] */
+    struct reader *readers;
+    size_t readers_count;
+};
+
+/* ---- opening ---- */
+
+static size_t each_bytes(enum dtype dtype)
+{
+    return dtype == DTYPE_BF16 ? 2 : 4;
+}
+
+static int event_open(struct cuda *c, cudaEvent_t *out, struct error *e)
+{
+    return cuda_check(c, cudaEventCreateWithFlags(out, cudaEventDisableTiming), "opening an event", e);
+}
+
+static int mirror_open(struct keys *k, size_t device, struct error *e)
+{
+    struct cuda *c = k->cuda;
+    struct mirror *m = &k->mirrors[device];
+    size_t free_bytes = 0, all = 0;
+    device_use(c, device);
+    for (size_t kind = 0; kind < KINDS; kind++) {
+        void **table = (void **)&m->piles[kind].table;
+        if (cuda_check(c, cudaMalloc(table, SLABS_MAX * sizeof(unsigned char *)), "the keys", e)) {
+            *table = NULL;
+            return -1;
+        }
+    }
+    for (size_t i = 0; i < STAGES; i++) {
+        void **memory = (void **)&m->stages[i].memory;
+        if (cuda_check(c, cudaHostAlloc(memory, STAGE_FRAMES * k->frame_bytes, cudaHostAllocPortable),
+                       "copies between host and GPU", e) ||
+            event_open(c, &m->stages[i].copied, e)) {
+            return -1;
+        }
+    }
+    if (event_open(c, &m->uploaded, e) || cuda_check(c, cudaMemGetInfo(&free_bytes, &all), "asking for memory", e)) {
+        return -1;
+    }
+    m->room = (size_t)((double)free_bytes * MEMORY_SHARE);
+    return 0;
+}
+
+int cuda_keys_open(struct backend *b, size_t dim, enum dtype dtype, struct keys **out, struct error *e)
+{
+    struct cuda *c = cuda_of(b);
+    struct keys *k = (struct keys *)calloc(1, sizeof *k);
+    struct mirror *mirrors = (struct mirror *)calloc(c->count, sizeof *mirrors);
+    if (!k || !mirrors) {
+        free(k);
+        free(mirrors);
+        return c->host->error_set(e, ERROR_FATAL, E_INTERNAL, "out of memory");
+    }
+    k->cuda = c;
+    k->dim = dim;
+    k->dtype = dtype;
+    k->stride = rounded(dim, COLUMNS_MULTIPLE);
+    k->frame_bytes = FRAME_VECTORS + FRAME_ROWS * k->stride * each_bytes(dtype);
+    k->mirrors = mirrors;
+    pthread_mutex_init(&k->lock, NULL);
+    for (size_t i = 0; i < c->count; i++) {
+        if (mirror_open(k, i, e)) {
+            cuda_keys_close(k);
+            return -1;
+        }
+    }
+    *out = k;
+    return 0;
+}
+
+static void mirror_close(struct keys *k, size_t device)
+{
+    struct mirror *m = &k->mirrors[device];
+    device_use(k->cuda, device);
+    for (size_t kind = 0; kind < KINDS; kind++) {
+        for (size_t i = 0; i < m->piles[kind].slabs_count; i++) {
+            cudaFree(m->piles[kind].slabs[i]);
+        }
+        cudaFree(m->piles[kind].table);
+        free(m->piles[kind].free);
+    }
+    for (size_t i = 0; i < STAGES; i++) {
+        if (m->stages[i].memory) {
+            cudaFreeHost(m->stages[i].memory);
+        }
+        if (m->stages[i].copied) {
+            cudaEventDestroy(m->stages[i].copied);
+        }
+    }
+    if (m->uploaded) {
+        cudaEventDestroy(m->uploaded);
+    }
+    cudaFree(m->alone);
+}
+
+void cuda_keys_close(struct keys *k)
+{
+    for (size_t i = 0; i < k->cuda->count; i++) {
+        mirror_close(k, i);
+        for (size_t j = 0; j < k->readers_count; j++) {
+            cudaEventDestroy(k->readers[j].searched[i]);
+        }
+    }
+    free(k->readers);
+    free(k->mirrors);
+    free(k->blocks);
+    pthread_mutex_destroy(&k->lock);
+    free(k);
+}
+
+/* ---- frames ---- */
+
+static size_t pile_of(uint32_t kind)
+{
+    return kind == KEY_LABEL ? 1 : 0;
+}
+
+static size_t frames_of(uint32_t rows)
+{
+    return (rows + FRAME_ROWS - 1) / FRAME_ROWS;
+}
+
+/* true: the pile has another slab. Without room there is none: that is no error. */
+static bool slab_add(struct keys *k, struct stream *s, size_t device, struct pile *p)
+{
+    struct mirror *m = &k->mirrors[device];
+    const size_t bytes = SLAB_FRAMES * k->frame_bytes;
+    void *memory;
+    if (p->slabs_count == SLABS_MAX || bytes > m->room) {
+        return false;
+    }
+    if (cudaMalloc(&memory, bytes) != cudaSuccess) {
+        cudaGetLastError();
+        m->room = 0;
+        return false;
+    }
+    m->room -= bytes;
+    p->slabs[p->slabs_count] = (unsigned char *)memory;
+    put(s,
+        cudaMemcpyAsync(p->table + p->slabs_count, p->slabs + p->slabs_count, sizeof *p->table, cudaMemcpyHostToDevice,
+                        s->on[device]),
+        "the keys");
+    p->slabs_count++;
+    return true;
+}
+
+/* Whoever overwrites what a search may still read waits for all searches, on the device. */
+static void readers_wait(struct keys *k, struct stream *s, size_t device)
+{
+    for (size_t i = 0; i < k->readers_count && !k->mirrors[device].clean; i++) {
+        put(s, cudaStreamWaitEvent(s->on[device], k->readers[i].searched[device], 0), "the keys");
+    }
+    k->mirrors[device].clean = true;
+}
+
+/* A frame that nobody uses; false: there is no room. */
+static bool frame_take(struct keys *k, struct stream *s, size_t device, struct pile *p, uint32_t *out)
+{
+    if (p->free_count) {
+        readers_wait(k, s, device);
+        *out = p->free[p->free_first];
+        p->free_first = (p->free_first + 1) % p->free_room;
+        p->free_count--;
+        return true;
+    }
+    if (p->used == p->slabs_count * SLAB_FRAMES && !slab_add(k, s, device, p)) {
+        return false;
+    }
+    *out = p->used++;
+    return true;
+}
+
+static bool frame_give(struct pile *p, uint32_t frame)
+{
+    if (p->free_count == p->free_room) {
+        const size_t room = 2 * p->free_room + 64;
+        uint32_t *more = (uint32_t *)malloc(room * sizeof *more);
+        if (!more) {
+            return false;
+        }
+        for (size_t i = 0; i < p->free_count; i++) {
+            more[i] = p->free[(p->free_first + i) % p->free_room];
+        }
+        free(p->free);
+        p->free = more;
+        p->free_room = room;
+        p->free_first = 0;
+    }
+    p->free[(p->free_first + p->free_count++) % p->free_room] = frame;
+    return true;
+}
+
+static unsigned char *frame_on_device(const struct keys *k, const struct pile *p, uint32_t frame)
+{
+    return p->slabs[frame / SLAB_FRAMES] + frame % SLAB_FRAMES * k->frame_bytes;
+}
+
+/* Makes the block's frame number `part` at `out`. */
+static void frame_make(const struct keys *k, const struct keys_block *b, size_t part, unsigned char *out)
+{
+    const size_t first = part * FRAME_ROWS, rows = b->rows - first < FRAME_ROWS ? b->rows - first : (size_t)FRAME_ROWS;
+    const size_t each = each_bytes(k->dtype), row_bytes = k->dim * each, stride_bytes = k->stride * each;
+    const unsigned char *vectors = (const unsigned char *)b->vectors + first * row_bytes;
+    struct frame_head *head = (struct frame_head *)out;
+    memset(out, 0, k->frame_bytes);
+    head->first_slot = b->first_slot + first;
+    head->born = k->sequence;
+    head->died = UINT32_MAX;
+    head->kind = b->kind;
+    for (size_t r = 0; r < rows; r++) {
+        head->candidates |= (uint64_t)(b->candidate[first + r] != 0) << r;
+    }
+    memcpy(out + FRAME_TIES, b->ties + first, rows * sizeof *b->ties);
+    for (size_t r = 0; r < rows; r++) {
+        memcpy(out + FRAME_VECTORS + r * stride_bytes, vectors + r * row_bytes, row_bytes);
+    }
+}
+
+/* The next stage, once what was last copied from it has been. */
+static struct stage *stage_take(struct keys *k, struct stream *s, size_t device)
+{
+    struct mirror *m = &k->mirrors[device];
+    struct stage *stage = &m->stages[m->stage = (m->stage + 1) % STAGES];
+    put(s, cudaEventSynchronize(stage->copied), "the keys");
+    return stage;
+}
+
+static void frames_upload(struct keys *k, struct stream *s, size_t device, const struct keys_block *b,
+                          const struct mirrored *to)
+{
+    const struct pile *p = &k->mirrors[device].piles[pile_of(b->kind)];
+    struct stage *stage = stage_take(k, s, device);
+    for (size_t i = 0; i < frames_of(b->rows); i++) {
+        unsigned char *here = stage->memory + i * k->frame_bytes;
+        frame_make(k, b, i, here);
+        put(s,
+            cudaMemcpyAsync(frame_on_device(k, p, to->frames[i]), here, k->frame_bytes, cudaMemcpyHostToDevice,
+                            s->on[device]),
+            "the keys");
+    }
+    put(s, cudaEventRecord(stage->copied, s->on[device]), "the keys");
+}
+
+/* ---- a new view ---- */
+
+static uint32_t device_for(const struct keys *k, uint64_t first_slot)
+{
+    return (uint32_t)((first_slot / FRAME_ROWS * 0x9E3779B97F4A7C15U >> 32) % k->cuda->count);
+}
+
+/* From now on no search sees its frames, and others may have them. */
+static void block_forget(struct keys *k, struct stream *s, const struct mirrored *old, const uint32_t *now)
+{
+    struct pile *p = &k->mirrors[old->device].piles[pile_of(old->kind)];
+    device_use(k->cuda, old->device);
+    for (size_t i = 0; old->placed && i < frames_of(old->rows); i++) {
+        struct frame_head *head = (struct frame_head *)frame_on_device(k, p, old->frames[i]);
+        put(s, cudaMemcpyAsync(&head->died, now, sizeof *now, cudaMemcpyHostToDevice, s->on[old->device]), "the keys");
+        if (!frame_give(p, old->frames[i])) {
+            put(s, cudaErrorMemoryAllocation, "the keys");
+        }
+    }
+    k->absent -= !old->placed;
+}
+
+static void block_take(struct keys *k, struct stream *s, const struct keys_block *b, struct mirrored *out)
+{
+    struct pile *p;
+    size_t had = 0;
+    *out = {b->first_slot, b->version, b->rows, b->kind, device_for(k, b->first_slot), true, false, {}};
+    p = &k->mirrors[out->device].piles[pile_of(b->kind)];
+    device_use(k->cuda, out->device);
+    while (had < frames_of(b->rows) && frame_take(k, s, out->device, p, &out->frames[had])) {
+        had++;
+    }
+    out->placed = had == frames_of(b->rows);
+    if (out->placed) {
+        frames_upload(k, s, out->device, b, out);
+    }
+    while (!out->placed && had) {
+        frame_give(p, out->frames[--had]);
+    }
+    k->absent += !out->placed;
+}
+
+static int slots_compare(const void *a, const void *b)
+{
+    const uint64_t x = ((const struct mirrored *)a)->first_slot, y = ((const struct mirrored *)b)->first_slot;
+    return x < y ? -1 : x > y;
+}
+
+/* What there is of this block, where it has not changed. Views mostly have their blocks where the last one had them. */
+static struct mirrored *unchanged(struct mirrored *old, size_t count, const struct mirrored *sorted, size_t place,
+                                  const struct keys_block *b)
+{
+    struct mirrored key = {};
+    struct mirrored *found = place < count ? &old[place] : NULL;
+    key.first_slot = b->first_slot;
+    if (!found || found->first_slot != b->first_slot) {
+        found = sorted ? (struct mirrored *)bsearch(&key, sorted, count, sizeof key, slots_compare) : NULL;
+    }
+    return found && found->version == b->version && found->rows == b->rows && found->kind == b->kind ? found : NULL;
+}
+
+static void absent_tell(struct keys *k)
+{
+    size_t rows = 0, all = 0;
+    if (!k->absent || k->told) {
+        return;
+    }
+    for (size_t i = 0; i < k->count; i++) {
+        all += k->blocks[i].rows;
+        rows += k->blocks[i].placed ? 0 : k->blocks[i].rows;
+    }
+    k->told = true;
+    k->cuda->host->log_warn("the GPU's memory has no room for %zu of %zu keys: each search copies them to it, which is "
+                            "slow; more GPUs (devices) or bf16 keys (key_dtype) help",
+                            rows, all);
+}
+
+static int view_check(const struct keys *k, const struct keys_view *view, struct error *e)
+{
+    if (view->dim != k->dim || view->dtype != k->dtype) {
+        return k->cuda->host->error_set(e, ERROR_FATAL, E_INTERNAL,
+                                        "a view of %zu dimensions (dtype %d) for keys of %zu (dtype %d)", view->dim,
+                                        (int)view->dtype, k->dim, (int)k->dtype);
+    }
+    for (size_t i = 0; i < view->count; i++) {
+        if (view->blocks[i].rows > BLOCK_FRAMES_MAX * FRAME_ROWS) {
+            return k->cuda->host->error_set(e, ERROR_FATAL, E_INTERNAL, "a block of %u keys: a GPU takes %d at most",
+                                            view->blocks[i].rows, BLOCK_FRAMES_MAX * FRAME_ROWS);
+        }
+    }
+    return 0;
+}
+
+/* Sorted where the view has its blocks elsewhere than the last one; else, or without memory, as they are. */
+static bool moved(const struct keys *k, const struct keys_view *view)
+{
+    const size_t n = k->count < view->count ? k->count : view->count;
+    for (size_t i = 0; i < n; i++) {
+        if (k->blocks[i].first_slot != view->blocks[i].first_slot) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Brings all devices up to date with the view. What is gone goes first, which makes room. */
+static void keys_take(struct keys *k, struct stream *s, const struct keys_view *view)
+{
+    if ((k->any && k->version == view->version) || view_check(k, view, &s->error)) {
+        return;
+    }
+    struct mirrored *blocks = (struct mirrored *)calloc(view->count + 1, sizeof *blocks);
+    uint32_t *now = (uint32_t *)staging_take(s, sizeof *now, &s->error);
+    if (!blocks || !now) {
+        put(s, blocks ? cudaSuccess : cudaErrorMemoryAllocation, "the keys");
+        free(blocks);
+        return;
+    }
+    const bool sort = moved(k, view);
+    if (sort) {
+        qsort(k->blocks, k->count, sizeof *k->blocks, slots_compare);
+    }
+    for (size_t i = 0; i < k->cuda->count; i++) { /* who waits for this stream's changes waits for all before them */
+        device_use(k->cuda, i);
+        s->busy[i] = true;
+        put(s, cudaStreamWaitEvent(s->on[i], k->mirrors[i].uploaded, 0), "the keys");
+    }
+    *now = ++k->sequence;
+    k->any = false;
+    for (size_t i = 0; i < k->count; i++) {
+        k->blocks[i].old = true;
+    }
+    for (size_t i = 0; i < view->count; i++) {
+        struct mirrored *had = unchanged(k->blocks, k->count, sort ? k->blocks : NULL, i, &view->blocks[i]);
+        if (had) {
+            had->old = false;
+            blocks[i] = *had;
+        } else {
+            blocks[i].old = true; /* is to be taken */
+        }
+    }
+    for (size_t i = 0; i < k->count; i++) {
+        if (k->blocks[i].old) {
+            block_forget(k, s, &k->blocks[i], now);
+        }
+    }
+    for (size_t i = 0; i < view->count; i++) {
+        if (blocks[i].old) {
+            block_take(k, s, &view->blocks[i], &blocks[i]);
+        }
+    }
+    for (size_t i = 0; i < k->cuda->count; i++) {
+        device_use(k->cuda, i);
+        put(s, cudaEventRecord(k->mirrors[i].uploaded, s->on[i]), "the keys");
+    }
+    free(k->blocks);
+    k->blocks = blocks;
+    k->count = view->count;
+    k->any = !failed(s);
+    k->version = view->version;
+    absent_tell(k);
+}
+
+/* ---- a search on one device ---- */
+
+struct searching {
+    struct keys *keys;
+    struct stream *stream;
+    const struct keys_view *view;
+    enum key_kind kinds;
+    bool careful;
+};
+
+/* Frames [0, frames.end), step by step. */
+static void frames_search(const struct searching *x, size_t device, const struct finding *f, struct frames frames,
+                          size_t *seen)
+{
+    const uint32_t end = frames.end;
+    for (frames.first = 0; frames.first < end; frames.first = frames.end) {
+        const size_t step = scan_step(f, *seen, x->careful) / FRAME_ROWS;
+        frames.end = step < end - frames.first ? frames.first + (uint32_t)step : end;
+        finding_scan(x->stream, device, f, &frames, x->keys->dtype);
+        *seen += (size_t)(frames.end - frames.first) * FRAME_ROWS;
+    }
+}
+
+/* The blocks that have no place on this device: some at a time are copied to it. */
+static void absent_search(const struct searching *x, size_t device, const struct finding *f, struct frames frames,
+                          size_t *seen)
+{
+    struct keys *k = x->keys;
+    struct stream *s = x->stream;
+    struct mirror *m = &k->mirrors[device];
+    size_t i = 0;
+    if (!m->alone &&
+        cuda_check(k->cuda, cudaMalloc((void **)&m->alone, STAGE_FRAMES * k->frame_bytes), "the keys", &s->error)) {
+        m->alone = NULL;
+        return;
+    }
+    readers_wait(k, s, device); /* they share `alone` */
+    frames.slabs = NULL;
+    frames.alone = m->alone;
+    while (i < k->count) {
+        struct stage *stage = stage_take(k, s, device);
+        for (frames.end = 0; i < k->count && frames.end + BLOCK_FRAMES_MAX <= STAGE_FRAMES; i++) {
+            const struct mirrored *b = &k->blocks[i];
+            for (size_t part = 0;
+                 !b->placed && b->device == device && (b->kind & x->kinds) && part < frames_of(b->rows); part++) {
+                frame_make(k, &x->view->blocks[i], part, stage->memory + frames.end++ * k->frame_bytes);
+            }
+        }
+        put(s,
+            cudaMemcpyAsync(m->alone, stage->memory, frames.end * k->frame_bytes, cudaMemcpyHostToDevice,
+                            s->on[device]),
+            "the keys");
+        put(s, cudaEventRecord(stage->copied, s->on[device]), "the keys");
+        frames_search(x, device, f, frames, seen);
+    }
+}
+
+static void device_search(const struct searching *x, size_t device, const struct finding *f)
+{
+    struct keys *k = x->keys;
+    struct stream *s = x->stream;
+    struct frames frames = {};
+    size_t seen = 0;
+    frames.bytes = k->frame_bytes;
+    frames.sequence = k->sequence;
+    frames.dim = (int)k->dim;
+    frames.stride = (int)k->stride;
+    device_use(k->cuda, device);
+    s->busy[device] = true;
+    put(s, cudaStreamWaitEvent(s->on[device], k->mirrors[device].uploaded, 0), "the keys");
+    finding_begin(s, device, f, k->dtype, k->dim, k->stride);
+    for (size_t kind = 0; kind < KINDS; kind++) {
+        const struct pile *p = &k->mirrors[device].piles[kind];
+        if (x->kinds & (kind ? KEY_LABEL : KEY_INSTANCE)) {
+            frames.slabs = p->table;
+            frames.end = p->used;
+            frames_search(x, device, f, frames, &seen);
+        }
+    }
+    if (k->absent) {
+        absent_search(x, device, f, frames, &seen);
+    }
+    finding_end(s, device, f);
+}
+
+/* ---- all devices ---- */
+
+static bool nccl_put(struct stream *s, ncclResult_t status)
+{
+    if (status != ncclSuccess && !failed(s)) {
+        s->cuda->host->error_set(&s->error, ERROR_FATAL, E_INTERNAL, "NCCL failed: %s", ncclGetErrorString(status));
+    }
+    return status == ncclSuccess;
+}
+
+/* From home to all. */
+static void queries_send(struct stream *s, const struct finding *f, size_t count)
+{
+    struct cuda *c = s->cuda;
+    pthread_mutex_lock(&c->nccl);
+    nccl_put(s, ncclGroupStart());
+    for (size_t i = 0; i < c->count; i++) {
+        nccl_put(s, ncclBroadcast(f[s->home].queries, (void *)(uintptr_t)f[i].queries, count, ncclFloat32, (int)s->home,
+                                  c->devices[i].comm, s->on[i]));
+    }
+    nccl_put(s, ncclGroupEnd());
+    pthread_mutex_unlock(&c->nccl);
+}
+
+/* From all to home, one list after the other. */
+static void best_gather(struct stream *s, const struct finding *f, struct keys_hit *lists, uint32_t *counts)
+{
+    struct cuda *c = s->cuda;
+    const size_t n = f[s->home].n, hits = n * f[s->home].b;
+    const ncclComm_t home = c->devices[s->home].comm;
+    const cudaStream_t on = s->on[s->home];
+    pthread_mutex_lock(&c->nccl);
+    nccl_put(s, ncclGroupStart());
+    for (size_t i = 0; i < c->count; i++) {
+        const ncclComm_t comm = c->devices[i].comm;
+        nccl_put(s, ncclSend(f[i].best, hits * sizeof *lists, ncclUint8, (int)s->home, comm, s->on[i]));
+        nccl_put(s, ncclSend(f[i].best_counts, n, ncclUint32, (int)s->home, comm, s->on[i]));
+        nccl_put(s, ncclRecv(lists + i * hits, hits * sizeof *lists, ncclUint8, (int)i, home, on));
+        nccl_put(s, ncclRecv(counts + i * n, n, ncclUint32, (int)i, home, on));
+    }
+    nccl_put(s, ncclGroupEnd());
+    pthread_mutex_unlock(&c->nccl);
+}
+
+/* Puts one pass on the streams; *out is where its result will be, on the home device. */
+static bool pass_search(const struct searching *x, const float *queries, size_t n, size_t b, struct finding *out)
+{
+    struct keys *k = x->keys;
+    struct stream *s = x->stream;
+    struct cuda *c = s->cuda;
+    struct finding f[DEVICES_MAX] = {};
+    struct keys_hit *lists[DEVICES_MAX];
+    uint32_t *counts[DEVICES_MAX];
+    for (size_t i = 0; i < c->count; i++) {
+        const bool gathers = i == s->home && c->count > 1;
+        f[i].queries = queries;
+        f[i].n = n;
+        f[i].b = b;
+        if (finding_place(s, i, &f[i], x->view, k->stride, gathers ? c->count : 0, &lists[i], &counts[i], &s->error)) {
+            return false;
+        }
+    }
+    if (c->count > 1) {
+        queries_send(s, f, n * k->dim);
+    }
+    for (size_t i = 0; i < c->count; i++) {
+        device_search(x, i, &f[i]);
+    }
+    if (c->count > 1) {
+        best_gather(s, f, lists[s->home], counts[s->home]);
+        device_use(c, s->home);
+        finding_merge(s, s->home, &f[s->home], lists[s->home], counts[s->home], c->count);
+    }
+    *out = f[s->home];
+    return !failed(s);
+}
+
+/* ---- the stream's end ---- */
+
+struct finish {
+    struct finish *next;
+    struct keys *keys;
+    const struct keys_view *view;
+    const float *queries; /* on the home device */
+    enum key_kind kinds;
+    size_t n, b;
+    const struct keys_hit *found; /* [n, b], pinned host memory */
+    const uint32_t *found_counts; /* [n] */
+    struct keys_hit *hits;        /* the caller's, as counts */
+    uint32_t *counts;
+};
+
+static bool result_download(struct stream *s, const struct finding *f, struct finish *to)
+{
+    const size_t hits = f->n * f->b * sizeof *to->found, counts = f->n * sizeof *to->found_counts;
+    struct keys_hit *found = (struct keys_hit *)staging_take(s, hits, &s->error);
+    uint32_t *found_counts = (uint32_t *)staging_take(s, counts, &s->error);
+    to->found = found;
+    to->found_counts = found_counts;
+    return found && found_counts &&
+           put(s, cudaMemcpyAsync(found, f->best, hits, cudaMemcpyDeviceToHost, s->on[s->home]), "the hits") &&
+           put(s, cudaMemcpyAsync(found_counts, f->best_counts, counts, cudaMemcpyDeviceToHost, s->on[s->home]),
+               "the hits");
+}
+
+static void reader_record(struct keys *k, struct stream *s)
+{
+    struct cuda *c = k->cuda;
+    size_t i = 0;
+    while (i < k->readers_count && k->readers[i].stream != s->number) {
+        i++;
+    }
+    if (i == k->readers_count) {
+        struct reader *more = (struct reader *)realloc(k->readers, (i + 1) * sizeof *more);
+        if (!more) {
+            put(s, cudaErrorMemoryAllocation, "the keys");
+            return;
+        }
+        k->readers = more;
+        k->readers[i] = {s->number, {}};
+        for (size_t j = 0; j < c->count; j++) {
+            device_use(c, j);
+            event_open(c, &k->readers[i].searched[j], &s->error);
+        }
+        k->readers_count++;
+    }
+    for (size_t j = 0; j < c->count; j++) {
+        device_use(c, j);
+        put(s, cudaEventRecord(k->readers[i].searched[j], s->on[j]), "the keys");
+        k->mirrors[j].clean = false;
+    }
+}
+
+/* Puts the search that *f describes on the stream. */
+static void finish_start(struct stream *s, struct finish *f, bool careful)
+{
+    struct keys *k = f->keys;
+    const struct searching x = {k, s, f->view, f->kinds, careful};
+    struct finding finding;
+    pthread_mutex_lock(&k->lock);
+    keys_take(k, s, f->view);
+    if (!failed(s) && pass_search(&x, f->queries, f->n, f->b, &finding)) {
+        device_use(s->cuda, s->home);
+        result_download(s, &finding, f);
+    }
+    if (!failed(s)) {
+        reader_record(k, s);
+    }
+    pthread_mutex_unlock(&k->lock);
+}
+
+static void finish_take(const struct finish *f)
+{
+    for (size_t i = 0; i < f->n; i++) {
+        memcpy(f->hits + i * f->b, f->found + i * f->b, f->found_counts[i] * sizeof *f->hits);
+        f->counts[i] = f->found_counts[i];
+        if (f->b > SORTED_MAX) {
+            qsort(f->hits + i * f->b, f->counts[i], sizeof *f->hits, hits_compare);
+        }
+    }
+}
+
+static bool overflowed(const struct finish *f)
+{
+    for (size_t i = 0; i < f->n; i++) {
+        if (f->found_counts[i] == UINT32_MAX) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static bool streams_wait(struct stream *s)
+{
+    for (size_t i = 0; i < s->cuda->count; i++) {
+        device_use(s->cuda, i);
+        put(s, cudaStreamSynchronize(s->on[i]), "a stream's work");
+    }
+    return !failed(s);
+}
+
+int finishes_run(struct stream *s, struct error *e)
+{
+    for (struct finish *f = s->finishes; f && !failed(s); f = f->next) {
+        if (overflowed(f)) {
+            finish_start(s, f, true);
+            streams_wait(s);
+        }
+        if (!failed(s)) {
+            finish_take(f);
+        }
+    }
+    if (failed(s)) {
+        *e = s->error;
+        s->error = {};
+        return -1;
+    }
+    return 0;
+}
+
+void finishes_drop(struct stream *s)
+{
+    while (s->finishes) {
+        struct finish *f = s->finishes;
+        s->finishes = f->next;
+        free(f);
+    }
+}
+
+void cuda_keys_scan(struct stream *s, struct keys *k, const struct keys_view *view, const struct tensor *queries,
+                    size_t b, enum key_kind kinds, struct keys_hit *hits, uint32_t *counts)
+{
+    struct finish **end = &s->finishes;
+    const float *rows = (const float *)at_home(s, queries->data);
+    while (*end) {
+        end = &(*end)->next;
+    }
+    for (size_t first = 0; first < queries->rows && !failed(s); first += QUERIES_MAX) {
+        const size_t n = queries->rows - first < QUERIES_MAX ? queries->rows - first : (size_t)QUERIES_MAX;
+        struct finish *f = (struct finish *)calloc(1, sizeof *f);
+        if (!f) {
+            s->cuda->host->error_set(&s->error, ERROR_FATAL, E_INTERNAL, "out of memory");
+            return;
+        }
+        *f = {NULL, k, view, rows + first * k->dim, kinds, n, b, NULL, NULL, hits + first * b, counts + first};
+        *end = f;
+        end = &f->next;
+        finish_start(s, f, false);
+    }
+    if (queries->rows == 0 && !failed(s)) { /* brings the keys up to date */
+        pthread_mutex_lock(&k->lock);
+        keys_take(k, s, view);
+        pthread_mutex_unlock(&k->lock);
+    }
+}
