@@ -3,7 +3,10 @@
  * Several devices are one backend. Each stream has a home, the device on which its tiles are encoded, and a CUDA stream
  * on every device, since keys are spread over all of them. What `alloc` hands out exists on every device: the address
  * is the first device's, an upload goes to all of them, and a stream reads its home's (see regions). What an operation
- * writes there it writes at home only. */
+ * writes there it writes at home only.
+ *
+ * For tests, environment variables: ENGRAM_CUDA_PLAIN (plain loops instead of tensor cores), ENGRAM_CUDA_KEY_BYTES (of
+ * each device's memory that keys may take). */
 #ifndef ENGRAM_GPU_CUDA_INTERNAL_H
 #define ENGRAM_GPU_CUDA_INTERNAL_H
 
@@ -36,7 +39,7 @@ struct cuda {
     const struct backend_host *host;
     struct device devices[DEVICES_MAX];
     size_t count;
-    bool plain; /* ENGRAM_CUDA_PLAIN: no tensor cores, for comparison */
+    bool plain; /* ENGRAM_CUDA_PLAIN */
     char library[96], device[320];
 
     pthread_mutex_t lock; /* covers all below */

@@ -1,5 +1,6 @@
 /* What the tests of gpu/backend.h share: they run on every backend, and reach a device's memory through its table
- * alone. Random numbers come from a fixed seed.
+ * alone. Random numbers come from a fixed seed. With SUITE_PLUGIN, the name of a plug-in beside the program, they run
+ * on that alone: tests/cuda/ builds them so, and a machine with a GPU needs nothing else for them.
  *
  * All that a test takes is on a list and is given back at its end, or by drop(), on failure too. Rows after the last
  * are filled with NaN: no operation may depend on them. Numbers made for a tensor are exact in its dtype, so a
@@ -20,7 +21,10 @@
 #include <string.h>
 
 #include "base/buffer.h"
+#include "gpu/backend.h"
+#ifndef SUITE_PLUGIN
 #include "gpu/cpu/internal.h" /* to choose an instruction set; no test looks into it */
+#endif
 #include "tests/backend/beside.h"
 
 static struct backend *backend; /* of the current group of tests */
@@ -68,7 +72,7 @@ __attribute__((noinline)) static float exact(float x, enum dtype dtype)
 /* ---- what a test takes ---- */
 
 static struct {
-    void *host[256];
+    void *host[1024];
     struct tensor tensors[64];
     struct weight *weights[8];
     struct keys *keys[8];
@@ -196,13 +200,13 @@ static inline void assert_close(const struct tensor *t, const double *expected, 
 
 /* ---- tiles ---- */
 
-/* Lengths of random sequences, one of 1 among them. */
+/* Random lengths, one of 1 among them; from 512 on the others are all the longest. */
 static inline struct tile tile_of(size_t sequences, uint32_t longest, size_t words)
 {
     uint32_t *starts = hold(mem_alloc((sequences + 1) * sizeof *starts));
     starts[0] = 0;
     for (size_t i = 0; i < sequences; i++) {
-        starts[i + 1] = starts[i] + (i == sequences / 2 ? 1 : 1 + random_below(longest));
+        starts[i + 1] = starts[i] + (i == sequences / 2 ? 1 : longest >= 512 ? longest : 1 + random_below(longest));
     }
     int32_t *ids = words ? hold(mem_alloc(starts[sequences] * sizeof *ids)) : NULL;
     for (size_t t = 0; words && t < starts[sequences]; t++) {
@@ -236,6 +240,68 @@ static inline int group_run(const char *name, const struct CMUnitTest *tests, si
     backend_close(backend);
     return failed;
 }
+
+#ifdef SUITE_PLUGIN
+
+struct plugin_case {
+    const char *name;
+    enum compute compute;
+    size_t devices;
+    const char *plain;     /* not NULL: without tensor cores */
+    const char *key_bytes; /* of the device's memory that keys may take; NULL: as it likes */
+};
+
+static inline void variable_set(const char *name, const char *value)
+{
+    if (value) {
+        setenv(name, value, 1);
+    } else {
+        unsetenv(name);
+    }
+}
+
+/* 0 too where the machine has fewer devices. */
+static inline int plugin_run(const struct plugin_case *c, const struct CMUnitTest *tests, size_t count)
+{
+    static const int numbers[] = {0, 1, 2, 3};
+    char path[PATH_MAX], name[64];
+    struct error e = {0};
+    const struct backend_options options = {
+        .threads = 2, .compute = c->compute, .devices = numbers, .devices_count = c->devices};
+    variable_set("ENGRAM_CUDA_PLAIN", c->plain);
+    variable_set("ENGRAM_CUDA_KEY_BYTES", c->key_bytes);
+    if (backend_plugin_open(&backend, beside(path, SUITE_PLUGIN), &options, &e)) {
+        fprintf(stderr, "%s: %s\n", c->name, e.text);
+        return e.code == E_USAGE && c->devices > 1 ? 0 : 1;
+    }
+    snprintf(name, sizeof name, "%s, %s", backend->facts.name, c->name);
+    return group_run(name, tests, count);
+}
+
+/* SUITE_LATE: on emulated devices that run everything as late as they may. */
+static inline int suite_run(const struct CMUnitTest *tests, size_t count)
+{
+    static const struct plugin_case cases[] = {
+        {"tensor cores", COMPUTE_BF16, 1, NULL, NULL},
+        {"plain", COMPUTE_BF16, 1, "1", NULL},
+        {"plain", COMPUTE_F32, 1, NULL, NULL},
+        {"keys without room", COMPUTE_BF16, 1, NULL, "0"},
+        {"keys with little room", COMPUTE_F32, 1, NULL, "2500000"},
+        {"4 devices", COMPUTE_BF16, 4, NULL, NULL},
+        {"4 devices, keys with little room", COMPUTE_BF16, 4, NULL, "2500000"},
+    };
+    int failed = 0;
+    setenv("EMULATED_DEVICES", "4", 0);
+#ifdef SUITE_LATE
+    setenv("EMULATED_LATE", "1", 0);
+#endif
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        failed += plugin_run(&cases[i], tests, count);
+    }
+    return failed != 0;
+}
+
+#else
 
 /* In each dtype that it computes in. kernels NULL: apart. */
 static inline int backend_run(const struct kernels *kernels, size_t threads, const struct CMUnitTest *tests,
@@ -275,6 +341,8 @@ static inline int suite_run(const struct CMUnitTest *tests, size_t count)
     failed += backend_run(NULL, 1, tests, count);
     return failed != 0;
 }
+
+#endif
 
 #define SUITE_TEST(f) cmocka_unit_test_teardown(f, test_end)
 

@@ -418,12 +418,14 @@ static void attention_check(size_t heads, size_t head_dim, size_t sequences, uin
 static void test_attention(void **state)
 {
     (void)state;
-    static const size_t head_dims[] = {1, 3, 8, 16, 32, 64};
-    for (size_t i = 0; i < 24; i++) {
-        attention_check(1 + random_below(4), head_dims[i % 6], 1 + random_below(4), 1 + random_below(70), 1, i % 4 < 2);
+    static const size_t head_dims[] = {1, 3, 8, 16, 32, 64, 128};
+    for (size_t i = 0; i < 28; i++) {
+        attention_check(1 + random_below(4), head_dims[i % 7], 1 + random_below(4), 1 + random_below(70), 1, i % 4 < 2);
     }
     attention_check(2, 32, 2, 300, 1, true);
     attention_check(12, 32, 3, 20, 2, false);
+    attention_check(1, 64, 1, 1, 1, true); /* one token in all */
+    attention_check(2, 64, 2, 512, 1, true);
     attention_check(2, 32, 3, 40, 10, true); /* one key takes nearly all: exponents far below -87 */
 }
 

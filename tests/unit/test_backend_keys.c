@@ -253,7 +253,73 @@ static void test_scores_at_the_ends_of_f32(void **state)
     }
 }
 
+/* Keys whose scores rise with their slots, or fall, or are all equal, many more than are searched for: whoever walks
+ * them and keeps what is better than what came before keeps all, none, or must go by the ties. Row r is (r / 256, r %
+ * 256), exact in bf16 too, and the query makes r of it. */
+static void order_check(enum dtype dtype, int sign, size_t b)
+{
+    const size_t blocks = 64;
+    struct key_set set = keys_make(2, blocks, 1, dtype, true);
+    uint64_t slot = 0;
+    for (size_t i = 0; i < blocks; i++) {
+        block_fill(&set, i, 256, slot, true);
+        for (size_t r = 0; r < 256; r++, slot++) {
+            set.values[i][2 * r] = (float)(slot / 256);
+            set.values[i][2 * r + 1] = (float)(slot % 256);
+        }
+        for (size_t j = 0; j < 512 && dtype == DTYPE_BF16; j++) {
+            ((uint16_t *)(uintptr_t)set.block[i].vectors)[j] = bf16_of(set.values[i][j]);
+        }
+    }
+    struct scan s = scan_make(&set, true, 2, b, KEY_BOTH);
+    for (size_t q = 0; q < 2; q++) {
+        s.queries[2 * q] = (float)sign * 256;
+        s.queries[2 * q + 1] = (float)sign;
+    }
+    s.on_device = tensor_of(DTYPE_F32, 2, 2, s.queries);
+    scan_check(keys_of(2, dtype), &set, &s, true);
+    drop();
+}
+
+static void test_orders(void **state)
+{
+    (void)state;
+    for (enum dtype dtype = DTYPE_BF16; dtype <= DTYPE_F32; dtype++) {
+        order_check(dtype, 1, 200);
+        order_check(dtype, -1, 1000);
+        order_check(dtype, 0, 200);
+        order_check(dtype, 1, 3000);
+    }
+}
+
 /* ---- views that change ---- */
+
+/* What has not changed is not read again where the device has memory of its own. */
+static void test_only_changes_are_read(void **state)
+{
+    (void)state;
+    if (backend->facts.host_memory || getenv("ENGRAM_CUDA_KEY_BYTES")) { /* without room keys are read each time */
+        return;
+    }
+    struct key_set set = keys_make(17, 6, 200, DTYPE_F32, true);
+    struct keys *keys = keys_of(17, DTYPE_F32);
+    const struct scan s = scan_make(&set, true, 5, 20, KEY_BOTH);
+    scan_check(keys, &set, &s, true);
+    block_fill(&set, 3, 40, set.block[3].first_slot, true);
+    set.view.version = ++version;
+    for (size_t i = 0; i < 6; i++) {
+        if (i != 3) {
+            float *vectors = (float *)(uintptr_t)set.block[i].vectors,
+                  *kept = hold(mem_alloc(set.block[i].rows * 17 * sizeof *kept));
+            memcpy(kept, vectors, set.block[i].rows * 17 * sizeof *kept);
+            set.values[i] = kept;
+            for (size_t j = 0; j < set.block[i].rows * 17; j++) {
+                vectors[j] = 1e6F;
+            }
+        }
+    }
+    scan_check(keys, &set, &s, true);
+}
 
 /* The same view again; a block changed, grown, gone, new; other places; an earlier view after a later one. */
 static void test_versions(void **state)
@@ -351,6 +417,8 @@ int main(void)
         SUITE_TEST(test_two_views),
         SUITE_TEST(test_two_sets),
         SUITE_TEST(test_scores_at_the_ends_of_f32),
+        SUITE_TEST(test_orders),
+        SUITE_TEST(test_only_changes_are_read),
     };
     return suite_run(tests, sizeof tests / sizeof *tests);
 }
