@@ -1,0 +1,76 @@
+#!/bin/bash
+# Checks and measures the CUDA plug-in on a machine with a GPU (`make gpu-check`). Needs nvcc 13.0 or later, gcc,
+# cuBLASLt and NCCL, and nothing else of what Engram needs: no network, broker, LMDB or oneDNN. Takes under 8 minutes.
+# 1. builds plug-in, tests and benchmark  2. the tests of gpu/backend.h on the GPU  3. compute-sanitizer on a part of
+# them  4. the benchmark  5. the same work by PyTorch and sentence-transformers, where they are installed.
+#   tests/cuda/check/gpu-check.sh [build|test|sanitize|bench|peers]...      default: all
+set -uo pipefail
+cd "$(dirname "$0")/../../.." || exit 1
+readonly out=${BUILD:-build}/gpu-check
+readonly sources=(base/error.c base/log.c base/buffer.c base/clock.c base/cgroup.c base/utf8.c gpu/plugin.c gpu/backend.c)
+readonly tests=(test_backend test_backend_keys test_backend_streams)
+mkdir -p "$out"
+unset "${!ENGRAM_@}"
+
+build() {
+    local name
+    make -s PLUGIN="$out/libengram_cuda.so" "$out/libengram_cuda.so" "$out/gpu_bench" || return
+    for name in "${tests[@]}"; do
+        gcc -std=c17 -O2 -D_POSIX_C_SOURCE=200809L -I. -Itests/cuda/check -DSUITE_PLUGIN='"libengram_cuda.so"' \
+            "tests/unit/$name.c" "${sources[@]}" -o "$out/$name" -lm -lpthread -ldl || return
+    done
+}
+
+run_tests() { # the count is of tests, as in tests/run.sh
+    local name ran ok passed=0 failed=0
+    for name in "${tests[@]}"; do
+        "$out/$name" >"$out/$name.log" 2>&1 || tail -n 20 "$out/$name.log"
+        ran=$(grep -cF '[ RUN      ]' "$out/$name.log")
+        ok=$(grep -cF '[       OK ]' "$out/$name.log")
+        [ "$ran" -gt 0 ] || ran=1
+        passed=$((passed + ok)) failed=$((failed + ran - ok))
+    done
+    grep -hF 'not on this machine' "$out"/*.log
+    echo "$passed passed, $failed failed"
+    [ "$failed" -eq 0 ]
+}
+
+sanitize() { # one case of each program: the device is much slower under it
+    local tool name bad=0
+    command -v compute-sanitizer >/dev/null || {
+        echo 'compute-sanitizer is not installed: left out'
+        return
+    }
+    for tool in memcheck racecheck; do
+        for name in "${tests[@]}"; do
+            SUITE_CASES=1 timeout 60 compute-sanitizer --tool "$tool" --error-exitcode 9 "$out/$name" >"$out/$name.$tool.log" 2>&1
+            case $? in
+            0) echo "compute-sanitizer $tool, $name: nothing found" ;;
+            124) echo "compute-sanitizer $tool, $name: ended after 60 s, nothing found until then" ;;
+            *)
+                bad=1
+                echo "compute-sanitizer $tool, $name:"
+                grep -E '=====|FAILED' "$out/$name.$tool.log" | head -n 20
+                ;;
+            esac
+        done
+    done
+    return "$bad"
+}
+
+[ $# -gt 0 ] || set -- build test sanitize bench peers
+status=0
+for step in "$@"; do
+    case $step in
+    build) build || exit 1 ;;
+    test) run_tests || status=1 ;;
+    sanitize) sanitize || status=1 ;;
+    bench) "$out/gpu_bench" || status=1 ;;
+    peers) python3 tests/cuda/check/peers.py ;;
+    *)
+        echo "gpu-check: no step '$step': build, test, sanitize, bench, peers" >&2
+        exit 2
+        ;;
+    esac
+done
+exit "$status"
