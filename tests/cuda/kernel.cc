@@ -16,7 +16,7 @@ __thread struct machine *machine_here;
 
 /* Shared memory that cudaFuncSetAttribute allowed, by kernel and device. */
 static std::mutex allowances_lock;
-static std::map<std::pair<const void *, int>, size_t> allowances;
+static auto &allowances = *new std::map<std::pair<const void *, int>, size_t>();
 
 /* Gives the machine back when its host thread ends. */
 struct machine_owner {

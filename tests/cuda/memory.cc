@@ -32,7 +32,7 @@ struct device {
 
 char *addresses, *shadow;
 size_t addresses_bytes;
-static struct device devices[DEVICES_MAX];
+static struct device *const devices = new struct device[DEVICES_MAX]();
 static struct sigaction fault_before;
 
 // ---- reports ----
@@ -158,19 +158,20 @@ void memory_describe(const void *p, char *text, size_t bytes)
     }
     struct device *d = &devices[device];
     std::unique_lock<std::mutex> lock(d->lock, std::try_to_lock); /* a fault may have come under it */
-    const struct allocation *a = before(d, p);
+    const struct allocation *a = before(d, p), *end = d->allocations.data() + d->allocations.size();
+    const struct allocation *next = a ? a + 1 : d->allocations.data();
     const char *at = static_cast<const char *>(p);
-    if (!a) {
-        snprintf(text, bytes, "it is before all that device %d handed out", device);
-    } else if (at < a->start + a->bytes) {
+    if (a && at < a->start + a->bytes) {
         snprintf(text, bytes, "%s, byte %zu of %zu of device %d", a->freed ? "it was freed" : "it is allocated",
                  static_cast<size_t>(at - a->start), a->bytes, device);
-    } else if (a + 1 < d->allocations.data() + d->allocations.size() && at >= a[1].pages) {
-        snprintf(text, bytes, "out of bounds, %zu bytes before %zu of device %d", static_cast<size_t>(a[1].start - at),
-                 a[1].bytes, device);
-    } else {
+    } else if (next < end && at >= next->pages) {
+        snprintf(text, bytes, "out of bounds, %zu bytes before %zu of device %d", static_cast<size_t>(next->start - at),
+                 next->bytes, device);
+    } else if (a) {
         snprintf(text, bytes, "out of bounds, %zu bytes after the end of %zu of device %d%s",
                  static_cast<size_t>(at - a->start) - a->bytes, a->bytes, device, a->freed ? ", freed" : "");
+    } else {
+        snprintf(text, bytes, "out of bounds, device %d has handed out nothing", device);
     }
 }
 

@@ -70,7 +70,7 @@ namespace emulated
 {
 
 /* All under streams_lock. */
-static std::map<std::string, struct clique *> cliques; /* by unique id */
+static auto &cliques = *new std::map<std::string, struct clique *>(); /* by unique id */
 static uint64_t unique_ids;
 static thread_local int group_depth;
 static thread_local std::vector<struct call> group_calls;

@@ -46,6 +46,7 @@ $(BUILD)/emulated-checked/%.o: %.cu tests/cuda/rules.mk
 	@mkdir -p $(@D)
 	$(call say,CHECK $<)
 	$(Q)$(CXX) $(EMULATED_FLAGS) $(EMULATED_CU_FLAGS) $(EMULATED_TSAN) -DEMULATED_CHECKED -MMD -MP -c -o $@ $<
+	$(Q)objcopy $(foreach name,memcpy memmove memset,--redefine-sym $(name)=emulated_$(name)) $@
 
 # packing and multiplying are most of what a test waits for
 $(BUILD)/emulated/tests/cuda/cublas.o $(BUILD)/emulated-checked/tests/cuda/cublas.o: EMULATED_FLAGS += -O3

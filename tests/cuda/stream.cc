@@ -30,11 +30,11 @@ struct event {
 /* Under the lock: the queues, and the lists of what was ever opened, which stays so that a late use can be told. */
 std::mutex streams_lock;
 std::condition_variable streams_changed;
-static std::vector<struct stream *> streams;
+static auto &streams = *new std::vector<struct stream *>(); /* never destroyed: threads may outlive main() */
 static struct stream *defaults[DEVICES_MAX];
-static std::set<const struct event *> events;
+static auto &events = *new std::set<const struct event *>();
 static std::mutex pinned_lock;
-static std::set<void *> pinned;
+static auto &pinned = *new std::set<void *>();
 
 // ---- queues ----
 
