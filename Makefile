@@ -143,13 +143,15 @@ room-%: ## compile one room: make room-store
 unit: $(UNIT_TESTS) $(PLUGINS:%=$(BUILD)/tests/%) ## build the unit tests
 unit-asan: $(ASAN_TESTS) $(PLUGINS:%=$(BUILD)/tests-asan/%) ## build the unit tests with ASan and UBSan
 
+include tests/cuda/rules.mk
+
 # ---- fetching, running and cleaning: each is a script that can be called by itself ----
 
 # as many jobs as CPUs, unless make was given a number
 JOBS = $(if $(filter -j% --jobserver%,$(MAKEFLAGS)),,-j$(shell nproc))
 SUBMAKE = $(MAKE) --no-print-directory -s $(JOBS)
 OUR_C = $(wildcard $(addsuffix /*.[ch],$(ROOMS) cli tests/unit tests/backend tests/backend/apart tests/e2e tests/golden \
-	tests/bench) gpu/cpu/*.inc)
+	tests/bench) gpu/cpu/*.inc tests/cuda/*.cc tests/cuda/*.cu tests/cuda/*.h tests/cuda/include/*.h)
 # no command in compile_commands.json, or gcc alone takes it: its omp.h, "x86-64-v3" in __builtin_cpu_supports,
 # its pragma for an instruction set
 NOT_TIDY = $(wildcard $(addsuffix /*.c,tests/e2e tests/golden tests/bench)) gpu/cpu/onednn.c gpu/cpu/kernels.c \
@@ -238,7 +240,7 @@ tidy: compdb ## check all C with clang-tidy
 .PHONY: clean distclean help
 clean: ## delete what was built; keep the model and the broker
 	@rm -rf $(BUILD)/engram $(BUILD)/libraries $(BUILD)/obj $(BUILD)/asan $(BUILD)/tests $(BUILD)/tests-asan \
-		$(BUILD)/test-logs compile_commands.json
+		$(BUILD)/emulated $(BUILD)/emulated-asan $(BUILD)/emulated-checked $(BUILD)/test-logs compile_commands.json
 distclean: clean ## delete what was fetched too
 	@rm -rf $(BUILD)
 help: ## print this list
