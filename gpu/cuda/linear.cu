@@ -239,21 +239,30 @@ static void plain_launch(struct stream *s, void *out, const void *in, const stru
     launched(s, "linear");
 }
 
+static __device__ __forceinline__ float gelu_of(float x)
+{
+    return 0.5F * x * (1 + erff(x * 0.70710678118654752F));
+}
+
+template <typename T> struct alignas(16) several {
+    T of[GELU_EACH];
+};
+
 /* out may be x; each thread takes GELU_EACH numbers that follow one another. */
 template <typename T> static __global__ void gelu(T *out, const T *x, size_t count)
 {
     const size_t first = ((size_t)blockIdx.x * blockDim.x + threadIdx.x) * GELU_EACH;
-    if (first >= count) {
+    if (first + GELU_EACH <= count) {
+        struct several<T> numbers = *(const struct several<T> *)(x + first);
+        for (int i = 0; i < GELU_EACH; i++) {
+            store(&numbers.of[i], gelu_of(float_of(numbers.of[i])));
+        }
+        *(struct several<T> *)(out + first) = numbers;
         return;
     }
-    struct alignas(16) eight {
-        T of[GELU_EACH];
-    } numbers = *(const struct eight *)(x + first);
-    for (int i = 0; i < GELU_EACH; i++) {
-        const float v = float_of(numbers.of[i]);
-        store(&numbers.of[i], 0.5F * v * (1 + erff(v * 0.70710678118654752F)));
+    for (size_t i = first; i < count; i++) {
+        store(out + i, gelu_of(float_of(x[i])));
     }
-    *(struct eight *)(out + first) = numbers;
 }
 
 template <typename T> static void gelu_launch(struct stream *s, void *out, const void *x, size_t count)
@@ -281,7 +290,7 @@ void cuda_linear(struct stream *s, const struct tensor *out, const struct tensor
         return;
     }
     if (p->plain) {
-        (wide ? plain_launch<float> : plain_launch<bf16>)(s, before, from, w, rows);
+        (wide ? plain_launch<float> : plain_launch<bf16>)(s, before, from, w, in->rows);
     } else if (!lt_put(s, cublasLtMatmulDescSetAttribute(p->matmul, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &w->bias[home],
                                                          sizeof w->bias[home])) ||
                !lt_put(s, cublasLtMatmul(s->cuda->devices[home].lt, p->matmul, &one, w->packed[home], p->weight, from,
@@ -290,6 +299,6 @@ void cuda_linear(struct stream *s, const struct tensor *out, const struct tensor
         return;
     }
     if (gelu_too) {
-        (wide ? gelu_launch<float> : gelu_launch<bf16>)(s, to, before, rows * w->width);
+        (wide ? gelu_launch<float> : gelu_launch<bf16>)(s, to, before, in->rows * w->width);
     }
 }

@@ -80,6 +80,7 @@ void memory_open(int devices, size_t bytes);
 int memory_device(const void *p); /* -1: host memory */
 /* Memory of the device that may be used so: else a slip. `what` is the call and the argument. */
 void memory_check(const void *p, size_t bytes, int device, unsigned access, const char *what);
+bool memory_written(const void *p, size_t bytes); /* any of these bytes of a device; without the checker always true */
 void memory_pointer_check(const void *p, int device, const char *what); /* into or just after an allocation */
 void memory_host_check(const void *p, size_t bytes, const char *what);
 void memory_describe(const void *p, char *text, size_t bytes); /* "12 bytes after the end of the 64 bytes at .." */

@@ -203,6 +203,14 @@ static struct allocation usable(const void *p, int device, const char *what)
     return found;
 }
 
+bool memory_written(const void *p, size_t bytes)
+{
+    if (!EMULATED_CHECKER || memory_device(p) < 0) {
+        return true;
+    }
+    return memchr(shadow + (static_cast<const char *>(p) - addresses), SHADOW_WRITTEN, bytes) != NULL;
+}
+
 void memory_pointer_check(const void *p, int device, const char *what)
 {
     usable(p, device, what);
