@@ -17,7 +17,7 @@
 #include "gpu/backend.h"
 #include "gpu/cuda/launch.h"
 
-enum { DEVICES_MAX = 16, ROW_MULTIPLE = 64, STAGING_MAX = 64 };
+enum { DEVICES_MAX = 16, RANKS_MAX = 32, ROW_MULTIPLE = 64, STAGING_MAX = 64 };
 
 struct device {
     int number;          /* as CUDA counts */
@@ -39,7 +39,8 @@ struct cuda {
     const struct backend_host *host;
     struct device devices[DEVICES_MAX];
     size_t count;
-    bool plain; /* ENGRAM_CUDA_PLAIN */
+    bool plain;         /* ENGRAM_CUDA_PLAIN */
+    size_t rank, world; /* processes that share the keys: see group.cu; world 1: this one alone */
     char library[96], device[320];
 
     pthread_mutex_t lock; /* covers all below */

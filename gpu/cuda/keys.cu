@@ -11,65 +11,7 @@
 
 #include "gpu/cuda/keys.h"
 
-enum { KINDS = 2, BLOCK_FRAMES_MAX = 4, STAGE_FRAMES = 64, STAGES = 2 };
 static const double MEMORY_SHARE = 0.75; /* of what is free when the keys are opened */
-
-/* All frames of one kind on one device. */
-struct pile {
-    unsigned char *slabs[SLABS_MAX];
-    size_t slabs_count;
-    unsigned char **table; /* the same [SLABS_MAX], on the device */
-    uint32_t used;         /* frames that were ever used */
-    uint32_t *free;        /* a ring: what became free first is used first */
-    size_t free_first, free_count, free_room;
-};
-
-/* Pinned host memory in which frames are made. */
-struct stage {
-    unsigned char *memory; /* [STAGE_FRAMES] frames */
-    cudaEvent_t copied;
-};
-
-struct mirror {
-    struct pile piles[KINDS];
-    struct stage stages[STAGES];
-    size_t stage;
-    cudaEvent_t uploaded; /* the last change of its frames */
-    size_t room;          /* bytes that slabs may still take */
-    unsigned char *alone; /* [STAGE_FRAMES]: where frames without a place are searched */
-    bool clean;           /* the searches under way need not be waited for again */
-};
-
-/* What there is of one block of the view. */
-struct mirrored {
-    uint64_t first_slot, version;
-    uint32_t rows, kind;
-    uint32_t device;
-    bool placed, old; /* old: while a new view is compared, not in that */
-    uint32_t frames[BLOCK_FRAMES_MAX];
-};
-
-/* A stream's last search. */
-struct reader {
-    uint64_t stream;
-    cudaEvent_t searched[DEVICES_MAX];
-};
-
-struct keys {
-    struct cuda *cuda;
-    size_t dim, stride, frame_bytes;
-    enum dtype dtype;
-    pthread_mutex_t lock; /* covers all below */
-    bool any;             /* `version` is that of a view */
-    uint64_t version;
-    uint32_t sequence;
-    struct mirrored *blocks; /* [count], as in the view */
-    size_t count, absent;    /* absent: blocks that are not placed */
-    bool told;               /* that some are absent */
-    struct mirror *mirrors;  /* [devices] */
-    struct reader *readers;
-    size_t readers_count;
-};
 
 /* ---- opening ---- */
 
@@ -135,6 +77,10 @@ int cuda_keys_open(struct backend *b, size_t dim, enum dtype dtype, struct keys 
             return -1;
         }
     }
+    if (c->world > 1 && group_open(&k->group, k, e)) {
+        cuda_keys_close(k);
+        return -1;
+    }
     *out = k;
     return 0;
 }
@@ -166,6 +112,10 @@ static void mirror_close(struct keys *k, size_t device)
 
 void cuda_keys_close(struct keys *k)
 {
+    for (size_t i = 0; k->group && i < k->count; i++) {
+        group_names_remove(k->group, &k->blocks[i]);
+    }
+    group_close(k->group);
     for (size_t i = 0; i < k->cuda->count; i++) {
         mirror_close(k, i);
         for (size_t j = 0; j < k->readers_count; j++) {
@@ -266,24 +216,36 @@ static unsigned char *frame_on_device(const struct keys *k, const struct pile *p
     return p->slabs[frame / SLAB_FRAMES] + frame % SLAB_FRAMES * k->frame_bytes;
 }
 
+/* The block's rows that are this process's: by their names, so that it is the same wherever a memory has them. */
+static size_t rows_mine(const struct keys *k, const struct keys_block *b, uint16_t *rows)
+{
+    size_t count = 0;
+    for (uint32_t r = 0; r < b->rows; r++) {
+        if (b->ties[r] % k->cuda->world == k->cuda->rank) {
+            rows[count++] = (uint16_t)r;
+        }
+    }
+    return count;
+}
+
 /* Makes the block's frame number `part` at `out`. */
 static void frame_make(const struct keys *k, const struct keys_block *b, size_t part, unsigned char *out)
 {
-    const size_t first = part * FRAME_ROWS, rows = b->rows - first < FRAME_ROWS ? b->rows - first : (size_t)FRAME_ROWS;
+    uint16_t mine[BLOCK_FRAMES_MAX * FRAME_ROWS];
+    const size_t first = part * FRAME_ROWS, count = rows_mine(k, b, mine);
     const size_t each = each_bytes(k->dtype), row_bytes = k->dim * each, stride_bytes = k->stride * each;
-    const unsigned char *vectors = (const unsigned char *)b->vectors + first * row_bytes;
     struct frame_head *head = (struct frame_head *)out;
     memset(out, 0, k->frame_bytes);
-    head->first_slot = b->first_slot + first;
+    head->first_slot = k->group ? b->kind : b->first_slot + first;
+    head->numbered = !k->group;
     head->born = k->sequence;
     head->died = UINT32_MAX;
     head->kind = b->kind;
-    for (size_t r = 0; r < rows; r++) {
-        head->candidates |= (uint64_t)(b->candidate[first + r] != 0) << r;
-    }
-    memcpy(out + FRAME_TIES, b->ties + first, rows * sizeof *b->ties);
-    for (size_t r = 0; r < rows; r++) {
-        memcpy(out + FRAME_VECTORS + r * stride_bytes, vectors + r * row_bytes, row_bytes);
+    for (size_t i = 0; i < FRAME_ROWS && first + i < count; i++) {
+        const size_t row = mine[first + i];
+        head->candidates |= (uint64_t)(b->candidate[row] != 0) << i;
+        ((uint64_t *)(out + FRAME_TIES))[i] = b->ties[row];
+        memcpy(out + FRAME_VECTORS + i * stride_bytes, (const unsigned char *)b->vectors + row * row_bytes, row_bytes);
     }
 }
 
@@ -301,7 +263,7 @@ static void frames_upload(struct keys *k, struct stream *s, size_t device, const
 {
     const struct pile *p = &k->mirrors[device].piles[pile_of(b->kind)];
     struct stage *stage = stage_take(k, s, device);
-    for (size_t i = 0; i < frames_of(b->rows); i++) {
+    for (size_t i = 0; i < frames_of(to->mine); i++) {
         unsigned char *here = stage->memory + i * k->frame_bytes;
         frame_make(k, b, i, here);
         put(s,
@@ -320,11 +282,11 @@ static uint32_t device_for(const struct keys *k, uint64_t first_slot)
 }
 
 /* From now on no search sees its frames, and others may have them. */
-static void block_forget(struct keys *k, struct stream *s, const struct mirrored *old, const uint32_t *now)
+static void block_forget(struct keys *k, struct stream *s, struct mirrored *old, const uint32_t *now)
 {
     struct pile *p = &k->mirrors[old->device].piles[pile_of(old->kind)];
     device_use(k->cuda, old->device);
-    for (size_t i = 0; old->placed && i < frames_of(old->rows); i++) {
+    for (size_t i = 0; old->placed && i < frames_of(old->mine); i++) {
         struct frame_head *head = (struct frame_head *)frame_on_device(k, p, old->frames[i]);
         put(s, cudaMemcpyAsync(&head->died, now, sizeof *now, cudaMemcpyHostToDevice, s->on[old->device]), "the keys");
         if (!frame_give(p, old->frames[i])) {
@@ -332,19 +294,24 @@ static void block_forget(struct keys *k, struct stream *s, const struct mirrored
         }
     }
     k->absent -= !old->placed;
+    if (k->group) {
+        group_names_remove(k->group, old);
+    }
 }
 
 static void block_take(struct keys *k, struct stream *s, const struct keys_block *b, struct mirrored *out)
 {
     struct pile *p;
+    uint16_t mine[BLOCK_FRAMES_MAX * FRAME_ROWS];
     size_t had = 0;
-    *out = {b->first_slot, b->version, b->rows, b->kind, device_for(k, b->first_slot), true, false, {}};
+    *out = {b->first_slot, b->version, b->rows, b->kind, device_for(k, b->first_slot), (uint32_t)rows_mine(k, b, mine),
+            true,          false,      {},      NULL};
     p = &k->mirrors[out->device].piles[pile_of(b->kind)];
     device_use(k->cuda, out->device);
-    while (had < frames_of(b->rows) && frame_take(k, s, out->device, p, &out->frames[had])) {
+    while (had < frames_of(out->mine) && frame_take(k, s, out->device, p, &out->frames[had])) {
         had++;
     }
-    out->placed = had == frames_of(b->rows);
+    out->placed = had == frames_of(out->mine);
     if (out->placed) {
         frames_upload(k, s, out->device, b, out);
     }
@@ -352,6 +319,9 @@ static void block_take(struct keys *k, struct stream *s, const struct keys_block
         frame_give(p, out->frames[--had]);
     }
     k->absent += !out->placed;
+    if (k->group) {
+        group_names_add(k->group, b, out);
+    }
 }
 
 static int slots_compare(const void *a, const void *b)
@@ -473,17 +443,16 @@ static void keys_take(struct keys *k, struct stream *s, const struct keys_view *
     k->any = !failed(s);
     k->version = view->version;
     absent_tell(k);
+    if (k->group && k->absent) {
+        k->cuda->host->error_set(
+            &s->error, ERROR_FATAL, E_DEVICE_MEMORY,
+            "rank %zu of %zu: its keys find no room on its GPU: more ranks or bf16 keys (key_dtype) "
+            "help",
+            k->cuda->rank, k->cuda->world);
+    }
 }
 
 /* ---- a search on one device ---- */
-
-struct searching {
-    struct keys *keys;
-    struct stream *stream;
-    const struct keys_view *view;
-    enum key_kind kinds;
-    bool careful;
-};
 
 /* Frames [0, frames.end), step by step. */
 static void frames_search(const struct searching *x, size_t device, const struct finding *f, struct frames frames,
@@ -519,7 +488,7 @@ static void absent_search(const struct searching *x, size_t device, const struct
         for (frames.end = 0; i < k->count && frames.end + BLOCK_FRAMES_MAX <= STAGE_FRAMES; i++) {
             const struct mirrored *b = &k->blocks[i];
             for (size_t part = 0;
-                 !b->placed && b->device == device && (b->kind & x->kinds) && part < frames_of(b->rows); part++) {
+                 !b->placed && b->device == device && (b->kind & x->kinds) && part < frames_of(b->mine); part++) {
                 frame_make(k, &x->view->blocks[i], part, stage->memory + frames.end++ * k->frame_bytes);
             }
         }
@@ -532,7 +501,7 @@ static void absent_search(const struct searching *x, size_t device, const struct
     }
 }
 
-static void device_search(const struct searching *x, size_t device, const struct finding *f)
+void device_search(const struct searching *x, size_t device, const struct finding *f)
 {
     struct keys *k = x->keys;
     struct stream *s = x->stream;
@@ -554,7 +523,7 @@ static void device_search(const struct searching *x, size_t device, const struct
             frames_search(x, device, f, frames, &seen);
         }
     }
-    if (k->absent) {
+    if (k->absent && x->view) {
         absent_search(x, device, f, frames, &seen);
     }
     finding_end(s, device, f);
@@ -562,7 +531,7 @@ static void device_search(const struct searching *x, size_t device, const struct
 
 /* ---- all devices ---- */
 
-static bool nccl_put(struct stream *s, ncclResult_t status)
+bool nccl_put(struct stream *s, ncclResult_t status)
 {
     if (status != ncclSuccess && !failed(s)) {
         s->cuda->host->error_set(&s->error, ERROR_FATAL, E_INTERNAL, "NCCL failed: %s", ncclGetErrorString(status));
@@ -615,10 +584,10 @@ static bool pass_search(const struct searching *x, const float *queries, size_t 
     uint32_t *counts[DEVICES_MAX];
     for (size_t i = 0; i < c->count; i++) {
         const bool gathers = i == s->home && c->count > 1;
-        f[i].queries = queries;
+        f[i].queries = i == s->home ? queries : NULL;
         f[i].n = n;
         f[i].b = b;
-        if (finding_place(s, i, &f[i], x->view, k->stride, gathers ? c->count : 0, &lists[i], &counts[i], &s->error)) {
+        if (finding_place(s, i, &f[i], k->dim, k->stride, gathers ? c->count : 0, &lists[i], &counts[i], &s->error)) {
             return false;
         }
     }
@@ -639,33 +608,19 @@ static bool pass_search(const struct searching *x, const float *queries, size_t 
 
 /* ---- the stream's end ---- */
 
-struct finish {
-    struct finish *next;
-    struct keys *keys;
-    const struct keys_view *view;
-    const float *queries; /* on the home device */
-    enum key_kind kinds;
-    size_t n, b;
-    const struct keys_hit *found; /* [n, b], pinned host memory */
-    const uint32_t *found_counts; /* [n] */
-    struct keys_hit *hits;        /* the caller's, as counts */
-    uint32_t *counts;
-};
-
-static bool result_download(struct stream *s, const struct finding *f, struct finish *to)
+bool result_download(struct stream *s, const struct finding *f, const struct finish *to)
 {
-    const size_t hits = f->n * f->b * sizeof *to->found, counts = f->n * sizeof *to->found_counts;
-    struct keys_hit *found = (struct keys_hit *)staging_take(s, hits, &s->error);
-    uint32_t *found_counts = (uint32_t *)staging_take(s, counts, &s->error);
-    to->found = found;
-    to->found_counts = found_counts;
-    return found && found_counts &&
-           put(s, cudaMemcpyAsync(found, f->best, hits, cudaMemcpyDeviceToHost, s->on[s->home]), "the hits") &&
-           put(s, cudaMemcpyAsync(found_counts, f->best_counts, counts, cudaMemcpyDeviceToHost, s->on[s->home]),
+    return put(s,
+               cudaMemcpyAsync(to->found, f->best, f->n * f->b * sizeof *to->found, cudaMemcpyDeviceToHost,
+                               s->on[s->home]),
+               "the hits") &&
+           put(s,
+               cudaMemcpyAsync(to->found_counts, f->best_counts, f->n * sizeof *to->found_counts,
+                               cudaMemcpyDeviceToHost, s->on[s->home]),
                "the hits");
 }
 
-static void reader_record(struct keys *k, struct stream *s)
+void reader_record(struct keys *k, struct stream *s)
 {
     struct cuda *c = k->cuda;
     size_t i = 0;
@@ -693,7 +648,7 @@ static void reader_record(struct keys *k, struct stream *s)
     }
 }
 
-/* Puts the search that *f describes on the stream. */
+/* Puts the search that *f describes on the stream, or has the group do it. */
 static void finish_start(struct stream *s, struct finish *f, bool careful)
 {
     struct keys *k = f->keys;
@@ -701,24 +656,40 @@ static void finish_start(struct stream *s, struct finish *f, bool careful)
     struct finding finding;
     pthread_mutex_lock(&k->lock);
     keys_take(k, s, f->view);
-    if (!failed(s) && pass_search(&x, f->queries, f->n, f->b, &finding)) {
+    if (!failed(s) && !k->group && pass_search(&x, f->queries, f->n, f->b, &finding)) {
         device_use(s->cuda, s->home);
         result_download(s, &finding, f);
     }
-    if (!failed(s)) {
+    if (!failed(s) && !k->group) {
         reader_record(k, s);
     }
     pthread_mutex_unlock(&k->lock);
+    if (!failed(s) && k->group) {
+        group_ready(k->group);
+        f->careful = careful;
+        device_use(s->cuda, s->home);
+        if (put(s, cudaEventRecord(f->ready, s->on[s->home]), "the queries")) {
+            group_search(k->group, f);
+        }
+    }
 }
 
 static void finish_take(const struct finish *f)
 {
+    struct keys *k = f->keys;
     for (size_t i = 0; i < f->n; i++) {
-        memcpy(f->hits + i * f->b, f->found + i * f->b, f->found_counts[i] * sizeof *f->hits);
-        f->counts[i] = f->found_counts[i];
+        struct keys_hit *hits = f->found + i * f->b;
+        uint32_t count = f->found_counts[i];
         if (f->b > SORTED_MAX) {
-            qsort(f->hits + i * f->b, f->counts[i], sizeof *f->hits, hits_compare);
+            qsort(hits, count, sizeof *hits, hits_compare);
         }
+        if (k->group) {
+            pthread_mutex_lock(&k->lock);
+            count = group_name(k->group, f->view, hits, count);
+            pthread_mutex_unlock(&k->lock);
+        }
+        memcpy(f->hits + i * f->b, hits, count * sizeof *hits);
+        f->counts[i] = count;
     }
 }
 
@@ -732,7 +703,7 @@ static bool overflowed(const struct finish *f)
     return false;
 }
 
-static bool streams_wait(struct stream *s)
+bool streams_wait(struct stream *s)
 {
     for (size_t i = 0; i < s->cuda->count; i++) {
         device_use(s->cuda, i);
@@ -741,12 +712,20 @@ static bool streams_wait(struct stream *s)
     return !failed(s);
 }
 
+/* Its result is there; false: it will never be. */
+static bool finish_wait(struct stream *s, struct finish *f)
+{
+    return f->keys->group ? group_wait(f->keys->group, f, &s->error) == 0 : streams_wait(s);
+}
+
 int finishes_run(struct stream *s, struct error *e)
 {
     for (struct finish *f = s->finishes; f && !failed(s); f = f->next) {
-        if (overflowed(f)) {
+        if (finish_wait(s, f) && overflowed(f)) {
             finish_start(s, f, true);
-            streams_wait(s);
+            if (!failed(s)) {
+                finish_wait(s, f);
+            }
         }
         if (!failed(s)) {
             finish_take(f);
@@ -765,8 +744,38 @@ void finishes_drop(struct stream *s)
     while (s->finishes) {
         struct finish *f = s->finishes;
         s->finishes = f->next;
+        if (f->keys->group) {
+            group_wait(f->keys->group, f, NULL);
+            cudaEventDestroy(f->ready);
+        }
         free(f);
     }
+}
+
+/* A pass over n queries from `first` on; NULL: the stream has failed. */
+static struct finish *finish_open(struct stream *s, struct keys *k, const struct keys_view *view, const float *queries,
+                                  size_t n, size_t b, enum key_kind kinds)
+{
+    struct finish *f = (struct finish *)calloc(1, sizeof *f);
+    if (!f) {
+        s->cuda->host->error_set(&s->error, ERROR_FATAL, E_INTERNAL, "out of memory");
+        return NULL;
+    }
+    f->keys = k;
+    f->view = view;
+    f->queries = queries;
+    f->kinds = kinds;
+    f->n = n;
+    f->b = b;
+    f->state = FINISH_DONE;
+    f->found = (struct keys_hit *)staging_take(s, n * b * sizeof *f->found, &s->error);
+    f->found_counts = (uint32_t *)staging_take(s, n * sizeof *f->found_counts, &s->error);
+    device_use(s->cuda, s->home);
+    if (!f->found || !f->found_counts || (k->group && event_open(s->cuda, &f->ready, &s->error))) {
+        free(f);
+        return NULL;
+    }
+    return f;
 }
 
 void cuda_keys_scan(struct stream *s, struct keys *k, const struct keys_view *view, const struct tensor *queries,
@@ -779,19 +788,21 @@ void cuda_keys_scan(struct stream *s, struct keys *k, const struct keys_view *vi
     }
     for (size_t first = 0; first < queries->rows && !failed(s); first += QUERIES_MAX) {
         const size_t n = queries->rows - first < QUERIES_MAX ? queries->rows - first : (size_t)QUERIES_MAX;
-        struct finish *f = (struct finish *)calloc(1, sizeof *f);
-        if (!f) {
-            s->cuda->host->error_set(&s->error, ERROR_FATAL, E_INTERNAL, "out of memory");
-            return;
+        struct finish *f = finish_open(s, k, view, rows + first * k->dim, n, b, kinds);
+        if (f) {
+            f->hits = hits + first * b;
+            f->counts = counts + first;
+            *end = f;
+            end = &f->next;
+            finish_start(s, f, false);
         }
-        *f = {NULL, k, view, rows + first * k->dim, kinds, n, b, NULL, NULL, hits + first * b, counts + first};
-        *end = f;
-        end = &f->next;
-        finish_start(s, f, false);
     }
     if (queries->rows == 0 && !failed(s)) { /* brings the keys up to date */
         pthread_mutex_lock(&k->lock);
         keys_take(k, s, view);
         pthread_mutex_unlock(&k->lock);
+        if (k->group && !failed(s)) {
+            group_ready(k->group);
+        }
     }
 }

@@ -23,7 +23,8 @@ struct frame_head {
     uint64_t candidates; /* bit r: row r is one */
     uint32_t born, died; /* visible where born <= the search's sequence number < died */
     uint32_t kind;
-    uint32_t unused[9];
+    uint32_t numbered; /* row r is slot first_slot + r; 0: all are first_slot, see group.cu */
+    uint32_t unused[8];
 };
 static_assert(sizeof(struct frame_head) == 64, "vectors begin on a line of the cache");
 
@@ -52,9 +53,9 @@ struct finding {
     size_t n, b, room;
 };
 
-/* Places the search's memory on the device. */
-int finding_place(struct stream *s, size_t device, struct finding *f, const struct keys_view *view, size_t stride,
-                  size_t gathered, struct keys_hit **from_all, uint32_t **counts_from_all, struct error *e);
+/* Places the search's memory on the device; queries NULL: those too. */
+int finding_place(struct stream *s, size_t device, struct finding *f, size_t dim, size_t stride, size_t gathered,
+                  struct keys_hit **from_all, uint32_t **counts_from_all, struct error *e);
 void finding_begin(struct stream *s, size_t device, const struct finding *f, enum dtype dtype, size_t dim,
                    size_t stride);
 /* Hits in these frames join those that were found before; then only the b best are kept. Frames times FRAME_ROWS are at
@@ -68,5 +69,128 @@ void finding_end(struct stream *s, size_t device, const struct finding *f);
 void finding_merge(struct stream *s, size_t device, const struct finding *f, const struct keys_hit *lists,
                    const uint32_t *counts, size_t devices);
 int hits_compare(const void *a, const void *b); /* best first */
+
+/* ---- keys.cu ---- */
+
+enum { KINDS = 2, BLOCK_FRAMES_MAX = 4, STAGE_FRAMES = 64, STAGES = 2 };
+
+/* All frames of one kind on one device. */
+struct pile {
+    unsigned char *slabs[SLABS_MAX];
+    size_t slabs_count;
+    unsigned char **table; /* the same [SLABS_MAX], on the device */
+    uint32_t used;         /* frames that were ever used */
+    uint32_t *free;        /* a ring: what became free first is used first */
+    size_t free_first, free_count, free_room;
+};
+
+/* Pinned host memory in which frames are made. */
+struct stage {
+    unsigned char *memory; /* [STAGE_FRAMES] frames */
+    cudaEvent_t copied;
+};
+
+struct mirror {
+    struct pile piles[KINDS];
+    struct stage stages[STAGES];
+    size_t stage;
+    cudaEvent_t uploaded; /* the last change of its frames */
+    size_t room;          /* bytes that slabs may still take */
+    unsigned char *alone; /* [STAGE_FRAMES]: where frames without a place are searched */
+    bool clean;           /* the searches under way need not be waited for again */
+};
+
+/* What there is of one block of the view. */
+struct mirrored {
+    uint64_t first_slot, version;
+    uint32_t rows, kind;
+    uint32_t device, mine; /* mine: its rows that are this process's */
+    bool placed, old;      /* old: while a new view is compared, not in that */
+    uint32_t frames[BLOCK_FRAMES_MAX];
+    uint64_t *names; /* [rows] ties of candidates, else 0; only in a group */
+};
+
+/* A stream's last search. */
+struct reader {
+    uint64_t stream;
+    cudaEvent_t searched[DEVICES_MAX];
+};
+
+struct group;
+
+struct keys {
+    struct cuda *cuda;
+    size_t dim, stride, frame_bytes;
+    enum dtype dtype;
+    struct group *group;  /* NULL: no other process has any of them */
+    pthread_mutex_t lock; /* covers all below */
+    bool any;             /* `version` is that of a view */
+    uint64_t version;
+    uint32_t sequence;
+    struct mirrored *blocks; /* [count], as in the view */
+    size_t count, absent;    /* absent: blocks that are not placed */
+    bool told;               /* that some are absent */
+    struct mirror *mirrors;  /* [devices] */
+    struct reader *readers;
+    size_t readers_count;
+};
+
+/* A search on one device of the keys that it has now. The caller has the lock. */
+struct searching {
+    struct keys *keys;
+    struct stream *stream;
+    const struct keys_view *view; /* for keys without a place; NULL: there are none */
+    enum key_kind kinds;
+    bool careful;
+};
+void device_search(const struct searching *x, size_t device, const struct finding *f);
+void reader_record(struct keys *k, struct stream *s); /* after it */
+bool nccl_put(struct stream *s, ncclResult_t status);
+bool streams_wait(struct stream *s);
+
+enum finish_state {
+    FINISH_WAITS,
+    FINISH_TOLD, /* the others know of it */
+    FINISH_RUNS,
+    FINISH_DONE,
+};
+
+/* What is left to do for one pass of a search. */
+struct finish {
+    struct finish *next;
+    struct keys *keys;
+    const struct keys_view *view;
+    const float *queries; /* on the home device */
+    enum key_kind kinds;
+    size_t n, b;
+    struct keys_hit *found; /* [n, b], pinned host memory */
+    uint32_t *found_counts; /* [n] */
+    struct keys_hit *hits;  /* the caller's, as counts */
+    uint32_t *counts;
+    /* in a group; the group's lock covers them */
+    struct finish *next_waiting;
+    cudaEvent_t ready; /* the queries are there */
+    bool careful;
+    enum finish_state state;
+};
+bool result_download(struct stream *s, const struct finding *f, const struct finish *to);
+
+/* ---- group.cu ---- */
+
+/* Waits for the other processes. */
+int group_open(struct group **out, struct keys *k, struct error *e);
+void group_close(struct group *g); /* NULL is fine */
+/* This process's keys are there: it can take part. */
+void group_ready(struct group *g);
+/* Has *f searched by all; its `ready` is recorded. group_wait returns once it is done, or -1 with the reason why it
+ * never will be; then nobody uses it any more. */
+void group_search(struct group *g, struct finish *f);
+int group_wait(struct group *g, struct finish *f, struct error *e);
+/* The block's keys can be named, or no longer. */
+void group_names_add(struct group *g, const struct keys_block *b, struct mirrored *m);
+void group_names_remove(struct group *g, struct mirrored *m);
+/* Gives hits of other processes the slots that the view has them in, and drops those that it does not have; returns how
+ * many are left. The caller has the keys' lock. */
+uint32_t group_name(struct group *g, const struct keys_view *view, struct keys_hit *hits, uint32_t count);
 
 #endif

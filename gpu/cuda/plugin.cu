@@ -102,6 +102,45 @@ static int numbers_check(const struct backend_options *o, const struct backend_h
     return 0;
 }
 
+/* A variable of those that say which process of a group this is; `absent` where it is not set. */
+static int number_read(const struct backend_host *host, const char *name, size_t absent, size_t end, size_t *out,
+                       struct error *e)
+{
+    const char *said = getenv(name);
+    char *rest = NULL;
+    *out = said && *said ? (size_t)strtoul(said, &rest, 10) : absent;
+    if (said && *said && (*rest || *out >= end || said[0] == '-')) {
+        return host->error_set(e, ERROR_FATAL, E_USAGE, "the environment variable %s is '%s': it must be from 0 to %zu",
+                               name, said, end - 1);
+    }
+    return 0;
+}
+
+/* As NCCL's users know it from torchrun and its like: each process has one GPU. */
+static int rank_read(struct cuda *c, struct backend_options *o, int *number, struct error *e)
+{
+    size_t local;
+    if (number_read(c->host, "WORLD_SIZE", 1, RANKS_MAX + 1, &c->world, e) ||
+        number_read(c->host, "RANK", 0, c->world ? c->world : 1, &c->rank, e) ||
+        number_read(c->host, "LOCAL_RANK", 0, 1024, &local, e)) {
+        return -1;
+    }
+    c->world = c->world ? c->world : 1;
+    if (c->world > 1 && o->devices_count > 1) {
+        return c->host->error_set(
+            e, ERROR_FATAL, E_USAGE,
+            "devices names %zu GPUs and WORLD_SIZE is %zu: where several processes share the keys, "
+            "each has one GPU",
+            o->devices_count, c->world);
+    }
+    if (c->world > 1 && o->devices_count == 0 && getenv("LOCAL_RANK")) {
+        *number = (int)local;
+        o->devices = number;
+        o->devices_count = 1;
+    }
+    return 0;
+}
+
 static int devices_open(struct cuda *c, const struct backend_options *o, int driver, struct error *e)
 {
     int numbers[DEVICES_MAX] = {};
@@ -174,9 +213,10 @@ static const struct backend_operations operations = {
 static int plugin_open(struct backend **out, const struct backend_options *options, const struct backend_host *host,
                        struct error *e)
 {
-    int driver = 0, count = 0;
+    struct backend_options settled = *options;
+    int driver = 0, count = 0, number;
     *out = NULL;
-    if (driver_check(host, &driver, &count, e) || numbers_check(options, host, count, e)) {
+    if (driver_check(host, &driver, &count, e)) {
         return -1;
     }
     struct cuda *c = (struct cuda *)calloc(1, sizeof *c);
@@ -189,7 +229,8 @@ static int plugin_open(struct backend **out, const struct backend_options *optio
     pthread_mutex_init(&c->lock, NULL);
     pthread_mutex_init(&c->nccl, NULL);
     library_name(c->library, sizeof c->library);
-    if (devices_open(c, options, driver, e)) {
+    if (rank_read(c, &settled, &number, e) || numbers_check(&settled, host, count, e) ||
+        devices_open(c, &settled, driver, e)) {
         cuda_close(&c->backend);
         return -1;
     }

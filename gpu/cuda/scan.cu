@@ -102,7 +102,7 @@ static __device__ inline void append(const struct finding *f, int query, float s
         struct keys_hit *hit = &f->hits[(size_t)query * f->room + place];
         hit->score = score;
         hit->kind = head->kind;
-        hit->slot = head->first_slot + row;
+        hit->slot = head->first_slot + (head->numbered ? row : 0);
         hit->tie = ((const uint64_t *)(frame + FRAME_TIES))[row];
     }
 }
@@ -387,18 +387,19 @@ static void *place(unsigned char *memory, size_t *next, size_t bytes)
     return at;
 }
 
-int finding_place(struct stream *s, size_t device, struct finding *f, const struct keys_view *view, size_t stride,
-                  size_t gathered, struct keys_hit **from_all, uint32_t **counts_from_all, struct error *e)
+int finding_place(struct stream *s, size_t device, struct finding *f, size_t dim, size_t stride, size_t gathered,
+                  struct keys_hit **from_all, uint32_t **counts_from_all, struct error *e)
 {
     struct grown *g = &s->scan_memory[device];
+    const float *given = f->queries;
     f->room = HITS_LEAST;
     while (f->room < 8 * f->b || f->room < gathered * f->b) {
         f->room *= 2;
     }
     for (unsigned char *memory = NULL;;) {
         size_t next = 0;
-        void *queries = place(memory, &next, device == s->home ? 0 : f->n * view->dim * sizeof(float));
-        f->queries = device == s->home ? f->queries : (const float *)queries;
+        void *queries = place(memory, &next, given ? 0 : f->n * dim * sizeof(float));
+        f->queries = given ? given : (const float *)queries;
         f->parts = (bf16 *)place(memory, &next, rounded(f->n, 8) * 2 * stride * sizeof(bf16));
         f->least = (float *)place(memory, &next, f->n * sizeof *f->least);
         f->counts = (uint32_t *)place(memory, &next, f->n * sizeof *f->counts);
