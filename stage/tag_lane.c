@@ -266,7 +266,7 @@ static void *begin_main(void *context)
     struct stage *s = t->stage;
     struct error e = {0};
     void **items = mem_alloc(BATCH_TEXTS * sizeof *items);
-    size_t batch_tokens = s->config->batch_tokens ? (size_t)s->config->batch_tokens : engine_batch_tokens(s->engine);
+    size_t batch_tokens = s->config->batch_tokens ? (size_t)s->config->batch_tokens : engine_slice_tokens(s->engine);
     int failed = 0;
     for (struct batch *b; (b = lane_take(t, items, batch_tokens)) != NULL;) {
         failed = failed || lane_begin(t, b, &e);

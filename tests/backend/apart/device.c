@@ -351,9 +351,6 @@ static int apart_arena(struct stream *s, size_t bytes, void **out, struct error 
         s->arena = NULL;
     }
     bytes = bytes ? bytes : 1;
-    if (bytes > s->device->arena_max) {
-        return memory_out(s->device, bytes, e);
-    }
     if (memory_take(s->device, bytes, &s->arena, e) != 0) {
         return -1;
     }
@@ -519,7 +516,6 @@ static int apart_open(struct backend **out, const struct backend_options *option
                                               .batch_tokens = BATCH_TOKENS};
     d->host = host;
     d->limit = setting("APART_MEMORY", RESERVED);
-    d->arena_max = setting("APART_ARENA", RESERVED);
     d->scan_max = setting("APART_SCAN", RESERVED);
     pthread_mutex_init(&d->lock, NULL);
     char **sides[] = {&d->outside, &d->inside};

@@ -10,7 +10,6 @@
  * It says that it is one device, or as many as it was told to use; there are number 0 and number 1. A slip ends the
  * process with one line. Variables of the environment, read when it is opened:
  *   APART_MEMORY  how many bytes of memory the device has
- *   APART_ARENA   how many bytes an arena may have; more is out of memory, whatever is free
  *   APART_SCAN    how many queries one scan has room for; more is out of memory, which shows when it is waited for
  *   APART_HOST    set: it has host memory (pinned.c), the optional entry
  *   APART_ABSENT  set: there is no such device */
@@ -45,7 +44,7 @@ struct device {
     struct backend_operations operations;
     char said[32];          /* facts.device */
     char *outside, *inside; /* RESERVED bytes each */
-    size_t limit, arena_max, scan_max;
+    size_t limit, scan_max;
 
     pthread_mutex_t lock; /* covers all below */
     size_t taken;         /* bytes of memory in use, staged copies included */
