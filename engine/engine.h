@@ -67,7 +67,8 @@ int engine_predict_with(struct engine *g, const struct predict_options *options,
 
 /* engine_predict_with in two halves (options NULL: the engine's), so that the device works on one batch while the last
  * one is finished. begin hands the batch to the device; end waits, aggregates and frees *p, also after an error.
- * Batches end in the order in which they began; inputs stay as they are until then. */
+ * Batches end in the order in which they began; inputs stay as they are until then. After E_DEVICE_MEMORY, which is
+ * RETRY, the same inputs may begin again at once, before others end. */
 struct predicting;
 int engine_predict_begin(struct engine *g, const struct predict_options *options, const struct tokens *const *inputs,
                          size_t n, struct predicting **p, struct error *e);

@@ -10,6 +10,7 @@
  * It says that it is one device, or as many as it was told to use; there are number 0 and number 1. A slip ends the
  * process with one line. Variables of the environment, read when it is opened:
  *   APART_MEMORY  how many bytes of memory the device has
+ *   APART_FULL    names a file: while it is there, no arena has room
  *   APART_SCAN    how many queries one scan has room for; more is out of memory, which shows when it is waited for
  *   APART_HOST    set: it has host memory (pinned.c), the optional entry
  *   APART_ABSENT  set: there is no such device */
@@ -43,6 +44,7 @@ struct device {
     const struct backend_host *host;
     struct backend_operations operations;
     char said[32];          /* facts.device */
+    char full[4096];        /* the file's name; empty: none */
     char *outside, *inside; /* RESERVED bytes each */
     size_t limit, scan_max;
 
