@@ -521,6 +521,7 @@ static int apart_open(struct backend **out, const struct backend_options *option
     d->host = host;
     d->limit = setting("APART_MEMORY", RESERVED);
     snprintf(d->full, sizeof d->full, "%s", getenv("APART_FULL") ? getenv("APART_FULL") : "");
+    snprintf(d->once, sizeof d->once, "%s", getenv("APART_ONCE") ? getenv("APART_ONCE") : "");
     d->scan_max = setting("APART_SCAN", RESERVED);
     pthread_mutex_init(&d->lock, NULL);
     char **sides[] = {&d->outside, &d->inside};

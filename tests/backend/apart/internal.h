@@ -11,6 +11,7 @@
  * process with one line. Variables of the environment, read when it is opened:
  *   APART_MEMORY  how many bytes of memory the device has
  *   APART_FULL    names a file: while it is there, no arena has room
+ *   APART_ONCE    names a file: the scan that finds it there has no room, and takes the file away
  *   APART_SCAN    how many queries one scan has room for; more is out of memory, which shows when it is waited for
  *   APART_HOST    set: it has host memory (pinned.c), the optional entry
  *   APART_ABSENT  set: there is no such device */
@@ -43,9 +44,9 @@ struct device {
     struct backend backend; /* first: a struct backend * is a struct device * */
     const struct backend_host *host;
     struct backend_operations operations;
-    char said[32];          /* facts.device */
-    char full[4096];        /* the file's name; empty: none */
-    char *outside, *inside; /* RESERVED bytes each */
+    char said[32];               /* facts.device */
+    char full[4096], once[4096]; /* names of files; empty: none */
+    char *outside, *inside;      /* RESERVED bytes each */
     size_t limit, scan_max;
 
     pthread_mutex_t lock; /* covers all below */
