@@ -90,8 +90,7 @@ struct predict_options cli_predict_options(const struct config *config)
     };
 }
 
-/* Once, and before anything that the device does. A plug-in that is there and cannot be loaded, or a machine without
- * its device, is no trouble; all else is. */
+/* A machine without the plug-in's device, or without what it needs, is no trouble; all else is. */
 static void device_tell(const struct error *why)
 {
     if (why->code == E_NOT_FOUND) {

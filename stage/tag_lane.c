@@ -348,7 +348,7 @@ static void *begin_main(void *context)
     for (struct batch *b; (b = lane_take(t, items, batch_tokens)) != NULL;) {
         pthread_mutex_lock(&t->begin_lock);
         failed = failed || lane_begin(t, b, &e);
-        b->number = ++t->begun_count;
+        b->number = failed ? 0 : ++t->begun_count;
         pthread_mutex_unlock(&t->begin_lock);
         if (failed) {
             stage_fail(s, &e); /* the poll thread then closes the queue: until then batches are let go uncommitted */
