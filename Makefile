@@ -38,7 +38,9 @@ ASAN_OBJECTS := $(ROOM_SOURCES:%.c=$(BUILD)/asan/%.o)
 ASAN_TESTS := $(UNIT_SOURCES:tests/unit/%.c=$(BUILD)/tests-asan/%)
 # a backend for tests as a plug-in, and tests that run on it in place of the CPU's
 APART_SOURCES := $(wildcard tests/backend/apart/*.c)
-APART_TESTS := test_engine_apart test_encoder_apart test_encoder_dense_apart
+APART_TESTS := test_engine_apart test_tiles_apart test_encoder_apart test_encoder_dense_apart
+# the same with host memory of its own
+APART_TESTS += test_engine_apart_host test_tiles_apart_host
 PLUGINS := libengram_apart.so libengram_other_abi.so
 WRAPPED := -Wl,--wrap=backend_cpu_open
 UNIT_TESTS += $(APART_TESTS:%=$(BUILD)/tests/%)
@@ -74,6 +76,10 @@ $(BUILD)/tests/%: $(BUILD)/obj/tests/unit/%.o $(ROOM_OBJECTS)
 	$(Q)$(CC) $(ALL_CFLAGS) $(HARDENING_LINK) $(LDFLAGS) -o $@ $^ -lcmocka $(LIBS)
 
 $(BUILD)/tests/%_apart: $(BUILD)/obj/tests/unit/%.o $(BUILD)/obj/tests/backend/wrapped.o $(ROOM_OBJECTS)
+	$(call say,LINK $@)
+	$(Q)$(CC) $(ALL_CFLAGS) $(HARDENING_LINK) $(LDFLAGS) $(WRAPPED) -o $@ $^ -lcmocka $(LIBS)
+
+$(BUILD)/tests/%_apart_host: $(BUILD)/obj/tests/unit/%.o $(BUILD)/obj/tests/backend/wrapped_host.o $(ROOM_OBJECTS)
 	$(call say,LINK $@)
 	$(Q)$(CC) $(ALL_CFLAGS) $(HARDENING_LINK) $(LDFLAGS) $(WRAPPED) -o $@ $^ -lcmocka $(LIBS)
 
@@ -116,6 +122,10 @@ $(BUILD)/tests/%: $(BUILD)/obj/tests/golden/%.o $(ROOM_OBJECTS)
 	$(Q)$(CC) $(ALL_CFLAGS) $(HARDENING_LINK) $(LDFLAGS) -o $@ $^ $(LIBS)
 
 $(BUILD)/tests-asan/%_apart: $(BUILD)/asan/tests/unit/%.o $(BUILD)/asan/tests/backend/wrapped.o $(ASAN_OBJECTS)
+	$(call say,LINK $@)
+	$(Q)$(CC) $(ALL_CFLAGS) $(SANITIZE) $(HARDENING_LINK) $(LDFLAGS) $(WRAPPED) -o $@ $^ -lcmocka $(LIBS)
+
+$(BUILD)/tests-asan/%_apart_host: $(BUILD)/asan/tests/unit/%.o $(BUILD)/asan/tests/backend/wrapped_host.o $(ASAN_OBJECTS)
 	$(call say,LINK $@)
 	$(Q)$(CC) $(ALL_CFLAGS) $(SANITIZE) $(HARDENING_LINK) $(LDFLAGS) $(WRAPPED) -o $@ $^ -lcmocka $(LIBS)
 

@@ -38,8 +38,20 @@ static int print_help(void)
         printf("  %-8s %s\n", commands[i].name, commands[i].help);
     }
     printf("\n`engram COMMAND --help` prints a command's flags, an example and the options.\n"
-           "`engram --version` prints the versions of Engram and its libraries, and the model.\n");
+           "`engram --version` prints the versions of Engram and its libraries, the model and the device.\n");
     return fflush(stdout) ? STATUS_FAILED : STATUS_OK;
+}
+
+/* "device: cpu", and why the one that the options name is none. */
+static void device_line(const struct backend *backend, const char *why, struct buffer *out)
+{
+    buffer_string(out, "device: ");
+    if (backend) {
+        cli_device(backend, out);
+    } else {
+        buffer_string(out, "none");
+    }
+    buffer_format(out, "%s%s\n", *why ? "; " : "", why);
 }
 
 /* The model in force may be a flag or a variable, so this reads the options as every command does. */
@@ -48,12 +60,14 @@ static int print_version(int argc, char **argv)
     static const struct config_command command = {
         .name = "--version",
         .usage = "",
-        .help = "Prints the versions of Engram, librdkafka, LMDB and the compute library, and the model in use.",
+        .help = "Prints the versions of Engram, librdkafka, LMDB and the compute libraries, the model in use, and the "
+                "device that computes.",
         .example = "engram --version",
     };
     struct config config = {0};
     struct arguments *arguments = NULL;
     struct backend *backend = NULL;
+    struct error why, none = {0};
     struct buffer out = {0};
     char *model = NULL;
     int status = STATUS_OK;
@@ -61,9 +75,12 @@ static int print_version(int argc, char **argv)
         goto done;
     }
     cli_model(&config, &model, NULL);
-    backend_cpu_open(&backend, &(struct backend_options){.threads = 1, .compute = COMPUTE_F32}, NULL);
-    cli_versions(backend ? backend->facts.library : NULL, model, &out);
+    config.threads = 1;
+    config.compute = CONFIG_COMPUTE_F32; /* nothing is to be measured */
+    cli_backend_open(&backend, &config, &why, &none);
+    cli_versions(backend, model, &out);
     buffer_byte(&out, '\n');
+    device_line(backend, none.kind == ERROR_NONE ? why.text : none.text, &out);
     if (!cli_output("--version", &out)) {
         status = STATUS_FAILED;
     }

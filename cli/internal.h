@@ -84,8 +84,18 @@ int cli_memory_open(struct memory **out, const struct config *config, enum memor
  * Owned by the caller. */
 int cli_model(const struct config *config, char **folder, struct error *e);
 
-/* "engram 0.1.0 (librdkafka 2.0.2, LMDB 0.9.24, oneDNN 2.6.3, model all-MiniLM-L6-v2)". */
-void cli_versions(const char *backend_library, const char *model, struct buffer *out);
+/* "engram 0.1.0 (librdkafka 2.0.2, LMDB 0.9.24, oneDNN 2.6.3, model all-MiniLM-L6-v2)"; in oneDNN's place what the
+ * backend says: "CUDA 13.0, cuBLAS 13.10.0, NCCL 2.32.3". */
+void cli_versions(const struct backend *backend, const char *model, struct buffer *out); /* backend NULL: none */
+
+/* device.c: the backend that the options name. *why, where `auto` has a plug-in and takes the CPU: what is wrong with
+ * it; else of kind ERROR_NONE. Errors: E_NOT_FOUND (device = cuda, and it or its plug-in is not there), E_USAGE (a
+ * number that no device has), as backend_plugin_open and backend_cpu_open. */
+int cli_backend_open(struct backend **out, const struct config *config, struct error *why, struct error *e);
+void cli_device(const struct backend *b, struct buffer *out); /* "cpu", "cuda (2 x NVIDIA H100, driver 13.0)" */
+/* The file of that name beside this program, else PREFIX/`installed` where the program is PREFIX/bin/engram; NULL:
+ * neither is there. The caller frees it. */
+char *cli_beside(const char *name, const char *installed);
 
 /* memory_copy.c: the parts of `engram memory` that copy one; each returns the exit status. export takes the paths of
  * its flags, NULL for a part that is not wanted. */

@@ -1,53 +1,29 @@
 /* Opening what a command works with, from the options in force: model folder, backend, encoder, memory, engine.
  * Errors come back with one line that says what to change; whatever was opened before one is closed by cli_close. */
 #include <librdkafka/rdkafka.h>
-#include <limits.h>
 #include <lmdb.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
+#include "base/log.h"
 #include "cli/internal.h"
 
 #define MODEL_NAME "all-MiniLM-L6-v2"
-
-/* folder/below, where that holds a config.json; else NULL. */
-static char *model_at(const char *folder, const char *below)
-{
-    struct buffer path = {0};
-    buffer_format(&path, "%s/%s/config.json", folder, below);
-    if (access(path.data, R_OK) != 0) {
-        buffer_free(&path);
-        return NULL;
-    }
-    path.data[path.bytes - strlen("/config.json")] = '\0';
-    return path.data;
-}
+#define CONFIG_FILE "/config.json" /* a model is where this is */
 
 int cli_model(const struct config *config, char **folder, struct error *e)
 {
-    *folder = NULL;
-    if (*config->model) {
-        *folder = mem_string(config->model, strlen(config->model));
-        return 0;
-    }
-    char binary[PATH_MAX];
-    ssize_t bytes = readlink("/proc/self/exe", binary, sizeof binary - 1);
-    if (bytes > 0) {
-        binary[bytes] = '\0';
-        *strrchr(binary, '/') = '\0';
-        *folder = model_at(binary, "models/" MODEL_NAME);
-        char *slash = strrchr(binary, '/');
-        if (!*folder && slash) {
-            *slash = '\0'; /* PREFIX/bin/engram */
-            *folder = model_at(binary, "share/engram/models/" MODEL_NAME);
-        }
-    }
+    *folder = *config->model
+                  ? mem_string(config->model, strlen(config->model))
+                  : cli_beside("models/" MODEL_NAME CONFIG_FILE, "share/engram/models/" MODEL_NAME CONFIG_FILE);
     if (!*folder) {
         return error_set(e, ERROR_FATAL, E_MODEL,
                          "no model: run `make model`, which fetches " MODEL_NAME
                          ", or name a sentence-transformers folder with --model");
+    }
+    if (!*config->model) {
+        (*folder)[strlen(*folder) - strlen(CONFIG_FILE)] = '\0';
     }
     return 0;
 }
@@ -114,23 +90,24 @@ struct predict_options cli_predict_options(const struct config *config)
     };
 }
 
-static struct backend_options backend_options_from(const struct config *config)
+/* A machine without the plug-in's device, or without what it needs, is no trouble; all else is. */
+static void device_tell(const struct error *why)
 {
-    static const enum compute computes[] = {
-        [CONFIG_COMPUTE_AUTO] = COMPUTE_AUTO, [CONFIG_COMPUTE_F32] = COMPUTE_F32, [CONFIG_COMPUTE_BF16] = COMPUTE_BF16};
-    return (struct backend_options){
-        .threads = (size_t)config->threads,
-        .compute = computes[config->compute],
-    };
+    if (why->code == E_NOT_FOUND) {
+        log_info("the CPU computes: %s", why->text);
+    } else if (why->kind != ERROR_NONE) {
+        log_warn("the CPU computes: %s", why->text);
+    }
 }
 
 int cli_open(struct cli_engine *c, const struct config *config, enum cli_open_mode mode, struct error *e)
 {
     struct predict_options predict = cli_predict_options(config);
-    struct backend_options backend = backend_options_from(config);
+    struct error why;
     *c = (struct cli_engine){0};
-    int result = backend_cpu_open(&c->backend, &backend, e);
+    int result = cli_backend_open(&c->backend, config, &why, e);
     if (result == 0) {
+        device_tell(&why);
         result = encoder_open_from(c, config, e);
     }
     if (result == 0 && mode != CLI_ENCODER) {
@@ -162,12 +139,12 @@ void cli_close(struct cli_engine *c)
     *c = (struct cli_engine){0};
 }
 
-void cli_versions(const char *backend_library, const char *model, struct buffer *out)
+void cli_versions(const struct backend *backend, const char *model, struct buffer *out)
 {
     int major, minor, patch;
     mdb_version(&major, &minor, &patch);
     struct slice name = model ? slice_of_last_name(model) : slice_of("not found");
     buffer_format(out, "engram " ENGRAM_VERSION " (librdkafka %s, LMDB %d.%d.%d, %s, model %.*s)",
-                  rd_kafka_version_str(), major, minor, patch, backend_library ? backend_library : "no backend",
+                  rd_kafka_version_str(), major, minor, patch, backend ? backend->facts.library : "no backend",
                   (int)name.bytes, name.data);
 }

@@ -164,6 +164,21 @@ static void run_until_ended(struct running *r, const struct signals *signals)
     }
 }
 
+static void start_line(const struct config *config, const struct backend *b, const char *versions)
+{
+    const struct backend_facts *facts = &b->facts;
+    const size_t threads = facts->host_threads ? facts->host_threads : facts->streams;
+    struct buffer device = {0};
+    cli_device(b, &device);
+    if (facts->host_threads) {
+        buffer_format(&device, ", %zu stream%s", facts->streams, facts->streams == 1 ? "" : "s");
+    }
+    log_info("%s; memory %s, brokers %s, %s, %zu thread%s, %s", versions, config->memory,
+             config_bootstrap_servers(config), device.data, threads, threads == 1 ? "" : "s",
+             facts->compute == DTYPE_BF16 ? "bf16" : "f32");
+    buffer_free(&device);
+}
+
 int command_run(int argc, char **argv)
 {
     struct config config = {0};
@@ -185,11 +200,8 @@ int command_run(int argc, char **argv)
         status = run_fail(&e);
         goto done;
     }
-    cli_versions(c.backend->facts.library, encoder_name(c.encoder), &versions);
-    const struct backend_facts *facts = &c.backend->facts;
-    log_info("%s; memory %s, brokers %s, %zu thread%s, %s", versions.data, config.memory,
-             config_bootstrap_servers(&config), facts->streams, facts->streams == 1 ? "" : "s",
-             facts->compute == DTYPE_BF16 ? "bf16" : "f32");
+    cli_versions(c.backend, encoder_name(c.encoder), &versions);
+    start_line(&config, c.backend, versions.data);
     running.engine = c.engine;
     if (stage_start(&running.stage, &config, c.engine, c.memory, versions.data, &e)) {
         status = run_fail(&e);

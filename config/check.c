@@ -1,11 +1,13 @@
 /* What no option's own range can say: names that Kafka takes, options that must fit each other. */
+#include <ctype.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "config/internal.h"
 
-enum { GROUP_BYTES_MAX = 200, SEQUENCE_MIN = 3 };
+enum { GROUP_BYTES_MAX = 200, SEQUENCE_MIN = 3, DEVICE_DIGITS_MAX = 4 };
 
 /* "--group: group TEXT" */
 static int refuse(const struct config *config, const char *name, struct error *e, const char *format, ...)
@@ -112,7 +114,95 @@ static int check_stage(const struct config *config, struct error *e)
     return 0;
 }
 
-int config_check(const struct config *config, struct error *e)
+/* ---- devices ---- */
+
+/* The number of item[0..bytes), blanks around it left out; -1: it is none from 0 to 9999. */
+static int device_number(const char *item, size_t bytes)
 {
-    return check_topics(config, e) ? -1 : check_stage(config, e);
+    size_t first = 0, end = bytes;
+    while (first < end && item[first] == ' ') {
+        first++;
+    }
+    while (first < end && item[end - 1] == ' ') {
+        end--;
+    }
+    for (size_t i = first; i < end; i++) {
+        if (!isdigit((unsigned char)item[i])) {
+            return -1;
+        }
+    }
+    return first < end && end - first <= DEVICE_DIGITS_MAX ? (int)strtol(item + first, NULL, 10) : -1;
+}
+
+/* The item's number after the others; false: it has none that may follow them, and *why says so. */
+static bool device_add(const char *item, size_t bytes, int *devices, size_t *count, struct buffer *why)
+{
+    const int number = device_number(item, bytes), shown = bytes < 32 ? (int)bytes : 32;
+    if (number < 0 && strspn(item, " ") >= bytes) {
+        buffer_string(why, "an item is empty");
+        return false;
+    }
+    if (number < 0) {
+        buffer_format(why, "'%.*s' is not a number from 0 to 9999", shown, item);
+        return false;
+    }
+    for (size_t i = 0; i < *count; i++) {
+        if (devices[i] == number) {
+            buffer_format(why, "%d is there twice", number);
+            return false;
+        }
+    }
+    if (*count == CONFIG_DEVICES_MAX) {
+        buffer_format(why, "there are more than %d numbers", CONFIG_DEVICES_MAX);
+        return false;
+    }
+    devices[(*count)++] = number;
+    return true;
+}
+
+/* "0,1": false, and *why, where it is no such list. An empty one has no numbers. */
+static bool devices_read(const char *list, int devices[CONFIG_DEVICES_MAX], size_t *count, struct buffer *why)
+{
+    *count = 0;
+    for (const char *item = list; *list; item++) {
+        const size_t bytes = strcspn(item, ",");
+        if (!device_add(item, bytes, devices, count, why)) {
+            return false;
+        }
+        item += bytes;
+        if (!*item) {
+            break;
+        }
+    }
+    return true;
+}
+
+static int check_devices(struct config *config, struct error *e)
+{
+    int devices[CONFIG_DEVICES_MAX];
+    size_t count;
+    struct buffer why = {0};
+    if (!devices_read(config->devices, devices, &count, &why)) {
+        refuse(config, "devices", e, "is '%s': %s; it takes numbers of devices, as in 0,1", config->devices, why.data);
+        buffer_free(&why);
+        return -1;
+    }
+    if (count && config->device == CONFIG_DEVICE_CPU) {
+        config_warn(config, "devices is '%s', to no effect: device is cpu", config->devices);
+    }
+    return 0;
+}
+
+size_t config_devices(const struct config *config, int devices[CONFIG_DEVICES_MAX])
+{
+    struct buffer why = {0};
+    size_t count;
+    devices_read(config->devices, devices, &count, &why);
+    buffer_free(&why);
+    return count;
+}
+
+int config_check(struct config *config, struct error *e)
+{
+    return check_topics(config, e) || check_stage(config, e) ? -1 : check_devices(config, e);
 }

@@ -15,6 +15,7 @@ enum config_guarantee { GUARANTEE_AT_LEAST_ONCE, GUARANTEE_EXACTLY_ONCE };
 enum config_timestamp { TIMESTAMP_INPUT, TIMESTAMP_NOW };
 enum config_key_dtype { CONFIG_BF16, CONFIG_F32 };
 enum config_compute { CONFIG_COMPUTE_AUTO, CONFIG_COMPUTE_F32, CONFIG_COMPUTE_BF16 };
+enum config_device { CONFIG_DEVICE_AUTO, CONFIG_DEVICE_CPU, CONFIG_DEVICE_CUDA };
 enum config_pool { CONFIG_JOINT, CONFIG_APART };
 enum config_lexical_form { CONFIG_COSINE, CONFIG_BM25 };
 enum config_log_format { LOG_TEXT, LOG_JSON };
@@ -42,6 +43,9 @@ struct config {
     char *text_prefix, *label_prefix;
     int64_t threads;
     int compute; /* enum config_compute */
+    /* [compute] */
+    int device;    /* enum config_device */
+    char *devices; /* "0,1"; "": the first one */
     /* [memory] */
     char *memory;
     int64_t map_size; /* bytes; suffixes KiB MiB GiB TiB and K M G T are read */
@@ -160,5 +164,9 @@ enum config_client { CLIENT_CONSUMER, CLIENT_PRODUCER };
 struct rd_kafka_conf_s;
 struct rd_kafka_conf_s *config_kafka(const struct config *config, enum config_client client, struct error *e);
 const char *config_bootstrap_servers(const struct config *config); /* for messages */
+
+/* The numbers in the option devices, each once; returns how many. 0: the first device. */
+enum { CONFIG_DEVICES_MAX = 64 };
+size_t config_devices(const struct config *config, int devices[CONFIG_DEVICES_MAX]);
 
 #endif

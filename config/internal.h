@@ -27,7 +27,7 @@ struct option {
     size_t offset; /* in struct config; the member's type follows from `type` */
 };
 
-enum { OPTIONS = 43 };
+enum { OPTIONS = 45 };
 extern const struct option config_options[OPTIONS];
 
 extern const char *const config_sections[]; /* [kafka] and its two scopes, then the table's; ends with NULL */
@@ -79,8 +79,8 @@ int config_set(struct config *config, const struct option *o, const char *text, 
                struct error *e);
 /* Where an option's value is from, for people: "--tau", "ENGRAM_TAU", "engram.conf:12", "default". */
 void config_where(const struct config *config, const struct option *o, struct buffer *out);
-/* What no option's own range can say. */
-int config_check(const struct config *config, struct error *e);
+/* What no option's own range can say; warns of what has no effect. */
+int config_check(struct config *config, struct error *e);
 /* Kafka's rule for topics, which it also applies to group.instance.id. */
 enum { CONFIG_TOPIC_BYTES_MAX = 249 };
 bool config_kafka_name(const char *name);

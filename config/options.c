@@ -26,6 +26,7 @@ static const char *const guarantee_names[] = {"at-least-once", "exactly-once", N
 static const char *const timestamp_names[] = {"input", "now", NULL};
 static const char *const dtype_names[] = {"bf16", "f32", NULL};
 static const char *const compute_names[] = {"auto", "f32", "bf16", NULL};
+static const char *const device_names[] = {"auto", "cpu", "cuda", NULL};
 static const char *const pool_names[] = {"joint", "apart", NULL};
 static const char *const form_names[] = {"cosine", "bm25", NULL};
 static const char *const level_names[] = {"error", "warn", "info", "debug", NULL};
@@ -84,8 +85,11 @@ const struct option config_options[OPTIONS] = {
     INT("encoder", max_seq_length, "0", 0, 8192, "most word pieces that are read of a text, [CLS] and [SEP] included; 0: the model's own limit"),
     STRING("encoder", text_prefix, "", "put before each text (models such as E5 and BGE need it), in place of the model's default prompt; in the file, double quotes keep blanks at its ends"),
     STRING("encoder", label_prefix, "", "put before each label's text, in place of that prompt; quotes as for text_prefix"),
-    INT("encoder", threads, "0", 0, 1024, "threads for computing; 0: as many as this process may use"),
-    ENUM("encoder", compute, "auto", compute_names, "number format for encoding; auto: bf16 where this CPU has instructions for it (AMX or AVX512-BF16) and it measures faster, else f32"),
+    INT("encoder", threads, "0", 0, 1024, "threads for computing on the CPU; with a GPU, for what the CPU computes beside it; 0: as many as this process may use"),
+    ENUM("encoder", compute, "auto", compute_names, "number format for encoding; auto: bf16 where the device has instructions for it (a CPU: AMX or AVX512-BF16) and it is faster, else f32"),
+
+    ENUM("compute", device, "auto", device_names, "what encodes and searches; cuda: NVIDIA GPUs, by the plug-in libengram_cuda.so, which lies beside the binary or in ../lib/engram of its folder; auto: cuda where the plug-in is there and can be used, else the CPU"),
+    STRING("compute", devices, "", "which GPUs, by their numbers, as in 0,1; empty: the first one"),
 
     STRING("memory", memory, "engram-memory", "folder of the memory"),
     SIZE("memory", map_size, "1TiB", MIB, 64 * TIB, "size that the memory may grow to, in bytes (address space, not disk); KiB MiB GiB TiB or K M G T may follow"),
@@ -114,8 +118,8 @@ const struct option config_options[OPTIONS] = {
 };
 /* clang-format on */
 
-const char *const config_sections[] = {"kafka",  "kafka.consumer", "kafka.producer", "topics", "stage", "encoder",
-                                       "memory", "predict",        "console",        "log",    NULL};
+const char *const config_sections[] = {"kafka",   "kafka.consumer", "kafka.producer", "topics",  "stage", "encoder",
+                                       "compute", "memory",         "predict",        "console", "log",   NULL};
 
 const struct option *option_named(const char *name)
 {

@@ -16,6 +16,7 @@ static const char *const section_titles[] = {
     "their names, and how missing ones are created",
     "the running stage",
     "the model",
+    "the device that encodes and searches",
     "what is remembered",
     "from similarity to labels",
     "metrics and health over HTTP",

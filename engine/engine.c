@@ -8,9 +8,6 @@
 #include "base/clock.h"
 #include "engine/internal.h"
 
-/* 3 s at 5,000 tokens/s. A slice is the backend's best batch: beyond that it gains nothing but the wait. */
-enum { SLICE_TOKENS_MAX = 16384 };
-
 static int options_check(const struct predict_options *o, struct error *e)
 {
     if (!(o->lambda >= 0 && o->lambda <= 1)) {
@@ -92,10 +89,9 @@ int engine_open(struct engine **out, struct backend *backend, struct encoder *en
     pthread_cond_init(&g->begun, NULL);
     pthread_mutex_init(&g->words_lock, NULL);
     if (encoder) {
-        size_t batch = backend->facts.batch_tokens;
         g->dim = encoder_dim(encoder);
-        g->batch_tokens = batch;
-        g->slice_tokens = batch < SLICE_TOKENS_MAX ? batch : SLICE_TOKENS_MAX;
+        g->slice_tokens = backend->facts.batch_tokens;
+        atomic_init(&g->tile_tokens, backend->facts.tile_tokens);
         memcpy(g->model_version, encoder_model_version(encoder), sizeof g->model_version);
         if (pool_begin_for(g, e) || (memory && keys_begin(g, e))) {
             engine_close(g);
@@ -154,11 +150,6 @@ struct predict_options engine_options(struct engine *g)
 struct encoder *engine_encoder(const struct engine *g)
 {
     return g->encoder;
-}
-
-size_t engine_batch_tokens(const struct engine *g)
-{
-    return g->batch_tokens;
 }
 
 size_t engine_slice_tokens(const struct engine *g)

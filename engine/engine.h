@@ -47,8 +47,9 @@ void engine_close(struct engine *g);
  * engine_open, and the old ones stay. */
 int engine_options_set(struct engine *g, const struct predict_options *options, struct error *e);
 struct encoder *engine_encoder(const struct engine *g);
-size_t engine_batch_tokens(const struct engine *g); /* what the backend asks for */
-size_t engine_slice_tokens(const struct engine *g); /* that one slice of a batch takes at most */
+/* The backend's best batch: more tokens at once gain nothing but the wait, so a batch of more is cut into slices of at
+ * most so many. */
+size_t engine_slice_tokens(const struct engine *g);
 
 /* Encode: out [n, dim] f32. */
 int engine_encode(struct engine *g, const struct tokens *const *inputs, size_t n, float *out, struct error *e);
@@ -66,7 +67,8 @@ int engine_predict_with(struct engine *g, const struct predict_options *options,
 
 /* engine_predict_with in two halves (options NULL: the engine's), so that the device works on one batch while the last
  * one is finished. begin hands the batch to the device; end waits, aggregates and frees *p, also after an error.
- * Batches end in the order in which they began; inputs stay as they are until then. */
+ * Batches end in the order in which they began; inputs stay as they are until then. After E_DEVICE_MEMORY, which is
+ * RETRY, the same inputs may begin again at once, before others end. */
 struct predicting;
 int engine_predict_begin(struct engine *g, const struct predict_options *options, const struct tokens *const *inputs,
                          size_t n, struct predicting **p, struct error *e);

@@ -33,7 +33,8 @@ struct engine {
     struct seat *seats; /* [pool_seats]: each used by who works there */
     struct keys *keys;  /* NULL without a memory */
     size_t dim;
-    size_t batch_tokens, slice_tokens;
+    size_t slice_tokens;
+    atomic_size_t tile_tokens; /* the backend's, or fewer once the device had no room for so many */
     char model_version[17];
     pthread_mutex_t options_lock; /* covers options: a batch takes a copy as it begins */
     struct predict_options options;
@@ -84,6 +85,11 @@ void encoding_free(struct encoding *x);                /* dealt and firsts, once
 /* Encodes in that lane: out [n, dim]. */
 int engine_encode_lane(struct engine *g, enum lane lane, const struct tokens *const *inputs, size_t n, float *out,
                        struct error *e);
+
+/* run(first, n), and where that fails with E_DEVICE_MEMORY both halves of it, down to parts of one. e is not NULL, and
+ * of kind ERROR_NONE before and after what succeeds. */
+int run_in_halves(int (*run)(void *context, size_t first, size_t n, struct error *e), void *context, size_t first,
+                  size_t n, struct error *e);
 
 /* The seat's stream, opened where it has none yet. */
 int seat_stream(struct engine *g, size_t seat, struct stream **out, struct error *e);

@@ -9,7 +9,9 @@
 #include "base/clock.h"
 #include "engine/internal.h"
 
-enum { MATCHES_BYTES_MAX = 16 << 20 }; /* of one slice; bounds its texts where many keys are retrieved */
+/* Of one slice; they bound its texts where many keys are retrieved. A backend that takes many tokens at once gets more.
+ */
+enum { MATCHES_BYTES_LEAST = 16 << 20, MATCHES_BYTES_PER_TOKEN = 1024 };
 
 static const enum key_kind key_kinds[KINDS] = {[INSTANCES] = KEY_INSTANCE, [LABELS] = KEY_LABEL};
 
@@ -18,7 +20,8 @@ void retrieval_open(struct retrieval *r, struct engine *g, const struct search *
     *r = (struct retrieval){.g = g, .search = *search};
     const size_t kinds = search->together ? 1 : KINDS;
     r->matches_max = kinds * search->count;
-    size_t fit = MATCHES_BYTES_MAX / sizeof *r->found / r->matches_max;
+    const size_t bytes = MATCHES_BYTES_PER_TOKEN * g->slice_tokens;
+    size_t fit = (bytes > MATCHES_BYTES_LEAST ? bytes : MATCHES_BYTES_LEAST) / sizeof *r->found / r->matches_max;
     r->texts = texts < fit ? texts : fit ? fit : 1;
     for (size_t kind = 0; kind < kinds; kind++) {
         r->hits[kind] = mem_alloc(r->texts * search->count * sizeof *r->hits[kind]);
@@ -137,23 +140,34 @@ struct searching {
     struct job job;
 };
 
+struct search_piece {
+    struct retrieval *r;
+    size_t seat;
+};
+
 enum { SEARCH_ROWS = 32 }; /* queries that a worker takes at once */
 
-static int search_run(struct job *job, size_t piece, size_t seat, struct error *e)
+static int rows_search(void *context, size_t first, size_t rows, struct error *e)
 {
-    const struct searching *x = (struct searching *)((char *)job - offsetof(struct searching, job));
-    struct retrieval *r = x->r;
+    const struct search_piece *p = context;
+    struct retrieval *r = p->r;
     const struct backend *b = r->g->backend;
-    const size_t first = piece * SEARCH_ROWS, rows = x->n - first < SEARCH_ROWS ? x->n - first : SEARCH_ROWS;
     struct tensor queries = {.dtype = DTYPE_F32, .rows = rows, .columns = r->g->dim};
     struct stream *s;
-    if (seat_stream(r->g, seat, &s, e) ||
+    if (seat_stream(r->g, p->seat, &s, e) ||
         b->ops->arena(s, tensor_bytes(b, DTYPE_F32, rows, r->g->dim), &queries.data, e) ||
         b->ops->upload(s, queries.data, r->queries + first * r->g->dim, rows * r->g->dim * sizeof(float), e)) {
         return -1;
     }
     scan_start(r, s, &queries, first);
     return b->ops->wait(s, e);
+}
+
+static int search_run(struct job *job, size_t piece, size_t seat, struct error *e)
+{
+    const struct searching *x = (struct searching *)((char *)job - offsetof(struct searching, job));
+    const size_t first = piece * SEARCH_ROWS, rows = x->n - first < SEARCH_ROWS ? x->n - first : SEARCH_ROWS;
+    return run_in_halves(rows_search, &(struct search_piece){x->r, seat}, first, rows, e);
 }
 
 int retrieval_search(struct retrieval *r, size_t n, struct error *e)

@@ -1,12 +1,14 @@
 /* Texts to vectors. A batch is dealt out into tiles, some whole sequences each, small enough for a tile's intermediates
  * to stay in the cache; the pool's workers take tile after tile, also the next batch's, so that one worker that is held
- * up holds up nobody else. Between two layers a worker lets a brief fold in.
+ * up holds up nobody else. Between two layers a worker lets a brief fold in. A tile for which the device has no room
+ * is run in halves, and later tiles are smaller.
  * The surprise: a batch of fewer tiles than workers is helped by those with nothing to do, where the backend can share
  * an operation. */
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/clock.h"
+#include "base/log.h"
 #include "engine/internal.h"
 
 enum { BRIEF_TOKENS = 128 }; /* of a batch that may be let in between two layers of another's tile */
@@ -38,6 +40,53 @@ void seat_close(struct engine *g, struct seat *seat)
         g->backend->ops->stream_close(seat->stream);
     }
     host_free(g->backend, seat->host);
+}
+
+/* ---- a device without room ---- */
+
+int run_in_halves(int (*run)(void *context, size_t first, size_t n, struct error *e), void *context, size_t first,
+                  size_t n, struct error *e)
+{
+    if (run(context, first, n, e) == 0) {
+        return 0;
+    }
+    if (e->code != E_DEVICE_MEMORY || n <= 1) {
+        return -1;
+    }
+    const size_t half = n / 2;
+    *e = (struct error){.kind = ERROR_NONE};
+    if (run_in_halves(run, context, first, half, e)) {
+        return -1;
+    }
+    return run_in_halves(run, context, first + half, n - half, e);
+}
+
+/* Dealt tiles are of about tile_tokens; half of it more still counts as that many. */
+static bool tokens_fit(size_t tokens, size_t tile_tokens)
+{
+    return 2 * tokens < 3 * tile_tokens;
+}
+
+static bool tile_fits(struct engine *g, size_t tokens)
+{
+    const size_t tile_tokens = atomic_load(&g->tile_tokens);
+    return tile_tokens == g->backend->facts.tile_tokens || tokens_fit(tokens, tile_tokens);
+}
+
+/* A tile of that many tokens failed where a smaller one did not: later ones are not to fail first. */
+static void tile_lower(struct engine *g, size_t failed_tokens)
+{
+    size_t before = atomic_load(&g->tile_tokens), lower;
+    do {
+        lower = before;
+        while (tokens_fit(failed_tokens, lower)) {
+            lower /= 2;
+        }
+        if (lower == before) {
+            return;
+        }
+    } while (!atomic_compare_exchange_weak(&g->tile_tokens, &before, lower));
+    log_warn("the device has no room for %zu tokens at once: it takes about %zu from now on", failed_tokens, lower);
 }
 
 /* ---- a tile ---- */
@@ -92,14 +141,20 @@ static int seat_reserve(struct engine *g, struct seat *at, size_t tokens, size_t
     return 0;
 }
 
-/* The tile's sequences, one after the other. */
-static int tile_fill(const struct encoding *x, struct seat *at, size_t number, struct tile *out, struct error *e)
+static size_t part_tokens(const struct encoding *x, size_t first, size_t n)
 {
-    const size_t *inputs = x->dealt + x->firsts[number], n = x->firsts[number + 1] - x->firsts[number];
     size_t tokens = 0;
-    for (size_t i = 0; i < n; i++) {
-        tokens += x->inputs[inputs[i]]->count;
+    for (size_t i = first; i < first + n; i++) {
+        tokens += x->inputs[x->dealt[i]]->count;
     }
+    return tokens;
+}
+
+/* The sequences dealt[first .. first + n), one after the other. */
+static int part_fill(const struct encoding *x, struct seat *at, size_t first, size_t n, struct tile *out,
+                     struct error *e)
+{
+    const size_t *inputs = x->dealt + first, tokens = part_tokens(x, first, n);
     if (seat_reserve(x->g, at, tokens, n, e)) {
         return -1;
     }
@@ -125,10 +180,9 @@ static void encoded_download(const struct encoding *x, struct seat *at, struct s
 }
 
 /* What the device gave: all norms finite, and the vectors where the caller wants them. */
-static int tile_take(const struct encoding *x, const struct seat *at, size_t number, struct error *e)
+static int part_take(const struct encoding *x, const struct seat *at, size_t first, size_t n, struct error *e)
 {
-    const size_t *inputs = x->dealt + x->firsts[number], n = x->firsts[number + 1] - x->firsts[number];
-    const size_t dim = x->g->dim;
+    const size_t *inputs = x->dealt + first, dim = x->g->dim;
     for (size_t i = 0; i < n; i++) {
         if (encoder_norm_check(x->g->encoder, at->norms[i], x->inputs[inputs[i]]->count, inputs[i], x->n, e)) {
             return -1;
@@ -140,30 +194,57 @@ static int tile_take(const struct encoding *x, const struct seat *at, size_t num
     return 0;
 }
 
-static int tile_run(struct job *job, size_t number, size_t seat, struct error *e)
+/* One worker's piece: a tile, which goes through the device whole, or in parts where that has no room for it. */
+struct piece {
+    struct encoding *x;
+    size_t seat;
+    struct between between;
+    uint64_t encode_us;
+    size_t failed_tokens; /* of the last part that there was no room for; 0: none, or it is known */
+};
+
+static int part_run(void *context, size_t first, size_t n, struct error *e)
 {
-    struct encoding *x = (struct encoding *)((char *)job - offsetof(struct encoding, job));
+    struct piece *p = context;
+    struct encoding *x = p->x;
     struct engine *g = x->g;
-    const struct backend_operations *ops = g->backend->ops;
-    struct seat *at = &g->seats[seat];
-    struct between between = {.g = g, .seat = seat};
+    struct seat *at = &g->seats[p->seat];
     struct encoded encoded;
     struct tile tile;
     struct stream *s;
     const uint64_t start = clock_us();
-    uint64_t encode_us = 0;
-    int result = seat_stream(g, seat, &s, e) || tile_fill(x, at, number, &tile, e) ? -1 : 0;
-    if (result == 0) {
-        result = encoder_pass(g->encoder, s, &tile, between_layers, &between, &encoded, e);
-        encode_us = clock_us() - start;
-        if (result == 0) {
-            encoded_download(x, at, s, &encoded);
-            result = x->then ? x->then(x, s, &encoded.vectors, x->firsts[number], e) : 0;
-        }
-        struct error *first = result ? NULL : e; /* the first error counts, but what runs still has to end */
-        result = ops->wait(s, first) || result || tile_take(x, at, number, e) ? -1 : 0;
+    if (n > 1 && !tile_fits(g, part_tokens(x, first, n))) {
+        return error_set(e, ERROR_RETRY, E_DEVICE_MEMORY, "the device had no room for so many tokens before");
     }
-    atomic_fetch_add(&x->encode_us, encode_us);
+    if (seat_stream(g, p->seat, &s, e) || part_fill(x, at, first, n, &tile, e)) {
+        return -1;
+    }
+    int result = encoder_pass(g->encoder, s, &tile, between_layers, &p->between, &encoded, e);
+    p->encode_us += clock_us() - start;
+    if (result == 0) {
+        encoded_download(x, at, s, &encoded);
+        result = x->then ? x->then(x, s, &encoded.vectors, first, e) : 0;
+    }
+    struct error *reason = result ? NULL : e; /* the first error counts, but what runs still has to end */
+    if (g->backend->ops->wait(s, reason) || result) {
+        p->failed_tokens = e->code == E_DEVICE_MEMORY ? tile.tokens : 0;
+        return -1;
+    }
+    if (p->failed_tokens) {
+        tile_lower(g, p->failed_tokens);
+        p->failed_tokens = 0;
+    }
+    return part_take(x, at, first, n, e);
+}
+
+static int tile_run(struct job *job, size_t number, size_t seat, struct error *e)
+{
+    struct encoding *x = (struct encoding *)((char *)job - offsetof(struct encoding, job));
+    struct piece p = {.x = x, .seat = seat, .between = {.g = x->g, .seat = seat}};
+    const size_t first = x->firsts[number];
+    const uint64_t start = clock_us();
+    int result = run_in_halves(part_run, &p, first, x->firsts[number + 1] - first, e);
+    atomic_fetch_add(&x->encode_us, p.encode_us);
     atomic_fetch_add(&x->tiles_us, clock_us() - start);
     if (result) {
         atomic_store(&x->open, 0); /* the tiles that are left out will not count down */
@@ -229,13 +310,14 @@ static void tiles_deal(struct encoding *x, size_t tiles, size_t longest)
 void encoding_begin(struct encoding *x)
 {
     const struct backend_facts *facts = &x->g->backend->facts;
+    const size_t tile_tokens = atomic_load(&x->g->tile_tokens);
     size_t tokens = 0, longest = 0;
     for (size_t i = 0; i < x->n; i++) {
         tokens += x->inputs[i]->count;
         longest = x->inputs[i]->count > longest ? x->inputs[i]->count : longest;
     }
     /* as many tiles on each stream, and no tile without a sequence */
-    size_t tiles = (tokens + facts->tile_tokens - 1) / facts->tile_tokens;
+    size_t tiles = (tokens + tile_tokens - 1) / tile_tokens;
     tiles = (tiles + facts->streams - 1) / facts->streams * facts->streams;
     tiles = tiles < x->n ? tiles : x->n;
     x->dealt = mem_alloc(x->n * sizeof *x->dealt);

@@ -71,6 +71,8 @@ struct shown {
     uint64_t memory_us, lags_us; /* when these were last taken; the caller's thread */
 };
 
+enum lane_name { TAG_LANE, LEARN_LANE, LANE_NAMES };
+
 struct tag_lane;
 struct learn_lane;
 
@@ -89,7 +91,7 @@ struct stage {
     pthread_cond_t changed;
     bool ready; /* the learn lane has reached the end seen at start */
     struct error fault;
-    char waits[1024];              /* why the learn lane waits; empty: it does not */
+    char waits[LANE_NAMES][1024];  /* why a lane waits for something that is no broker; empty: it does not */
     int64_t live_ms[LIVE_SAMPLES]; /* label-to-live of the interval's folds, the first so many */
     size_t live_count;
 
@@ -111,9 +113,9 @@ void stage_thread_ends(struct stage *s);
 void stage_fail(struct stage *s, const struct error *e); /* keeps the first fault, begins the drain */
 void stage_live(struct stage *s, int64_t ms);            /* one fold's label-to-live */
 void stage_set_ready(struct stage *s);
-void stage_waits(struct stage *s, const char *why);      /* the learn lane waits; "": not any more */
-void stage_error(struct stage *s, enum error_code code); /* counts it; any thread */
-bool stage_wait_ready(struct stage *s);                  /* false: the stage stops before it was ready */
+void stage_waits(struct stage *s, enum lane_name lane, const char *why); /* "": not any more */
+void stage_error(struct stage *s, enum error_code code);                 /* counts it; any thread */
+bool stage_wait_ready(struct stage *s); /* false: the stage stops before it was ready */
 
 /* ---- the lanes ---- */
 

@@ -88,7 +88,7 @@ static void lane_full(struct learn_lane *l, const struct error *e)
 {
     if (l->full != e->code) {
         log_error("the learn lane waits, nothing is lost: %s", e->text);
-        stage_waits(l->stage, e->text);
+        stage_waits(l->stage, LEARN_LANE, e->text);
         stage_error(l->stage, e->code);
         l->full = e->code;
     }
@@ -107,7 +107,7 @@ static void lane_flows(struct learn_lane *l)
 {
     if (l->full != E_OK && clock_us() - l->refused_us >= FLOWS_US) {
         log_info("the learn lane goes on");
-        stage_waits(l->stage, "");
+        stage_waits(l->stage, LEARN_LANE, "");
         l->full = E_OK;
     }
 }

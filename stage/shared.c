@@ -95,10 +95,10 @@ const char *pulse_hangs(struct pulse *p)
     return step && clock_us() - atomic_load(&p->since_us) > HANG_US ? step : NULL;
 }
 
-void stage_waits(struct stage *s, const char *why)
+void stage_waits(struct stage *s, enum lane_name lane, const char *why)
 {
     pthread_mutex_lock(&s->lock);
-    snprintf(s->waits, sizeof s->waits, "%s", why);
+    snprintf(s->waits[lane], sizeof s->waits[lane], "%s", why);
     pthread_mutex_unlock(&s->lock);
 }
 

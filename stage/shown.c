@@ -23,7 +23,11 @@ static void why_not_ready(struct stage *s, char *why, size_t bytes)
 {
     pthread_mutex_lock(&s->lock);
     bool ready = s->ready;
-    snprintf(why, bytes, "%s%s", *s->waits ? "the learn lane waits: " : "", s->waits);
+    const enum lane_name waits = *s->waits[LEARN_LANE] ? LEARN_LANE : TAG_LANE;
+    *why = '\0';
+    if (*s->waits[waits]) {
+        snprintf(why, bytes, "the %s lane waits: %s", waits == LEARN_LANE ? "learn" : "tag", s->waits[waits]);
+    }
     pthread_mutex_unlock(&s->lock);
     if (*why) {
         return;

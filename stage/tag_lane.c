@@ -20,6 +20,7 @@ enum {
     PAUSED_POLL_MS = 20,
     ROOM_MS = 200,     /* how long a full queue is waited for before partitions are paused */
     SETTLE_MS = 15000, /* how long a rebalance waits for what is in compute */
+    RETRY_MS = 1000,   /* between tries to compute a batch for which the device has no memory */
 };
 
 /* Bytes of a record that weigh as much as one token: a short text may carry a megabyte of metadata. */
@@ -42,7 +43,8 @@ struct batch {
     struct work **texts;
     size_t texts_count;
     uint64_t tokens;
-    bool failed; /* it could not be predicted */
+    uint64_t number; /* batches are numbered as they begin, from 1 on */
+    bool failed;     /* it could not be predicted */
     size_t count;
     struct work *works[];
 };
@@ -58,6 +60,10 @@ struct tag_lane {
     struct text_consumer *consumer;
     struct publisher *publisher;           /* the publish thread's */
     struct work *overflow, **overflow_end; /* polled and not yet in the queue; the poll thread's */
+    pthread_mutex_t begin_lock;            /* covers begun_count; held while a batch begins, see lane_finish */
+    uint64_t begun_count;
+    uint64_t again_count; /* the end thread's: batches up to this number begin again; it holds begin_lock. 0: none */
+    struct log_limit waits_limit, on_limit;
 };
 
 static void work_free(void *item)
@@ -191,6 +197,16 @@ static void *poll_main(void *context)
 
 /* ---- compute ---- */
 
+/* What would have worked later is no fault of a stage that stops. */
+static void lane_failed(struct stage *s, const char *before, const struct error *e)
+{
+    if (!(e->kind == ERROR_RETRY && atomic_load(&s->stopping))) {
+        stage_fail(s, e);
+    } else {
+        log_warn("stopped before the last batch was %s, it will be tagged again: %s", before, e->text);
+    }
+}
+
 static void lane_computed(struct stage *s, const struct batch *b, const struct predict_times *times)
 {
     atomic_fetch_add(&s->counters.tokens, b->tokens);
@@ -219,7 +235,7 @@ static int lane_begin(struct tag_lane *t, struct batch *b, struct error *e)
                : engine_predict_begin(t->stage->engine, NULL, b->inputs, b->texts_count, &b->predicting, e);
 }
 
-/* Waits for the engine's predictions and hands them to their texts. */
+/* Waits for the engine's predictions and hands them to their texts, in place of those that they had. */
 static int lane_end(struct tag_lane *t, struct batch *b, struct error *e)
 {
     struct predict_times times = {0};
@@ -228,13 +244,74 @@ static int lane_end(struct tag_lane *t, struct batch *b, struct error *e)
     }
     struct prediction *predictions = mem_zero(b->texts_count, sizeof *predictions);
     int failed = engine_predict_end(b->predicting, predictions, &times, e);
+    b->predicting = NULL;
     for (size_t i = 0; i < b->texts_count && !failed; i++) {
+        prediction_free(&b->texts[i]->prediction);
         b->texts[i]->prediction = predictions[i];
     }
     if (!failed) {
         lane_computed(t->stage, b, &times);
     }
     free(predictions);
+    return failed;
+}
+
+/* A wait for memory of the device is no step that hangs. */
+static void lane_wait(struct tag_lane *t)
+{
+    struct stage *s = t->stage;
+    pulse_end(&t->compute_pulse);
+    for (uint64_t until = clock_us() + RETRY_MS * 1000; clock_us() < until && !atomic_load(&s->stopping);) {
+        clock_sleep_ms(50);
+    }
+    pulse_begin(&t->compute_pulse, "computing a batch");
+}
+
+/* Computes a batch again that had begun, until the device has memory for it or the stage stops. */
+static int lane_again(struct tag_lane *t, struct batch *b, struct error *e)
+{
+    struct stage *s = t->stage;
+    while (b->texts_count) {
+        if (engine_predict_begin(s->engine, NULL, b->inputs, b->texts_count, &b->predicting, e)) {
+            return -1;
+        }
+        if (lane_end(t, b, e) == 0) {
+            return 0;
+        }
+        if (e->kind != ERROR_RETRY || atomic_load(&s->stopping)) {
+            return -1;
+        }
+        lane_wait(t);
+    }
+    return 0;
+}
+
+/* Ends a batch. Where the device has no memory for it, the batch is computed again, and so are those that had begun
+ * after it: they saw an older memory than it sees now, and no text's memory is older than that of the text before.
+ * Until they are through, no other batch begins. */
+static int lane_finish(struct tag_lane *t, struct batch *b, struct error *e)
+{
+    struct stage *s = t->stage;
+    int failed = lane_end(t, b, e);
+    if (failed && e->kind == ERROR_RETRY && !t->again_count && !atomic_load(&s->stopping)) {
+        log_limited(&t->waits_limit, LOG_LEVEL_ERROR, "the tag lane waits, nothing is lost: %s", e->text);
+        stage_waits(s, TAG_LANE, e->text);
+        stage_error(s, e->code);
+        pthread_mutex_lock(&t->begin_lock);
+        t->again_count = t->begun_count;
+        lane_wait(t);
+    }
+    if (t->again_count) {
+        failed = lane_again(t, b, e);
+    }
+    if (t->again_count && (failed || b->number == t->again_count)) {
+        t->again_count = 0;
+        pthread_mutex_unlock(&t->begin_lock);
+        stage_waits(s, TAG_LANE, "");
+        if (!failed) {
+            log_limited(&t->on_limit, LOG_LEVEL_INFO, "the tag lane goes on");
+        }
+    }
     return failed;
 }
 
@@ -266,10 +343,13 @@ static void *begin_main(void *context)
     struct stage *s = t->stage;
     struct error e = {0};
     void **items = mem_alloc(BATCH_TEXTS * sizeof *items);
-    size_t batch_tokens = s->config->batch_tokens ? (size_t)s->config->batch_tokens : engine_batch_tokens(s->engine);
+    size_t batch_tokens = s->config->batch_tokens ? (size_t)s->config->batch_tokens : engine_slice_tokens(s->engine);
     int failed = 0;
     for (struct batch *b; (b = lane_take(t, items, batch_tokens)) != NULL;) {
+        pthread_mutex_lock(&t->begin_lock);
         failed = failed || lane_begin(t, b, &e);
+        b->number = failed ? 0 : ++t->begun_count;
+        pthread_mutex_unlock(&t->begin_lock);
         if (failed) {
             stage_fail(s, &e); /* the poll thread then closes the queue: until then batches are let go uncommitted */
             queue_done(t->texts, b->count);
@@ -291,14 +371,16 @@ static void *end_main(void *context)
     struct tag_lane *t = context;
     struct error e = {0};
     void *item = NULL;
+    bool failed = false;
     while (queue_take(t->begun, &item, 1, 1, 0) == 1 && item) {
         struct batch *b = item;
         pulse_begin(&t->compute_pulse, "computing a batch");
-        b->failed = lane_end(t, b, &e);
+        b->failed = lane_finish(t, b, &e);
         pulse_end(&t->compute_pulse);
-        if (b->failed) {
-            stage_fail(t->stage, &e);
+        if (b->failed && !failed) {
+            lane_failed(t->stage, "computed", &e);
         }
+        failed = failed || b->failed;
         batch_push(t->computed, b);
     }
     batch_push(t->computed, NULL);
@@ -431,11 +513,7 @@ static void *publish_main(void *context)
         pulse_begin(&t->publish_pulse, "publishing a batch");
         if (!failed && lane_publish(t, b, &o, &e)) {
             failed = true; /* from here on nothing more is published, or an offset would pass over this batch */
-            if (!(e.kind == ERROR_RETRY && atomic_load(&s->stopping))) {
-                stage_fail(s, &e);
-            } else {
-                log_warn("stopped before the last batch was acknowledged, it will be tagged again: %s", e.text);
-            }
+            lane_failed(s, "acknowledged", &e);
         }
         pulse_end(&t->publish_pulse);
         queue_done(t->texts, b->count);
@@ -454,6 +532,7 @@ int tag_lane_start(struct tag_lane **out, struct stage *s, struct error *e)
     struct text_consumer_events events = {lane_revoked, t};
     t->stage = s;
     t->overflow_end = &t->overflow;
+    pthread_mutex_init(&t->begin_lock, NULL);
     t->texts = queue_open((size_t)s->config->queue_tokens);
     t->begun = queue_open(BATCHES_BEGUN);
     t->computed = queue_open(SIZE_MAX); /* what has begun always finds room */
@@ -509,6 +588,7 @@ void tag_lane_close(struct tag_lane *t)
     queue_free(t->texts, work_free);
     queue_free(t->begun, batch_free);
     queue_free(t->computed, batch_free);
+    pthread_mutex_destroy(&t->begin_lock);
     free(t);
 }
 

@@ -17,6 +17,7 @@
 #define TILE_TOKENS 512
 #define TILE_TOKENS_BF16 1024
 #define BATCH_TILES 2
+#define BATCH_TOKENS_MAX 16384 /* 3 s at 5,000 tokens/s: nobody waits longer, however many threads there are */
 
 #define GROUPS 4 /* of heads, where streams share a sequence's attention */
 
@@ -331,6 +332,7 @@ static int compute_choose(struct cpu *c, const struct backend_options *options, 
     facts->compute = bf16 ? DTYPE_BF16 : DTYPE_F32;
     facts->tile_tokens = bf16 && onednn_bf16() ? TILE_TOKENS_BF16 : TILE_TOKENS;
     facts->batch_tokens = facts->streams * BATCH_TILES * facts->tile_tokens;
+    facts->batch_tokens = facts->batch_tokens < BATCH_TOKENS_MAX ? facts->batch_tokens : BATCH_TOKENS_MAX;
     return 0;
 }
 

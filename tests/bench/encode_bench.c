@@ -138,7 +138,7 @@ static int measure(struct bench *b, const struct config *config, const struct ar
     }
     b->dim = encoder_dim(engine_encoder(b->c.engine));
     /* the stage begins a batch before the last one ends; here a large one hardly ends */
-    b->batch_tokens = config->batch_tokens ? (size_t)config->batch_tokens : 8 * engine_batch_tokens(b->c.engine);
+    b->batch_tokens = config->batch_tokens ? (size_t)config->batch_tokens : 8 * engine_slice_tokens(b->c.engine);
     b->one_by_one = arguments_has(arguments, "one-by-one");
     b->out = mem_alloc(b->count * b->dim * sizeof *b->out + 1);
     b->us = mem_zero(b->count + 1, sizeof *b->us);

@@ -332,7 +332,8 @@ static inline int backend_run(const struct kernels *kernels, size_t threads, con
     return failed;
 }
 
-/* The CPU with each instruction set that this one takes, and the backend of tests/backend/apart/. */
+/* The CPU with each instruction set that this one takes, and the backend of tests/backend/apart/ without host memory
+ * and with it. */
 static inline int suite_run(const struct CMUnitTest *tests, size_t count)
 {
     int failed = backend_run(&kernels_base, 2, tests, count);
@@ -342,6 +343,9 @@ static inline int suite_run(const struct CMUnitTest *tests, size_t count)
     failed += onednn_amx() ? backend_run(&kernels_amx, 2, tests, count) : 0;
 #endif
     failed += backend_run(NULL, 1, tests, count);
+    setenv("APART_HOST", "1", 1);
+    failed += backend_run(NULL, 1, tests, count);
+    unsetenv("APART_HOST");
     return failed != 0;
 }
 

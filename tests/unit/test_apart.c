@@ -202,6 +202,66 @@ static void slip_open_stream(void)
     backend_close(backend);
 }
 
+/* ---- host memory ---- */
+
+/* On a device that has it: the one that was open is left as it is. */
+static char *pinned(size_t bytes)
+{
+    void *memory;
+    struct error e = {0};
+    setenv("APART_HOST", "1", 1);
+    device_open(NULL);
+    unsetenv("APART_HOST");
+    must(ops->host_alloc(backend, bytes, &memory, &e), &e);
+    return memory;
+}
+
+static void slip_pinned_past_the_end(void)
+{
+    const char *memory = pinned(100);
+    ops->upload(stream, taken(200), memory + 50, 51, NULL);
+    ops->wait(stream, NULL);
+}
+
+static void slip_pinned_before_the_start(void)
+{
+    char *memory = pinned(64);
+    ops->download(stream, memory - 1, taken(64), 2);
+    ops->wait(stream, NULL);
+}
+
+static void slip_pinned_used_after_release(void)
+{
+    char *memory = pinned(64);
+    ops->download(stream, memory, taken(64), 64);
+    ops->host_release(backend, memory); /* a copy to it still runs */
+    ops->wait(stream, NULL);
+}
+
+static void slip_pinned_tile(void)
+{
+    uint32_t *starts = (uint32_t *)(void *)pinned(2 * sizeof *starts);
+    starts[0] = 0;
+    starts[1] = 1;
+    ops->tile(stream, &(struct tile){NULL, starts, 1, 1}, NULL);
+    ops->host_release(backend, starts);
+    ops->wait(stream, NULL);
+}
+
+static void slip_pinned_released_twice(void)
+{
+    char *memory = pinned(64);
+    ops->host_release(backend, memory);
+    ops->host_release(backend, memory);
+}
+
+static void slip_pinned_leak(void)
+{
+    pinned(64);
+    ops->stream_close(stream);
+    backend_close(backend);
+}
+
 static void test_slips(void **state)
 {
     (void)state;
@@ -216,6 +276,12 @@ static void test_slips(void **state)
     must_abort(slip_not_waited_for, "nobody waited for");
     must_abort(slip_leak, "1 allocations");
     must_abort(slip_open_stream, "1 streams");
+    must_abort(slip_pinned_past_the_end, "upload: 51 bytes");
+    must_abort(slip_pinned_before_the_start, "download: 2 bytes");
+    must_abort(slip_pinned_used_after_release, "of the host was released");
+    must_abort(slip_pinned_tile, "tile's starts");
+    must_abort(slip_pinned_released_twice, "of the host was released before");
+    must_abort(slip_pinned_leak, "1 of the host's");
 }
 
 /* An arena holds no number, whatever was there before. */

@@ -335,7 +335,11 @@ static void test_sizes(void **context)
 static void test_ranges(void **context)
 {
     struct state *s = *context;
-    static const char *const wrong[][3] = {
+    char many[512] = ""; /* one device more than fit */
+    for (size_t i = 0; i <= CONFIG_DEVICES_MAX; i++) {
+        sprintf(many + strlen(many), "%s%zu", i ? "," : "", i);
+    }
+    const char *const wrong[][3] = {
         {"--lambda", "1.01", "0 .. 1"},
         {"--lambda", "-0.1", "0 .. 1"},
         {"--lambda", "0,5", "0 .. 1"},
@@ -368,6 +372,17 @@ static void test_ranges(void **context)
         {"--memory", "", "folder"},
         {"--text-prefix", "\xff", "UTF-8"},
         {"--batch-tokens", "100000", "queue_tokens"},
+        {"--device", "gpu", "auto | cpu | cuda"},
+        {"--devices", "0,,1", "devices is '0,,1': an item is empty; it takes numbers of devices, as in 0,1"},
+        {"--devices", ",0", "an item is empty"},
+        {"--devices", "0,", "an item is empty"},
+        {"--devices", " ", "an item is empty"},
+        {"--devices", "0,-1", "'-1' is not a number from 0 to 9999"},
+        {"--devices", "all", "'all' is not a number from 0 to 9999"},
+        {"--devices", "0 1", "'0 1' is not a number from 0 to 9999"},
+        {"--devices", "10000", "'10000' is not a number from 0 to 9999"},
+        {"--devices", "0,1,00", "0 is there twice"},
+        {"--devices", many, "more than 64 numbers"},
     };
     for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; i++) {
         READ(wrong[i][0], wrong[i][1]);
@@ -379,6 +394,31 @@ static void test_ranges(void **context)
     setenv("ENGRAM_QUEUE_TOKENS", "1024", 1);
     READ("--batch-tokens", "2000");
     refused(s, "--batch-tokens", "1024");
+}
+
+static void test_devices(void **context)
+{
+    struct state *s = *context;
+    int devices[CONFIG_DEVICES_MAX];
+    READ("--b", "1");
+    good(s);
+    assert_int_equal(s->config.device, CONFIG_DEVICE_AUTO);
+    assert_int_equal(config_devices(&s->config, devices), 0);
+    FILE_TEXT("[compute]\ndevice = cuda\ndevices = 3, 0 ,12\n");
+    READ("-c", s->file);
+    good(s);
+    assert_int_equal(s->config.device, CONFIG_DEVICE_CUDA);
+    assert_int_equal(config_devices(&s->config, devices), 3);
+    assert_true(devices[0] == 3 && devices[1] == 0 && devices[2] == 12);
+    setenv("ENGRAM_DEVICE", "cpu", 1);
+    setenv("ENGRAM_DEVICES", "1", 1);
+    READ("-c", s->file, "--devices", "");
+    good(s);
+    assert_int_equal(s->config.device, CONFIG_DEVICE_CPU);
+    assert_int_equal(config_devices(&s->config, devices), 0);
+    setenv("ENGRAM_DEVICES", "1,x", 1);
+    READ("-c", s->file);
+    refused(s, "ENGRAM_DEVICES", "'x'");
 }
 
 /* A locale whose decimal point is a comma, made in the test's folder since a bare Debian has none. */
@@ -770,16 +810,27 @@ static void test_error_text_is_optional(void **context)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        TEST(test_defaults),       TEST(test_precedence),
-        TEST(test_origins),        TEST(test_flags),
-        TEST(test_bool_flags),     TEST(test_sizes),
-        TEST(test_ranges),         TEST(test_locale),
-        TEST(test_file_quirks),    TEST(test_file_long_line),
-        TEST(test_file_errors),    TEST(test_warnings),
-        TEST(test_kafka_defaults), TEST(test_kafka_scopes),
-        TEST(test_kafka_refused),  TEST(test_secrets),
-        TEST(test_read_again),     TEST(test_read_again_refused),
-        TEST(test_nearest),        TEST(test_error_text_is_optional),
+        TEST(test_defaults),
+        TEST(test_precedence),
+        TEST(test_origins),
+        TEST(test_flags),
+        TEST(test_bool_flags),
+        TEST(test_sizes),
+        TEST(test_ranges),
+        TEST(test_devices),
+        TEST(test_locale),
+        TEST(test_file_quirks),
+        TEST(test_file_long_line),
+        TEST(test_file_errors),
+        TEST(test_warnings),
+        TEST(test_kafka_defaults),
+        TEST(test_kafka_scopes),
+        TEST(test_kafka_refused),
+        TEST(test_secrets),
+        TEST(test_read_again),
+        TEST(test_read_again_refused),
+        TEST(test_nearest),
+        TEST(test_error_text_is_optional),
     };
     variables_unset();
     return cmocka_run_group_tests(tests, NULL, NULL);

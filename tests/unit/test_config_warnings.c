@@ -202,6 +202,24 @@ static void test_heartbeats(void **context)
     config_free(&s.config);
 }
 
+/* ---- an option without effect ---- */
+
+static void test_devices(void **context)
+{
+    (void)context;
+    struct state s;
+    READ("--devices", "0,1");
+    assert_string_equal(s.logged, "");
+    config_free(&s.config);
+    READ("--device", "cpu");
+    assert_string_equal(s.logged, "");
+    config_free(&s.config);
+    READ("--device", "cpu", "--devices", "0,1");
+    assert_int_equal(lines(s.logged), 1);
+    assert_says(&s, "devices is '0,1', to no effect: device is cpu");
+    config_free(&s.config);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -210,6 +228,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_no_service, environment_clear, environment_clear),
         cmocka_unit_test_setup_teardown(test_empty, environment_clear, environment_clear),
         cmocka_unit_test_setup_teardown(test_heartbeats, environment_clear, environment_clear),
+        cmocka_unit_test_setup_teardown(test_devices, environment_clear, environment_clear),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -11,6 +11,7 @@
 #include <dlfcn.h>
 #include <stdlib.h>
 
+#include "base/clock.h"
 #include "gpu/backend.h"
 #include "tests/backend/beside.h"
 
@@ -89,9 +90,46 @@ static void test_opened(void **state)
     assert_int_equal(backend_plugin_open(&two, path, &defaults, &e), 0);
     assert_ptr_not_equal(one, two);
     assert_string_equal(one->facts.name, "apart");
+    assert_string_equal(one->facts.device, "1 x loops");
+    assert_int_equal(one->facts.host_threads, 1);
     assert_false(one->facts.host_memory);
     backend_close(one);
     backend_close(two);
+}
+
+/* It is told which devices; one that is not there is a wrong option, and none at all is a fault of its own. */
+static void test_devices(void **state)
+{
+    (void)state;
+    const int numbers[] = {1, 0, 7};
+    struct backend_options options = {.threads = 3, .devices = numbers, .devices_count = 2};
+    char path[PATH_MAX];
+    struct error e = {0};
+    struct backend *b;
+    assert_int_equal(backend_plugin_open(&b, beside(path, APART), &options, &e), 0);
+    assert_string_equal(b->facts.device, "2 x loops");
+    assert_int_equal(b->facts.host_threads, 3);
+    backend_close(b);
+    options.devices_count = 3;
+    assert_int_equal(backend_plugin_open(&b, path, &options, &e), -1);
+    assert_null(b);
+    assert_int_equal(e.code, E_USAGE);
+    assert_string_equal(e.text, "there is no device 7: there are 0 and 1");
+    setenv("APART_ABSENT", "1", 1);
+    refused(path, E_NOT_FOUND, "there is no device of this kind");
+    unsetenv("APART_ABSENT");
+}
+
+/* As many threads for the host as this process may use, where nobody says how many. */
+static void test_threads(void **state)
+{
+    (void)state;
+    char path[PATH_MAX];
+    struct error e = {0};
+    struct backend *b;
+    assert_int_equal(backend_plugin_open(&b, beside(path, APART), &(struct backend_options){0}, &e), 0);
+    assert_int_equal(b->facts.host_threads, threads_allowed());
+    backend_close(b);
 }
 
 int main(void)
@@ -99,6 +137,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_no_file),   cmocka_unit_test(test_bare_name), cmocka_unit_test(test_no_library),
         cmocka_unit_test(test_no_symbol), cmocka_unit_test(test_other_abi), cmocka_unit_test(test_opened),
+        cmocka_unit_test(test_devices),   cmocka_unit_test(test_threads),
     };
     return cmocka_run_group_tests_name("plugin", tests, NULL, NULL);
 }

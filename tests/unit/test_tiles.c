@@ -182,6 +182,18 @@ static void test_a_fold_goes_between_the_tiles_of_a_batch(void **state)
     closed(w);
 }
 
+/* A slice is what the backend says of itself; a CPU's is small enough to wait for, however many threads it has. */
+static void test_a_slice_is_the_backends_batch(void **state)
+{
+    (void)state;
+    for (size_t threads = 1; threads <= 40; threads += 39) {
+        struct world *w = opened(threads);
+        assert_int_equal(engine_slice_tokens(w->engine), w->backend->facts.batch_tokens);
+        assert_true(w->backend->facts.batch_tokens <= 16384);
+        closed(w);
+    }
+}
+
 struct begun_wait {
     struct engine *engine;
     atomic_bool over;
@@ -230,6 +242,7 @@ int main(void)
         cmocka_unit_test(test_every_text_gets_its_own_vector),
         cmocka_unit_test(test_versions_never_go_back),
         cmocka_unit_test(test_a_fold_goes_between_the_tiles_of_a_batch),
+        cmocka_unit_test(test_a_slice_is_the_backends_batch),
         cmocka_unit_test(test_a_batch_has_begun_with_its_last_slice),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

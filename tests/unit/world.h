@@ -1,4 +1,5 @@
-/* An engine on a real memory in a temporary folder, with a tiny random BERT on the CPU in f32. Include after cmocka. */
+/* An engine on a real memory in a temporary folder, with a tiny random BERT in f32, on the CPU unless a plug-in is
+ * named. Include after cmocka. */
 #ifndef ENGRAM_TESTS_UNIT_WORLD_H
 #define ENGRAM_TESTS_UNIT_WORLD_H
 
@@ -7,6 +8,7 @@
 #include <unistd.h>
 
 #include "engine/engine.h"
+#include "tests/backend/beside.h"
 
 struct world {
     char folder[64];
@@ -21,6 +23,7 @@ struct world_options {
     size_t threads;    /* 0: 2 */
     uint64_t map_size; /* 0: 64 MiB */
     uint64_t keys_max;
+    const char *plugin; /* beside the program; NULL: the CPU */
 };
 
 static inline void must(int result, const struct error *e)
@@ -36,7 +39,12 @@ static inline void world_open(struct world *w, const struct world_options *optio
     struct error e = {0};
     *w = (struct world){.folder = "/tmp/engram-unit-XXXXXX"};
     assert_non_null(mkdtemp(w->folder));
-    must(backend_cpu_open(&w->backend, &backend, &e), &e);
+    if (options->plugin) {
+        char path[PATH_MAX];
+        must(backend_plugin_open(&w->backend, beside(path, options->plugin), &backend, &e), &e);
+    } else {
+        must(backend_cpu_open(&w->backend, &backend, &e), &e);
+    }
     must(encoder_open(&w->encoder, w->backend, &(struct encoder_options){.folder = "tests/golden/tiny-bert"}, &e), &e);
     const struct memory_options memory = {.path = w->folder,
                                           .map_size = options->map_size ? options->map_size : 64 << 20,

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include "tests/backend/apart/internal.h"
 
@@ -351,6 +352,9 @@ static int apart_arena(struct stream *s, size_t bytes, void **out, struct error 
         s->arena = NULL;
     }
     bytes = bytes ? bytes : 1;
+    if (*s->device->full && access(s->device->full, F_OK) == 0) {
+        return memory_out(s->device, bytes, e);
+    }
     if (memory_take(s->device, bytes, &s->arena, e) != 0) {
         return -1;
     }
@@ -362,6 +366,7 @@ static int apart_arena(struct stream *s, size_t bytes, void **out, struct error 
 static void upload_run(struct stream *s, const struct call *c)
 {
     if (c->bytes) {
+        pinned_check(s->device, c->from, c->bytes, "upload");
         memcpy(at(s->device, c->to, c->bytes, "upload"), c->from, c->bytes);
     }
 }
@@ -379,6 +384,7 @@ static int apart_upload(struct stream *s, void *to, const void *from_host, size_
 static void download_run(struct stream *s, const struct call *c)
 {
     if (c->bytes) {
+        pinned_check(s->device, c->to, c->bytes, "download");
         memcpy(c->to, at(s->device, c->from, c->bytes, "download"), c->bytes);
     }
 }
@@ -391,6 +397,8 @@ static void apart_download(struct stream *s, void *to_host, const void *from, si
 static void tile_run(struct stream *s, const struct call *c)
 {
     const struct tile *t = &c->tile;
+    pinned_check(s->device, t->starts, (t->sequences + 1) * sizeof *t->starts, "tile's starts");
+    pinned_check(s->device, t->ids, t->ids ? t->tokens * sizeof *t->ids : 0, "tile's ids");
     if (t->sequences == 0 || t->starts[0] != 0 || t->starts[t->sequences] != t->tokens) {
         slip("tile: %zu sequences, %zu tokens", t->sequences, t->tokens);
     }
@@ -428,9 +436,10 @@ static int apart_tile(struct stream *s, const struct tile *tile, struct error *e
 static void apart_close(struct backend *b)
 {
     struct device *d = device_of(b);
-    if (d->open || d->count || d->taken) {
-        slip("closed with %zu streams, weights or keys open and %zu allocations, %zu bytes", d->open, d->count,
-             d->taken);
+    const size_t pinned = pinned_close(d);
+    if (d->open || d->count || d->taken || pinned) {
+        slip("closed with %zu streams, weights or keys open and %zu allocations, %zu bytes; %zu of the host's", d->open,
+             d->count, d->taken, pinned);
     }
     munmap(d->outside, RESERVED);
     munmap(d->inside, RESERVED);
@@ -464,14 +473,45 @@ static const struct backend_operations operations = {
     .keys_scan = apart_keys_scan,
 };
 
+/* A number of the environment. */
+static size_t setting(const char *name, size_t otherwise)
+{
+    const char *value = getenv(name);
+    return value ? strtoull(value, NULL, 10) : otherwise;
+}
+
+static int devices_check(const struct backend_options *options, const struct backend_host *host, struct error *e)
+{
+    if (getenv("APART_ABSENT")) {
+        return host->error_set(e, ERROR_FATAL, E_NOT_FOUND, "there is no device of this kind");
+    }
+    for (size_t i = 0; i < options->devices_count; i++) {
+        if (options->devices[i] > 1) {
+            return host->error_set(e, ERROR_FATAL, E_USAGE, "there is no device %d: there are 0 and 1",
+                                   options->devices[i]);
+        }
+    }
+    return 0;
+}
+
 static int apart_open(struct backend **out, const struct backend_options *options, const struct backend_host *host,
                       struct error *e)
 {
+    *out = NULL;
+    if (devices_check(options, host, e) != 0) {
+        return -1;
+    }
     struct device *d = host_memory(1, sizeof *d);
-    const char *limit = getenv("APART_MEMORY");
-    d->backend.ops = &operations;
+    snprintf(d->said, sizeof d->said, "%zu x loops", options->devices_count ? options->devices_count : 1);
+    d->operations = operations;
+    if (getenv("APART_HOST")) {
+        d->operations.host_alloc = apart_host_alloc;
+        d->operations.host_release = apart_host_release;
+    }
+    d->backend.ops = &d->operations;
     d->backend.facts = (struct backend_facts){.name = "apart",
                                               .library = "plain loops",
+                                              .device = d->said,
                                               .compute = options->compute == COMPUTE_BF16 ? DTYPE_BF16 : DTYPE_F32,
                                               .row_multiple = ROW_MULTIPLE,
                                               .streams = 1,
@@ -479,7 +519,10 @@ static int apart_open(struct backend **out, const struct backend_options *option
                                               .tile_tokens = TILE_TOKENS,
                                               .batch_tokens = BATCH_TOKENS};
     d->host = host;
-    d->limit = limit ? strtoull(limit, NULL, 10) : RESERVED;
+    d->limit = setting("APART_MEMORY", RESERVED);
+    snprintf(d->full, sizeof d->full, "%s", getenv("APART_FULL") ? getenv("APART_FULL") : "");
+    snprintf(d->once, sizeof d->once, "%s", getenv("APART_ONCE") ? getenv("APART_ONCE") : "");
+    d->scan_max = setting("APART_SCAN", RESERVED);
     pthread_mutex_init(&d->lock, NULL);
     char **sides[] = {&d->outside, &d->inside};
     for (size_t i = 0; i < 2; i++) {

@@ -5,10 +5,16 @@
  *   - It is late: calls are queued with their arguments, and a thread of the stream's own begins them when somebody
  *     waits, no sooner. What must live until `wait` is used as late as can be, and nothing is there before.
  *   - Rows after the last are made NaN by whatever writes a tensor, and so is what an arena or a weight held before.
- *   - It has no optional entry, and a row multiple that no other backend has. It computes in f32, or in bf16 where that
- *     is asked for: the same numbers, rounded where a tensor holds them.
- * APART_MEMORY, an environment variable, sets how many bytes of memory the device has. A slip ends the process with one
- * line. */
+ *   - It has a row multiple that no other backend has, and no optional entry but the one below. It computes in f32, or
+ *     in bf16 where that is asked for: the same numbers, rounded where a tensor holds them.
+ * It says that it is one device, or as many as it was told to use; there are number 0 and number 1. A slip ends the
+ * process with one line. Variables of the environment, read when it is opened:
+ *   APART_MEMORY  how many bytes of memory the device has
+ *   APART_FULL    names a file: while it is there, no arena has room
+ *   APART_ONCE    names a file: the scan that finds it there has no room, and takes the file away
+ *   APART_SCAN    how many queries one scan has room for; more is out of memory, which shows when it is waited for
+ *   APART_HOST    set: it has host memory (pinned.c), the optional entry
+ *   APART_ABSENT  set: there is no such device */
 #ifndef ENGRAM_TESTS_BACKEND_APART_INTERNAL_H
 #define ENGRAM_TESTS_BACKEND_APART_INTERNAL_H
 
@@ -25,11 +31,23 @@ struct block { /* of memory, in use */
     size_t span;
 };
 
+struct pinned { /* memory of the host */
+    struct pinned *next;
+    char *start;
+    size_t bytes;
+    char *pages;
+    size_t span;
+    bool released;
+};
+
 struct device {
     struct backend backend; /* first: a struct backend * is a struct device * */
     const struct backend_host *host;
-    char *outside, *inside; /* RESERVED bytes each */
-    size_t limit;
+    struct backend_operations operations;
+    char said[32];               /* facts.device */
+    char full[4096], once[4096]; /* names of files; empty: none */
+    char *outside, *inside;      /* RESERVED bytes each */
+    size_t limit, scan_max;
 
     pthread_mutex_t lock; /* covers all below */
     size_t taken;         /* bytes of memory in use, staged copies included */
@@ -37,6 +55,7 @@ struct device {
     struct block *blocks;
     size_t count, room;
     size_t open; /* streams, weights and sets of keys */
+    struct pinned *pinned;
 };
 
 /* Arguments of a call; each operation uses some of them. */
@@ -115,6 +134,14 @@ float *write_of(struct stream *s, const struct tensor *t, enum dtype dtype, size
                 const char *what);
 uint16_t bf16_of(float x); /* to nearest, ties to even */
 float float_of(uint16_t half);
+
+/* ---- pinned.c ---- */
+
+int apart_host_alloc(struct backend *b, size_t bytes, void **out, struct error *e);
+void apart_host_release(struct backend *b, void *memory);
+/* What a call reads or writes on the host: where that is such memory, all of it, and still handed out. */
+void pinned_check(struct device *d, const void *memory, size_t bytes, const char *what);
+size_t pinned_close(struct device *d); /* returns how much was not released */
 
 /* ---- the entries of the table in the other files ---- */
 

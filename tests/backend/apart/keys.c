@@ -3,6 +3,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "tests/backend/apart/internal.h"
 
@@ -166,6 +167,12 @@ static size_t score_all(const struct keys *k, const float *query, enum key_kind 
 static void keys_scan_run(struct stream *s, const struct call *c)
 {
     struct keys *k = c->keys;
+    if (c->x.rows > s->device->scan_max || (*s->device->once && unlink(s->device->once) == 0)) {
+        memory_out(s->device, c->x.rows, &s->error);
+        return;
+    }
+    pinned_check(s->device, c->hits, c->x.rows * c->b * sizeof *c->hits, "keys_scan's hits");
+    pinned_check(s->device, c->counts, c->x.rows * sizeof *c->counts, "keys_scan's counts");
     pthread_mutex_lock(&k->lock);
     if (keys_take(k, c->view, &s->error) == 0) {
         const float *queries = read_of(s, &c->x, DTYPE_F32, c->x.rows, k->dim, "keys_scan's queries");
