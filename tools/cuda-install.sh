@@ -18,8 +18,7 @@ rm -rf "$to"
 install -D -m 755 "$plugin" "$to/libengram_cuda.so"
 readelf -dW "$plugin" | grep -q '(RUNPATH)' || exit 0 # an installed toolkit: the loader knows where
 if [ "${CUDA_LIBS-}" = no ]; then
-    echo "installed without the plug-in's libraries: put $(needed | sed 's|.*/||' | paste -sd ' ') where the loader looks," \
-        "or into $to/cuda/nvidia" >&2
+    echo "installed the plug-in without its libraries: have the loader find $(needed | sed 's|.*/||' | paste -sd ' ')" >&2
     exit 0
 fi
 needed | while read -r library; do
