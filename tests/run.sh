@@ -4,6 +4,7 @@
 # failed: it proved nothing. Everything must be built: `make test` does that. Ends what it started, also interrupted.
 #   tests/run.sh [unit] [unit-asan] [golden] [e2e] [docs]      PYTEST_ADDOPTS="-k forget" narrows the pytest kinds
 # The kind compose needs an engine and images: tests/compose/run.sh (`make test-compose`) sees to them, then calls this.
+# The kind cuda needs the plug-in: `make cuda` builds it, then calls this.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 readonly build=${BUILD:-build}
@@ -113,7 +114,7 @@ trap 'exit 130' INT
 trap 'exit 143' TERM
 [ $# -gt 0 ] || set -- "${kinds_all[@]}"
 for kind in "$@"; do
-    case " ${kinds_all[*]} compose " in *" $kind "*) ;; *)
+    case " ${kinds_all[*]} compose cuda " in *" $kind "*) ;; *)
         echo "tests/run.sh: no kind '$kind'; there are: ${kinds_all[*]}" >&2
         exit 2
         ;;
