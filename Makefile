@@ -198,14 +198,15 @@ model: ## fetch the default model into build/models
 cuda: ## build build/libengram_cuda.so, the plug-in for GPUs, and test it without one (fetches a toolkit where none is)
 	@tools/deps.sh
 	@tools/model.sh
-	@$(SUBMAKE) all cuda-build
-	@$(SUBMAKE) $(BUILD)/cuda/ptxas.md
+	@BUILD='$(BUILD)' tools/cuda.sh
+	+@$(SUBMAKE) all $(BUILD)/libengram_cuda.so $(BUILD)/cuda/ptxas.md
 	@tests/run.sh cuda
 cuda-build: ## only build it
 	@BUILD='$(BUILD)' tools/cuda.sh
-	@$(SUBMAKE) $(BUILD)/libengram_cuda.so
-cuda-docs: cuda-build ## write the kernels' resources into docs/GPU.md
-	@$(SUBMAKE) $(BUILD)/cuda/ptxas.md
+	+@$(SUBMAKE) $(BUILD)/libengram_cuda.so
+cuda-docs: ## write the kernels' resources into docs/GPU.md
+	@BUILD='$(BUILD)' tools/cuda.sh
+	+@$(SUBMAKE) $(BUILD)/cuda/ptxas.md
 	@tools/ptxas.py --into docs/GPU.md $(BUILD)/cuda/ptxas.md
 
 .PHONY: test test-compose golden e2e

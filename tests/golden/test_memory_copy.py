@@ -210,7 +210,7 @@ def test_compact_takes_out_what_was_forgotten(memory, tmp_path):
 
 def make(*arguments):
     done = subprocess.run(["make", "-s", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=300,
-                          check=False, env={**ENVIRONMENT, "BUILD": str(BUILD), "CUDA_LIBS": "no"})
+                          check=False, env={**ENVIRONMENT, "BUILD": str(BUILD)})
     assert done.returncode == 0, done.stderr
     return done
 
