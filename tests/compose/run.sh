@@ -71,7 +71,9 @@ pulled() { # IMAGE: there, or to be had
 }
 
 stand_in_debian() {
+    # with the authorities that this host has beside Debian's: what is fetched here comes through them there too
     tools/deps.sh --compose && debootstrap --variant=minbase trixie "$work/debian" &&
+        cp -r /usr/local/share/ca-certificates "$work/debian/usr/local/share/" &&
         tar -C "$work/debian" -c . | docker import - engram-test/debian && rm -rf "$work/debian"
 }
 
