@@ -194,7 +194,7 @@ broker: ## fetch only the broker's jars into build/broker
 model: ## fetch the default model into build/models
 	@tools/model.sh
 
-.PHONY: cuda cuda-build cuda-docs
+.PHONY: cuda cuda-build cuda-docs gpu-check
 cuda: ## build build/libengram_cuda.so, the plug-in for GPUs, and test it without one (fetches a toolkit where none is)
 	@tools/deps.sh
 	@tools/model.sh
@@ -204,6 +204,9 @@ cuda: ## build build/libengram_cuda.so, the plug-in for GPUs, and test it withou
 cuda-build: ## only build it
 	@BUILD='$(BUILD)' tools/cuda.sh
 	+@$(SUBMAKE) $(BUILD)/libengram_cuda.so
+gpu-check: cuda ## on a machine with a GPU: test the plug-in there and measure it beside the CPU (docs/GPU.md)
+	+@$(SUBMAKE) $(BUILD)/bench/encode_bench
+	@tests/bench/gpu.py $(BUILD) $(addprefix --devices ,$(DEVICES))
 cuda-docs: ## write the kernels' resources into docs/GPU.md
 	@BUILD='$(BUILD)' tools/cuda.sh
 	+@$(SUBMAKE) $(BUILD)/cuda/ptxas.md
@@ -284,8 +287,8 @@ tidy: compdb ## check all C with clang-tidy
 
 .PHONY: clean distclean help
 clean: ## delete what was built; keep the model, the broker and the CUDA toolkit
-	@rm -rf $(BUILD)/engram $(BUILD)/libengram_cuda.so $(BUILD)/libraries $(BUILD)/obj $(BUILD)/asan $(BUILD)/tests $(BUILD)/tests-asan \
-		$(BUILD)/test-logs compile_commands.json
+	@rm -rf $(BUILD)/engram $(BUILD)/libraries $(BUILD)/obj $(BUILD)/asan $(BUILD)/tests $(BUILD)/tests-asan \
+		$(BUILD)/libengram_cuda.so $(BUILD)/test-logs compile_commands.json
 distclean: clean ## delete what was fetched too
 	@rm -rf $(BUILD)
 help: ## print this list

@@ -53,8 +53,8 @@ fetch() {
     /usr/bin/python3 -m pip --version >/dev/null 2>&1 || fail "pip is missing: run \`make deps\`"
     echo "cuda: fetching the CUDA toolkit, cuBLAS and NCCL (880 MB)" >&2
     # pip unpacks in TMPDIR: the wheels go with the folder, also where this is interrupted
-    TMPDIR=$(realpath "$new") /usr/bin/python3 -m pip install --quiet --no-deps --no-compile --no-cache-dir --only-binary :all: \
-        --disable-pip-version-check --root-user-action ignore --require-hashes --requirement "$pin" \
+    TMPDIR=$(realpath "$new") /usr/bin/python3 -m pip install --quiet --no-deps --no-compile --no-cache-dir \
+        --only-binary :all: --disable-pip-version-check --root-user-action ignore --require-hashes --requirement "$pin" \
         --target "$new/tree" >"$build/cuda-fetch.log" 2>&1 ||
         fail "pip could not fetch it: $(grep -m 1 ERROR "$build/cuda-fetch.log" || tail -n 1 "$build/cuda-fetch.log")" \
             "(all of it: $build/cuda-fetch.log)"
@@ -73,7 +73,6 @@ describe_installed() { # TOOLKIT
 NVCC := $1/bin/nvcc
 CUDA_CPPFLAGS :=
 CUDA_LDFLAGS := -L$1/lib64
-CUDA_FETCHED :=
 EOF
 }
 
@@ -84,10 +83,12 @@ NVCC := $tree/nvidia/cu13/bin/nvcc
 CUDA_CPPFLAGS := -isystem $tree/nvidia/nccl/include
 CUDA_LDFLAGS := -L$tree/nvidia/cu13/lib -L$tree/nvidia/nccl/lib \\
 	-Wl,-rpath,'\$\$ORIGIN/cuda/nvidia/cu13/lib:\$\$ORIGIN/cuda/nvidia/nccl/lib'
-CUDA_FETCHED := $tree
 EOF
 }
 
+for left in "$build"/.cuda.*; do # by a run that was killed: up to 2 GB
+    [ ! -d "$left" ] || kill -0 "${left##*.}" 2>/dev/null || rm -rf "$left"
+done
 mkdir -p "$new" || fail "cannot write to $build"
 trap 'rm -rf "$new"' EXIT
 trap 'exit 130' INT

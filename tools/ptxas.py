@@ -15,7 +15,8 @@ from pathlib import Path
 
 BEGIN, END = "<!-- ptxas: begin -->\n\n", "\n<!-- ptxas: end -->\n"
 ARCHITECTURES = ("sm_80", "sm_90")
-COLUMNS = {"registers": r"Used (\d+) registers", "shared, bytes": r"(\d+) bytes smem", "stack, bytes": r"(\d+) bytes stack frame",
+COLUMNS = {"registers": r"Used (\d+) registers", "shared, bytes": r"(\d+) bytes smem",
+           "stack, bytes": r"(\d+) bytes stack frame",
            "spill stores, bytes": r"(\d+) bytes spill stores", "spill loads, bytes": r"(\d+) bytes spill loads"}
 
 
