@@ -1,6 +1,7 @@
 # Engram's image, on Debian 13: built and unit-tested in one stage, run in another, as a user without rights and on a root
 # that may be read-only. Data is in two places: the memory in /var/lib/engram, copies of it in /backup.
 #   docker build -t engram .      with --build-arg BASE=... for another Debian 13
+#   docker build -t engram-gpu --build-arg CUDA=fetch .      with the plug-in for GPUs; run it with --gpus all
 # The model is part of the image: the one in build/models (`make model`); if there is none, it is fetched here. To run
 # another model, mount its folder and set ENGRAM_MODEL to it.
 ARG BASE=debian:trixie-slim
@@ -14,7 +15,10 @@ RUN apt-get update -q && sed 's/#.*//' /tmp/packages-debian-13.txt | \
 WORKDIR /engram
 COPY . .
 RUN tools/model.sh
-RUN make -s -j"$(nproc)" all unit && tests/run.sh unit && make -s install DESTDIR=/install
+RUN make -s -j"$(nproc)" all unit && tests/run.sh unit
+# from here on the two images differ: with both, what is above is built once
+ARG CUDA=
+RUN if [ -n "$CUDA" ]; then make -s cuda-build CUDA="$CUDA"; fi && make -s install DESTDIR=/install && rm -rf build/cuda
 
 FROM ${BASE}
 COPY deps/packages-debian-13-run.txt /tmp/

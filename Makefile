@@ -140,6 +140,35 @@ $(BUILD)/bench/%: $(BUILD)/obj/tests/bench/%.o $(ROOM_OBJECTS)
 	$(call say,LINK $@)
 	$(Q)$(CC) $(ALL_CFLAGS) $(HARDENING_LINK) $(LDFLAGS) -o $@ $^ $(LIBS)
 
+# ---- the CUDA plug-in: tools/cuda.sh finds or fetches the toolkit and says in cuda.mk where it is ----
+
+-include $(BUILD)/cuda.mk
+CUDA_SOURCES := $(wildcard gpu/cuda/*.cu)
+CUDA_OBJECTS := $(CUDA_SOURCES:%.cu=$(BUILD)/obj/%.o)
+# machine code for 8.x and 9.0; later devices compile the PTX when they load it
+CUDA_CODE := -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=sm_90 \
+	-gencode arch=compute_90,code=compute_90
+# what ptxas says of each kernel is kept beside the object, for tools/ptxas.py
+NVCC_FLAGS := -O2 -std=c++17 $(CUDA_CODE) -Xptxas -v --Werror all-warnings -I. $(CUDA_CPPFLAGS) \
+	-ccbin $(CXX) -Xcompiler '$(HARDENING) -fPIC -fvisibility=hidden -Wall -Wextra -Werror'
+
+$(BUILD)/obj/gpu/cuda/%.o: gpu/cuda/%.cu Makefile $(BUILD)/cuda.mk
+	@mkdir -p $(@D)
+	$(call say,NVCC $<)
+	$(Q)$(NVCC) $(NVCC_FLAGS) -MMD -MP -MF $(@:.o=.d) -c -o $@ $< >$(@:.o=.ptxas) 2>&1 || { \
+		grep -v '^ptxas info\|^ *[0-9]* bytes stack frame' $(@:.o=.ptxas) >&2; rm -f $@; exit 1; }
+
+# of the libraries named, only those that are called are needed to load it
+$(BUILD)/libengram_cuda.so: $(CUDA_OBJECTS) gpu/cuda/exports.map
+	$(call say,LINK $@)
+	$(Q)$(CXX) -shared -Wl,-z,defs,-z,relro,-z,now,-z,noexecstack,--as-needed -Wl,--version-script=gpu/cuda/exports.map \
+		$(LDFLAGS) -o $@ $(CUDA_OBJECTS) $(CUDA_LDFLAGS) -lcudart_static -l:libcublas.so.13 -l:libcublasLt.so.13 \
+		-l:libnccl.so.2 -lpthread -ldl -lrt
+
+$(BUILD)/cuda/ptxas.md: $(CUDA_OBJECTS) tools/ptxas.py
+	@mkdir -p $(@D)
+	@tools/ptxas.py --nvcc $(NVCC) $(CUDA_OBJECTS:.o=.ptxas) >$@
+
 # one line instead of a compiler's "no such file"
 $(BUILD)/libraries: deps/packages-debian-12.txt
 	@pkg-config --exists $(LIBRARIES) || { echo 'make: libraries are missing; `make deps` installs them' >&2; exit 1; }
@@ -177,6 +206,24 @@ broker: ## fetch only the broker's jars into build/broker
 model: ## fetch the default model into build/models
 	@tools/model.sh
 
+.PHONY: cuda cuda-build cuda-docs gpu-check
+cuda: ## build build/libengram_cuda.so, the plug-in for GPUs, and test it without one (fetches a toolkit where none is)
+	@tools/deps.sh
+	@tools/model.sh
+	@BUILD='$(BUILD)' tools/cuda.sh
+	+@$(SUBMAKE) all $(BUILD)/libengram_cuda.so $(BUILD)/cuda/ptxas.md
+	@tests/run.sh cuda
+cuda-build: ## only build it
+	@BUILD='$(BUILD)' tools/cuda.sh
+	+@$(SUBMAKE) $(BUILD)/libengram_cuda.so
+gpu-check: cuda ## on a machine with a GPU: test the plug-in there and measure it beside the CPU (docs/GPU.md)
+	+@$(SUBMAKE) $(BUILD)/bench/encode_bench
+	@tests/bench/gpu.py $(BUILD) $(addprefix --devices ,$(DEVICES))
+cuda-docs: ## write the kernels' resources into docs/GPU.md
+	@BUILD='$(BUILD)' tools/cuda.sh
+	+@$(SUBMAKE) $(BUILD)/cuda/ptxas.md
+	@tools/ptxas.py --into docs/GPU.md $(BUILD)/cuda/ptxas.md
+
 .PHONY: test test-compose golden e2e
 test: ## install what is needed, build, and run all tests
 	@tools/deps.sh
@@ -192,11 +239,13 @@ e2e: all model broker ## run the tests on a real broker
 golden e2e:
 	@tests/run.sh $@
 
-# where: $(DESTDIR)$(PREFIX); the binary finds the model beside itself, in ../share/engram/models
+# where: $(DESTDIR)$(PREFIX); the binary finds the model beside itself, in ../share/engram/models, and the plug-in in
+# ../lib/engram. That finds a fetched toolkit's libraries under its own folder, in build/ and here.
 SHARE = $(DESTDIR)$(PREFIX)/share
+PLUGIN = $(DESTDIR)$(PREFIX)/lib/engram
 MODEL := all-MiniLM-L6-v2
 .PHONY: install uninstall
-install: all ## install binary, model (if `make model` fetched it) and documents; DESTDIR, PREFIX=/usr/local
+install: all ## install binary, documents, and model and plug-in if they are in build/; DESTDIR, PREFIX=/usr/local
 	$(Q)install -d '$(DESTDIR)$(PREFIX)/bin' $(foreach folder,docs deploy/prometheus examples,'$(SHARE)/doc/engram/$(folder)')
 	$(Q)install -m 755 $(BUILD)/engram '$(DESTDIR)$(PREFIX)/bin/engram'
 	$(Q)install -m 644 README.md CHANGELOG.md LICENSE '$(SHARE)/doc/engram'
@@ -210,9 +259,10 @@ install: all ## install binary, model (if `make model` fetched it) and documents
 	else \
 		echo 'installed without a model: `make model` fetches it, or name one with the option model' >&2; \
 	fi
+	$(Q)BUILD='$(BUILD)' tools/cuda-install.sh '$(PLUGIN)'
 uninstall: ## remove what `make install` installed
 	$(Q)rm -f '$(DESTDIR)$(PREFIX)/bin/engram'
-	$(Q)rm -rf '$(SHARE)/engram/models/$(MODEL)' '$(SHARE)/doc/engram'
+	$(Q)rm -rf '$(SHARE)/engram/models/$(MODEL)' '$(SHARE)/doc/engram' '$(PLUGIN)'
 	$(Q)rmdir '$(SHARE)/engram/models' '$(SHARE)/engram' 2>/dev/null || true
 
 .PHONY: demo quality bench
@@ -248,9 +298,10 @@ tidy: compdb ## check all C with clang-tidy
 	@printf '%s\n' $(filter-out $(NOT_TIDY),$(filter %.c,$(OUR_C))) | xargs -P $$(nproc) -n 4 clang-tidy --quiet -p .
 
 .PHONY: clean distclean help
-clean: ## delete what was built; keep the model and the broker
+clean: ## delete what was built; keep the model, the broker and the CUDA toolkit
 	@rm -rf $(BUILD)/engram $(BUILD)/libraries $(BUILD)/obj $(BUILD)/asan $(BUILD)/tests $(BUILD)/tests-asan \
-		$(BUILD)/emulated $(BUILD)/emulated-asan $(BUILD)/emulated-checked $(BUILD)/test-logs compile_commands.json
+		$(BUILD)/emulated $(BUILD)/emulated-asan $(BUILD)/emulated-checked $(BUILD)/libengram_cuda.so \
+		$(BUILD)/test-logs compile_commands.json
 distclean: clean ## delete what was fetched too
 	@rm -rf $(BUILD)
 help: ## print this list

@@ -4,6 +4,7 @@
 # failed: it proved nothing. Everything must be built: `make test` does that. Ends what it started, also interrupted.
 #   tests/run.sh [unit] [unit-asan] [golden] [e2e] [docs]      PYTEST_ADDOPTS="-k forget" narrows the pytest kinds
 # The kind compose needs an engine and images: tests/compose/run.sh (`make test-compose`) sees to them, then calls this.
+# The kind cuda needs the plug-in: `make cuda` builds it, then calls this.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 readonly build=${BUILD:-build}
@@ -14,15 +15,21 @@ export program_limit_s PYTHONDONTWRITEBYTECODE=1
 export ASAN_OPTIONS=${ASAN_OPTIONS-detect_leaks=1} UBSAN_OPTIONS=${UBSAN_OPTIONS-print_stacktrace=1}
 unset "${!ENGRAM_@}" # the tester's own settings are not the tests'
 
+readonly plugin=$build/libengram_cuda.so plugin_aside=$build/.libengram_cuda.so.aside
 passed_all=0
 failed_all=0
 running=
+
+plugin_back() { # also what a killed run left aside; one that was built since wins
+    [ ! -f "$plugin_aside" ] || { mv -n "$plugin_aside" "$plugin" && rm -f "$plugin_aside"; }
+}
 
 leave() { # end the runner's whole group; what a killed test left in the temporary folder goes too, brokers first
     trap '' INT TERM
     [ -z "$running" ] || { kill -- "-$running" && wait "$running"; } 2>/dev/null
     find "$TMPDIR" -name server.properties -printf '%h\0' 2>/dev/null |
         xargs -0 -r -n 1 tests/broker/broker stop --grace 2 --remove
+    plugin_back
     rm -rf "$TMPDIR"
 }
 
@@ -87,11 +94,15 @@ run_kind() {
     local -a shown=()
     local passed=0 failed=0 begun=$SECONDS log
     [ ! -t 1 ] || printf '%-10s ...\r' "$kind"
+    # all kinds but its own test the CPU, and count the lines that are logged
+    plugin_back
+    [ "$kind" = cuda ] || [ ! -f "$plugin" ] || mv "$plugin" "$plugin_aside"
     case $kind in
     unit) run_cmocka "$build/tests" ;;
     unit-asan) run_cmocka "$build/tests-asan" ;;
     *) run_pytest "tests/$kind" ;;
     esac
+    plugin_back
     if [ $((passed + failed)) -eq 0 ]; then
         printf '%-10s ran nothing\n' "$kind"
         failed=1
@@ -113,7 +124,7 @@ trap 'exit 130' INT
 trap 'exit 143' TERM
 [ $# -gt 0 ] || set -- "${kinds_all[@]}"
 for kind in "$@"; do
-    case " ${kinds_all[*]} compose " in *" $kind "*) ;; *)
+    case " ${kinds_all[*]} compose cuda " in *" $kind "*) ;; *)
         echo "tests/run.sh: no kind '$kind'; there are: ${kinds_all[*]}" >&2
         exit 2
         ;;

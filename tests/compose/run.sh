@@ -71,7 +71,9 @@ pulled() { # IMAGE: there, or to be had
 }
 
 stand_in_debian() {
+    # with the authorities that this host has beside Debian's: what is fetched here comes through them there too
     tools/deps.sh --compose && debootstrap --variant=minbase trixie "$work/debian" &&
+        cp -r /usr/local/share/ca-certificates "$work/debian/usr/local/share/" &&
         tar -C "$work/debian" -c . | docker import - engram-test/debian && rm -rf "$work/debian"
 }
 
@@ -104,7 +106,7 @@ images() {
         PROMETHEUS_IMAGE=engram-test/prometheus
         quietly prometheus stand_in_prometheus
     fi
-    export STAGE_IMAGE=engram-test/engram
+    export STAGE_IMAGE=engram-test/engram STAGE_GPU_IMAGE=engram-test/engram-gpu
     echo "test-compose: building the image, unit tests inside" >&2
     # shellcheck disable=SC2086 # one word or two
     quietly build $COMPOSE build engram
@@ -121,7 +123,7 @@ leave() {
         [ -z "$tests" ] || { kill "$tests" && wait "$tests"; }
         # shellcheck disable=SC2086
         [ -z "${COMPOSE-}" ] || for project in "$COMPOSE_PROJECT_NAME" "$COMPOSE_PROJECT_NAME-other"; do
-            $COMPOSE --profile observability -p "$project" down --volumes --remove-orphans --timeout 2
+            $COMPOSE --profile observability --profile gpu -p "$project" down --volumes --remove-orphans --timeout 2
             docker ps -aq --filter "label=com.docker.compose.project=$project" | xargs -r docker rm -fv
             docker volume ls -q --filter "name=$project" | xargs -r docker volume rm
         done

@@ -310,5 +310,22 @@ def test_a_wrong_image_and_a_port_in_use_end_in_a_line(up, variable, value, name
 
 
 def test_the_files_are_valid(up):
-    compose("config", "-q")
-    compose("--profile", "observability", "config", "-q")
+    for profile in ((), ("--profile", "observability"), ("--profile", "gpu")):
+        compose(*profile, "config", "-q")
+
+
+# ---- on GPUs ----
+
+
+def test_a_stage_on_gpus_starts_only_when_it_is_asked_for(up):
+    """And is one more replica: nothing in the file gives it a name or a memory that another has too."""
+    assert not compose("--profile", "gpu", "ps", "-q", "engram-gpu").stdout
+    services = compose("--profile", "gpu", "config").stdout
+    assert "engram-gpu:" in services and "INSTANCE_ID" not in services and services.count("/var/lib/engram\n") == 2
+
+
+def test_the_image_for_gpus():
+    """It has the plug-in and all that this needs: without a GPU, only that is missing."""
+    compose("--profile", "gpu", "build", "engram-gpu")
+    done = docker("run", "--rm", "--read-only", os.environ["STAGE_GPU_IMAGE"], "--version")
+    assert "\ndevice: cpu; " in done.stdout and "cannot be loaded" not in done.stdout
