@@ -12,6 +12,7 @@
 #include <fcntl.h>
 #include <netdb.h>
 #include <poll.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,7 +22,9 @@
 
 #include "gpu/cuda/keys.h"
 
-enum { WAIT_SECONDS = 600, SAY_SECONDS = 5, MAGIC = 0x31474E45 /* "ENG1" */ };
+enum { WAIT_SECONDS = 600, SAY_SECONDS = 5, HEAR_SECONDS = 2, MAGIC = 0x31474E45 /* "ENG1" */ };
+
+static const double SPIN_SECONDS = 0.002;
 
 enum message_kind {
     MESSAGE_HELLO,
@@ -398,15 +401,11 @@ static int first_meet(struct group *g, ncclUniqueId *id, struct error *e)
 static void group_fail(struct group *g, enum error_class kind, enum error_code code, const char *text)
 {
     pthread_mutex_lock(&g->lock);
-    const bool first = g->error.kind == ERROR_NONE && !g->closing;
-    if (first) {
+    if (g->error.kind == ERROR_NONE && !g->closing) {
         host_of(g)->error_set(&g->error, kind, code, "%s", text);
     }
     pthread_cond_broadcast(&g->changed);
     pthread_mutex_unlock(&g->lock);
-    if (first) {
-        ncclCommAbort(g->comm); /* ends what waits for a rank that is gone */
-    }
 }
 
 static void rank_lost(struct group *g, size_t rank)
@@ -580,7 +579,17 @@ static void *listen_to_all(void *context)
     return NULL;
 }
 
-/* ---- the thread that runs rounds ---- */
+/* ---- the thread that runs rounds, and alone calls NCCL ---- */
+
+/* Also ends what waits for ranks that are gone. */
+static void comm_end(struct group *g)
+{
+    if (g->comm) {
+        device_use(g->keys->cuda, 0);
+        ncclCommAbort(g->comm);
+        g->comm = NULL;
+    }
+}
 
 /* This rank's search that the round is about. */
 static struct finish *finish_next(struct group *g)
@@ -636,13 +645,47 @@ static void part_run(struct group *g, const struct want *w, size_t root, struct 
         queries_send(g, &f, root);
         device_search(&x, 0, &f);
         best_gather(g, &f, root, lists, counts);
-        if (mine) {
+        if (mine && !failed(s)) {
             finding_merge(s, 0, &f, lists, counts, g->world);
             result_download(s, &f, mine);
         }
         reader_record(k, s);
     }
     pthread_mutex_unlock(&k->lock);
+}
+
+/* Until the stream is done. A rank that is gone leaves the others' streams waiting for ever: then NCCL is ended. */
+static void round_wait(struct group *g)
+{
+    const double begun = seconds();
+    const struct timespec pause = {0, 50 * 1000};
+    cudaError_t status;
+    while ((status = cudaStreamQuery(g->stream->on[0])) == cudaErrorNotReady) {
+        ncclResult_t async = ncclSuccess;
+        nccl_put(g->stream, ncclCommGetAsyncError(g->comm, &async));
+        nccl_put(g->stream, async == ncclInProgress ? ncclSuccess : async);
+        if (failed(g->stream) || !usable(g)) {
+            comm_end(g);
+            break;
+        }
+        if (seconds() - begun < SPIN_SECONDS) {
+            sched_yield();
+        } else {
+            nanosleep(&pause, NULL);
+        }
+    }
+    streams_wait(g->stream);
+}
+
+/* NCCL or the stream has failed: most likely since a rank is gone, of which the listener hears, and says who. */
+static void round_fail(struct group *g)
+{
+    const double begun = seconds();
+    const struct timespec pause = {0, 10 * 1000 * 1000};
+    while (usable(g) && seconds() - begun < HEAR_SECONDS) {
+        nanosleep(&pause, NULL);
+    }
+    group_fail(g, g->stream->error.kind, g->stream->error.code, g->stream->error.text);
 }
 
 static void round_run(struct group *g, const struct round *r)
@@ -653,9 +696,9 @@ static void round_run(struct group *g, const struct round *r)
             part_run(g, &r->wants[i], i, i == g->rank ? mine : NULL);
         }
     }
-    streams_wait(g->stream);
+    round_wait(g);
     if (failed(g->stream)) {
-        group_fail(g, g->stream->error.kind, g->stream->error.code, g->stream->error.text);
+        round_fail(g);
     }
     pthread_mutex_lock(&g->lock);
     if (mine) {
@@ -684,6 +727,7 @@ static void *run_rounds(void *context)
         pthread_mutex_lock(&g->lock);
     }
     pthread_mutex_unlock(&g->lock);
+    comm_end(g);
     return NULL;
 }
 
@@ -740,12 +784,36 @@ int group_wait(struct group *g, struct finish *f, struct error *e)
 
 /* ---- opening ---- */
 
+/* NCCL connects two ranks when they first send to each other: now, so that no call waits for a rank later. */
+static ncclResult_t comm_connect(struct group *g)
+{
+    void *memory;
+    const cudaStream_t on = g->stream->on[0];
+    if (grown_take(g->stream, 0, &g->stream->scan_memory[0], g->world + 1, NULL)) {
+        return ncclUnhandledCudaError;
+    }
+    memory = g->stream->scan_memory[0].memory;
+    cudaMemsetAsync(memory, 0, g->world + 1, on);
+    ncclResult_t status = ncclGroupStart();
+    for (size_t i = 0; i < g->world && status == ncclSuccess; i++) {
+        status = ncclSend(memory, 1, ncclUint8, (int)i, g->comm, on);
+        status = status ? status : ncclRecv((char *)memory + 1 + i, 1, ncclUint8, (int)i, g->comm, on);
+    }
+    const ncclResult_t end = ncclGroupEnd();
+    status = status ? status : end;
+    status = status ? status : ncclBroadcast(memory, memory, 1, ncclUint8, 0, g->comm, on);
+    return status || cudaStreamSynchronize(on) == cudaSuccess ? status : ncclUnhandledCudaError;
+}
+
 static int comm_open(struct group *g, const ncclUniqueId *id, struct error *e)
 {
     device_use(g->keys->cuda, 0);
-    const ncclResult_t status = ncclCommInitRank(&g->comm, (int)g->world, *id, (int)g->rank);
+    ncclResult_t status = ncclCommInitRank(&g->comm, (int)g->world, *id, (int)g->rank);
     if (status != ncclSuccess) {
         g->comm = NULL;
+    }
+    status = status ? status : comm_connect(g);
+    if (status != ncclSuccess) {
         return host_of(g)->error_set(e, ERROR_FATAL, E_INTERNAL, "rank %zu of %zu: NCCL cannot connect the GPUs: %s",
                                      g->rank, g->world, ncclGetErrorString(status));
     }
@@ -770,8 +838,8 @@ int group_open(struct group **out, struct keys *k, struct error *e)
     }
     pthread_mutex_init(&g->lock, NULL);
     pthread_cond_init(&g->changed, NULL);
-    if ((g->rank == 0 ? others_meet(g, &id, e) : first_meet(g, &id, e)) || comm_open(g, &id, e) ||
-        cuda_stream_open(&k->cuda->backend, &g->stream, e)) {
+    if (cuda_stream_open(&k->cuda->backend, &g->stream, e) ||
+        (g->rank == 0 ? others_meet(g, &id, e) : first_meet(g, &id, e)) || comm_open(g, &id, e)) {
         group_close(g);
         return -1;
     }
@@ -793,19 +861,16 @@ void group_close(struct group *g)
     }
     pthread_mutex_lock(&g->lock);
     g->closing = true;
-    const bool aborted = g->error.kind != ERROR_NONE;
     pthread_cond_broadcast(&g->changed);
     pthread_mutex_unlock(&g->lock);
     bell_ring(g);
-    if (g->comm && !aborted) {
-        ncclCommAbort(g->comm); /* a round may be under way, and others' rounds need all */
-    }
     if (g->listener_runs) {
         pthread_join(g->listener, NULL);
     }
     if (g->runner_runs) {
         pthread_join(g->runner, NULL);
     }
+    comm_end(g);
     if (g->stream) {
         cuda_stream_close(g->stream);
     }

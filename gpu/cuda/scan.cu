@@ -364,8 +364,9 @@ static __global__ void join(struct finding f, const struct keys_hit *lists, cons
     uint32_t total = 0, overflow = 0;
     for (int device = 0; device < devices; device++) {
         const size_t list = (size_t)device * f.n + query;
-        const uint32_t count = counts[list] == UINT32_MAX ? 0 : counts[list];
-        overflow |= counts[list] == UINT32_MAX;
+        /* after NCCL was ended, what is there may be anything: nobody sees what comes of it */
+        const uint32_t count = counts[list] <= f.b ? counts[list] : 0;
+        overflow |= counts[list] > f.b;
         for (uint32_t i = threadIdx.x; i < count; i += blockDim.x) {
             f.hits[query * f.room + total + i] = lists[list * f.b + i];
         }

@@ -11,6 +11,8 @@
 namespace emulated
 {
 
+enum { LATE_QUERIES = 4 };
+
 struct stream {
     int device;
     bool blocking; /* in order with the default stream */
@@ -372,7 +374,12 @@ cudaError_t cudaStreamQuery(cudaStream_t stream)
     if (usable() != cudaSuccess) {
         return usable();
     }
-    return ticket_done(last_of(stream_of(stream))) ? cudaSuccess : cudaErrorNotReady;
+    const struct ticket last = last_of(stream_of(stream));
+    static thread_local unsigned asked;
+    if (environment()->late && ++asked % LATE_QUERIES == 0) { /* who asks again and again sees it done in the end */
+        ticket_wait(last);
+    }
+    return ticket_done(last) ? cudaSuccess : cudaErrorNotReady;
 }
 
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags)

@@ -401,6 +401,9 @@ static void *leaves(void *context)
         pthread_barrier_wait(&all);
         if (r->number == 1) {
             r->backend->ops->keys_close(r->keys);
+        }
+        pthread_barrier_wait(&all);
+        if (r->number == 1) {
             return NULL;
         }
         snprintf(line, sizeof line, "rank 1 of %d, which has a part of the keys, is gone: start all ranks again",
