@@ -190,12 +190,13 @@ include tests/cuda/rules.mk
 JOBS = $(if $(filter -j% --jobserver%,$(MAKEFLAGS)),,-j$(shell nproc))
 SUBMAKE = $(MAKE) --no-print-directory -s $(JOBS)
 OUR_C = $(wildcard $(addsuffix /*.[ch],$(ROOMS) cli tests/unit tests/backend tests/backend/apart tests/e2e tests/golden \
-	tests/bench) gpu/cpu/*.inc tests/cuda/*.cc tests/cuda/*.cu tests/cuda/*.h tests/cuda/include/*.h)
+	tests/bench) gpu/cpu/*.inc gpu/cuda/*.cu gpu/cuda/*.h tests/cuda/*.c tests/cuda/*.cc tests/cuda/*.cu tests/cuda/*.h \
+	tests/cuda/include/*.h tests/cuda/check/*.h tests/cuda/check/*.cu)
 # no command in compile_commands.json, or gcc alone takes it: its omp.h, "x86-64-v3" in __builtin_cpu_supports,
 # its pragma for an instruction set
 NOT_TIDY = $(wildcard $(addsuffix /*.c,tests/e2e tests/golden tests/bench)) gpu/cpu/onednn.c gpu/cpu/kernels.c \
 	$(addprefix gpu/cpu/kernels_,avx2.c avx512.c amx.c) \
-	$(wildcard tests/unit/test_backend*.c) tests/unit/test_kernels.c
+	$(wildcard tests/unit/test_backend*.c) tests/unit/test_kernels.c tests/cuda/test_group.c
 
 .PHONY: deps broker model
 deps: ## install the packages (root or sudo) and fetch the broker
@@ -216,9 +217,8 @@ cuda: ## build build/libengram_cuda.so, the plug-in for GPUs, and test it withou
 cuda-build: ## only build it
 	@BUILD='$(BUILD)' tools/cuda.sh
 	+@$(SUBMAKE) $(BUILD)/libengram_cuda.so
-gpu-check: cuda ## on a machine with a GPU: test the plug-in there and measure it beside the CPU (docs/GPU.md)
-	+@$(SUBMAKE) $(BUILD)/bench/encode_bench
-	@tests/bench/gpu.py $(BUILD) $(addprefix --devices ,$(DEVICES))
+gpu-check: ## on a machine with a GPU, CUDA and gcc alone: test the plug-in there and measure it (docs/GPU.md)
+	@BUILD='$(BUILD)' tests/cuda/check/gpu-check.sh
 cuda-docs: ## write the kernels' resources into docs/GPU.md
 	@BUILD='$(BUILD)' tools/cuda.sh
 	+@$(SUBMAKE) $(BUILD)/cuda/ptxas.md
@@ -228,7 +228,7 @@ cuda-docs: ## write the kernels' resources into docs/GPU.md
 test: ## install what is needed, build, and run all tests
 	@tools/deps.sh
 	@tools/model.sh
-	@$(SUBMAKE) all unit unit-asan
+	@$(SUBMAKE) all unit unit-asan emulated
 	@tests/run.sh
 test-compose: ## start docker-compose.yml and test it from outside (needs a Docker engine, or root on Debian)
 	@tools/deps.sh

@@ -2,14 +2,15 @@
 # Run the tests, all kinds or those named, and end with one line: "N passed, N failed". Exit 1 where a test failed or a
 # kind ran nothing. Whole logs lie in build/test-logs/; the end of a failed one is shown. What is skipped counts as
 # failed: it proved nothing. Everything must be built: `make test` does that. Ends what it started, also interrupted.
-#   tests/run.sh [unit] [unit-asan] [golden] [e2e] [docs]      PYTEST_ADDOPTS="-k forget" narrows the pytest kinds
+#   tests/run.sh [unit] [unit-asan] [emulated] [emulated-asan] [golden] [e2e] [docs]
+#   PYTEST_ADDOPTS="-k forget" narrows the pytest kinds
 # The kind compose needs an engine and images: tests/compose/run.sh (`make test-compose`) sees to them, then calls this.
 # The kind cuda needs the plug-in: `make cuda` builds it, then calls this.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 readonly build=${BUILD:-build}
 readonly logs=$build/test-logs
-readonly kinds_all=(unit unit-asan golden e2e docs)
+readonly kinds_all=(unit unit-asan emulated emulated-asan golden e2e docs)
 readonly program_limit_s=600 kind_limit_s=1800 tail_lines=40 # limits only end what hangs
 export program_limit_s PYTHONDONTWRITEBYTECODE=1
 export ASAN_OPTIONS=${ASAN_OPTIONS-detect_leaks=1} UBSAN_OPTIONS=${UBSAN_OPTIONS-print_stacktrace=1}
@@ -100,6 +101,8 @@ run_kind() {
     case $kind in
     unit) run_cmocka "$build/tests" ;;
     unit-asan) run_cmocka "$build/tests-asan" ;;
+    emulated) run_cmocka "$build/emulated-checked" ;; # the CUDA plug-in on the CPU
+    emulated-asan) run_cmocka "$build/emulated-asan" ;;
     *) run_pytest "tests/$kind" ;;
     esac
     plugin_back

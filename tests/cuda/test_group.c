@@ -109,7 +109,7 @@ struct rank {
     struct memory *memory;
     struct tensor queries; /* [N, DIM] */
     float values[N * DIM];
-    char wrong[256]; /* what went wrong, first */
+    char wrong[1100]; /* what went wrong, first */
 };
 
 static struct rank ranks[RANKS];
