@@ -52,13 +52,19 @@ static bool ordered(const struct machine *m, const struct shared_access *before)
            m->warps[me / WARP].clock[me % WARP][before->thread % WARP] >= before->time;
 }
 
-static void race_check(const struct machine *m, size_t byte, const struct shared_access *before,
-                       const struct shared_access *now, const char *did, const char *does)
+[[noreturn]] static void race(const struct machine *m, size_t byte, const struct shared_access *before,
+                              const struct shared_access *now, const char *did, const char *does)
+{
+    const uint3 t = m->threads[before->thread].index;
+    slip("race in shared memory: thread (%u, %u, %u) %s byte %zu, this one %s it, and no %s is between", t.x, t.y, t.z,
+         did, byte, does, before->thread / WARP == now->thread / WARP ? "__syncwarp" : "__syncthreads");
+}
+
+static inline void race_check(const struct machine *m, size_t byte, const struct shared_access *before,
+                              const struct shared_access *now, const char *did, const char *does)
 {
     if (!ordered(m, before) && !(before->atomic && now->atomic)) {
-        const uint3 t = m->threads[before->thread].index;
-        slip("race in shared memory: thread (%u, %u, %u) %s byte %zu, this one %s it, and no %s is between", t.x, t.y,
-             t.z, did, byte, does, before->thread / WARP == now->thread / WARP ? "__syncwarp" : "__syncthreads");
+        race(m, byte, before, now, did, does);
     }
 }
 
@@ -77,24 +83,44 @@ static void read_keep(const struct machine *m, struct shared_cell *cell, const s
     }
 }
 
-static void shared_touch(struct machine *m, size_t byte, unsigned access)
+static void cell_touch(struct machine *m, size_t byte, const struct shared_access *now, unsigned access)
 {
     struct shared_cell *cell = &m->cells[byte];
-    const struct shared_access now = access_now(m, access);
     if (access & ACCESS_READ) {
         if (cell->write.epoch < m->block_epoch) {
             slip("reads byte %zu of shared memory, which this block never wrote", byte);
         }
-        race_check(m, byte, &cell->write, &now, "wrote", "reads");
+        race_check(m, byte, &cell->write, now, "wrote", "reads");
     }
     if (access & ACCESS_WRITE) {
-        race_check(m, byte, &cell->write, &now, "wrote", "writes");
+        race_check(m, byte, &cell->write, now, "wrote", "writes");
         for (const struct shared_access &read : cell->reads) {
-            race_check(m, byte, &read, &now, "read", "writes");
+            race_check(m, byte, &read, now, "read", "writes");
         }
-        cell->write = now;
+        cell->write = *now;
     } else {
-        read_keep(m, cell, &now);
+        read_keep(m, cell, now);
+    }
+}
+
+/* A word whose bytes this block always touched together has one cell, that of its first byte. */
+static void shared_touch(struct machine *m, size_t byte, size_t bytes, unsigned access)
+{
+    const struct shared_access now = access_now(m, access);
+    for (const size_t end = byte + bytes; byte < end;) {
+        uint32_t *split = &m->split[byte / 4];
+        const bool whole = byte % 4 == 0 && end - byte >= 4;
+        if (!whole && *split != m->block_epoch) {
+            struct shared_cell *cells = &m->cells[byte / 4 * 4];
+            cells[1] = cells[2] = cells[3] = cells[0];
+            *split = m->block_epoch;
+        }
+        if (*split != m->block_epoch) {
+            cell_touch(m, byte, &now, access);
+            byte += 4;
+        } else {
+            cell_touch(m, byte++, &now, access);
+        }
     }
 }
 
@@ -102,6 +128,7 @@ void checker_kernel_begin(struct machine *m)
 {
     if (!m->cells) {
         m->cells = static_cast<struct shared_cell *>(calloc(SHARED_MAX, sizeof *m->cells));
+        m->split = static_cast<uint32_t *>(calloc(SHARED_MAX / 4, sizeof *m->split));
         for (struct warp &w : m->warps) {
             for (unsigned i = 0; i < WARP; i++) {
                 w.clock[i][i] = 1;
@@ -141,6 +168,25 @@ void checker_collective(struct warp *w, unsigned lanes)
     slip("%s %p%s: %s", access & ACCESS_WRITE ? "writes" : "reads", static_cast<const void *>(p), why, text);
 }
 
+/* Whether all are written: nearly always, so it is quick. */
+static bool all_written(const char *state, size_t bytes)
+{
+    const uint64_t written = SHADOW_WRITTEN * UINT64_C(0x0101010101010101);
+    uint64_t some;
+    for (; bytes >= sizeof some; state += sizeof some, bytes -= sizeof some) {
+        memcpy(&some, state, sizeof some);
+        if (some != written) {
+            return false;
+        }
+    }
+    for (; bytes; state++, bytes--) {
+        if (*state != SHADOW_WRITTEN) {
+            return false;
+        }
+    }
+    return true;
+}
+
 static void device_touch(const struct machine *m, const char *p, size_t bytes, unsigned access)
 {
     const size_t offset = static_cast<size_t>(p - addresses);
@@ -149,6 +195,9 @@ static void device_touch(const struct machine *m, const char *p, size_t bytes, u
              static_cast<int>(offset / DEVICE_ADDRESSES), m->device, static_cast<const void *>(p));
     }
     char *state = shadow + offset;
+    if (all_written(state, bytes)) {
+        return;
+    }
     for (size_t i = 0; i < bytes; i++) {
         if (state[i] == SHADOW_NONE) {
             device_slip(p + i, access, "");
@@ -157,9 +206,7 @@ static void device_touch(const struct machine *m, const char *p, size_t bytes, u
             device_slip(p + i, access, ", which nothing ever wrote");
         }
     }
-    if (access & ACCESS_WRITE) {
-        memset(state, SHADOW_WRITTEN, bytes);
-    }
+    memset(state, SHADOW_WRITTEN, bytes);
 }
 
 // ---- all memory ----
@@ -211,9 +258,7 @@ static void kernel_touch(const char *p, size_t bytes, unsigned access, bool natu
             slip("%s out of bounds of the block's %zu bytes of shared memory (byte %zd)",
                  access & ACCESS_WRITE ? "writes" : "reads", m->shared_bytes, static_cast<ssize_t>(byte));
         }
-        for (size_t i = 0; i < bytes; i++) {
-            shared_touch(m, byte + i, access);
-        }
+        shared_touch(m, byte, bytes, access);
     } else if (device) {
         device_touch(m, p, bytes, access);
     } else if (access & ACCESS_WRITE ||

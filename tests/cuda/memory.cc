@@ -101,11 +101,6 @@ static void asan_said(const char *report)
 
 // ---- what a pointer is ----
 
-size_t rounded(size_t n, size_t multiple)
-{
-    return (n + multiple - 1) / multiple * multiple;
-}
-
 static void *reserve(size_t bytes, int protection)
 {
     void *p = mmap(nullptr, bytes, protection, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -222,10 +217,9 @@ void memory_check(const void *p, size_t bytes, int device, unsigned access, cons
         return;
     }
     char *state = shadow + (static_cast<const char *>(p) - addresses);
-    for (size_t i = 0; access & ACCESS_READ && i < bytes; i++) {
-        if (state[i] != SHADOW_WRITTEN) {
-            slip("%s: byte %zu of %zu was never written", what, i, bytes);
-        }
+    const char *unwritten = static_cast<const char *>(memchr(state, SHADOW_UNWRITTEN, bytes));
+    if (access & ACCESS_READ && unwritten) {
+        slip("%s: byte %zu of %zu was never written", what, static_cast<size_t>(unwritten - state), bytes);
     }
     if (access & ACCESS_WRITE) {
         memset(state, SHADOW_WRITTEN, bytes);

@@ -48,8 +48,9 @@ $(BUILD)/emulated-checked/%.o: %.cu tests/cuda/rules.mk
 	$(Q)$(CXX) $(EMULATED_FLAGS) $(EMULATED_CU_FLAGS) $(EMULATED_TSAN) -DEMULATED_CHECKED -MMD -MP -c -o $@ $<
 	$(Q)objcopy $(foreach name,memcpy memmove memset,--redefine-sym $(name)=emulated_$(name)) $@
 
-# packing and multiplying are most of what a test waits for
-$(BUILD)/emulated/tests/cuda/cublas.o $(BUILD)/emulated-checked/tests/cuda/cublas.o: EMULATED_FLAGS += -O3
+# multiplying is most of what a test waits for
+$(foreach file,cublas fragments,$(BUILD)/emulated/tests/cuda/$(file).o $(BUILD)/emulated-checked/tests/cuda/$(file).o): \
+	EMULATED_FLAGS += -O3
 
 $(BUILD)/emulated/libengram_cuda.so: $(EMULATED_KERNELS:%.cu=$(BUILD)/emulated/%.o) $(call emulated_objects,emulated)
 	$(call say,LINK $@)
@@ -57,7 +58,7 @@ $(BUILD)/emulated/libengram_cuda.so: $(EMULATED_KERNELS:%.cu=$(BUILD)/emulated/%
 $(BUILD)/emulated-asan/libengram_cuda.so: $(EMULATED_KERNELS:%.cu=$(BUILD)/emulated-asan/%.o) \
 		$(call emulated_objects,emulated-asan)
 	$(call say,LINK $@)
-	$(Q)$(CXX) $(SANITIZE) -shared $(LDFLAGS) -pthread -o $@ $^ -lm
+	$(Q)$(CXX) $(SANITIZE) $(EMULATED_LINK) -pthread -o $@ $^ -lm
 # never with -fsanitize=thread: the calls are ours
 $(BUILD)/emulated-checked/libengram_cuda.so: $(EMULATED_KERNELS:%.cu=$(BUILD)/emulated-checked/%.o) \
 		$(call emulated_objects,emulated-checked)
