@@ -47,6 +47,46 @@ static void reductions(void **)
     OK(cudaFree(to));
 }
 
+/* What is no race: halves of a word by two threads, words after a barrier, a warp's own words after __syncwarp or a
+ * shuffle, and atomics. */
+__global__ static void orderly(unsigned *out)
+{
+    SHARED(raw);
+    const int me = (int)threadIdx.x, n = (int)blockDim.x, other = me ^ 1;
+    unsigned short *halves = (unsigned short *)raw;
+    unsigned *words = (unsigned *)raw, *sum = words + n;
+    halves[me] = (unsigned short)me;
+    halves[n + me] = (unsigned short)(2 * me);
+    if (me == 0) {
+        *sum = 0;
+    }
+    __syncthreads();
+    unsigned mine = words[me]; /* two threads wrote it */
+    atomicAdd(sum, mine & 0xFFFFU);
+    __syncthreads();
+    words[me] = mine;
+    __syncwarp();
+    mine += words[other];
+    const unsigned theirs = __shfl_xor_sync(0xFFFFFFFFU, mine, 1);
+    words[me] = theirs;
+    __syncwarp(0x3U << (me % 32 & ~1)); /* pairs of lanes */
+    out[me] = words[other] - mine + *sum;
+}
+
+static void no_false_alarms(void **)
+{
+    const int n = 64;
+    unsigned *out = device_new<unsigned>(n), expected = 0;
+    OK(LAUNCH(orderly, 1, n, (n + 1) * sizeof(unsigned), nullptr, out));
+    for (int i = 0; i < n; i++) { /* the low halves: 0, 2, 4 .. of the first half, their doubles in the second */
+        expected += (unsigned)(i < n / 2 ? 2 * i : 4 * (i - n / 2));
+    }
+    for (const unsigned got : host_of(out, n)) {
+        assert_int_equal(got, expected);
+    }
+    OK(cudaFree(out));
+}
+
 /* Everything is turned round twice, through shared memory, in a block that is no multiple of a warp. */
 __global__ static void turned(int *out, int shift)
 {
@@ -294,6 +334,7 @@ static void speed(void **)
 
 const struct named_test kernel_tests[] = {{"reductions", reductions},
                                           {"shared_memory", shared_memory},
+                                          {"no_false_alarms", no_false_alarms},
                                           {"atomics", atomics},
                                           {"warps", warps},
                                           {"tensor_cores", tensor_cores},

@@ -129,6 +129,23 @@ static void race_after_read(void)
     RUN(races<2>, 64, 256, memory(64));
 }
 
+__global__ static void words_and_halves(int *out)
+{
+    SHARED(raw);
+    ((int *)raw)[threadIdx.x] = 0;
+    __syncthreads();
+    if (threadIdx.x % 2) {
+        ((short *)raw)[threadIdx.x] = 1;
+    } else {
+        *out = ((int *)raw)[threadIdx.x / 2];
+    }
+}
+
+static void race_on_half(void)
+{
+    RUN(words_and_halves, 32, 128, memory(1));
+}
+
 __global__ static void half_atomic(int *out)
 {
     SHARED(raw);
@@ -374,6 +391,7 @@ const struct named_slip slips[] = {
     {"race_in_warp", race_in_warp, "no __syncwarp is between", true},
     {"race_between_warps", race_between_warps, "no __syncthreads is between", true},
     {"race_after_read", race_after_read, "race in shared memory", true},
+    {"race_on_half", race_on_half, "no __syncwarp is between", true},
     {"race_with_atomic", race_with_atomic, "race in shared memory", true},
     {"unwritten_shared", unwritten_shared, "reads byte 31 of shared memory, which this block never wrote", true},
     {"shared_bounds", shared_bounds, "out of bounds of the block's", false},
