@@ -130,6 +130,9 @@ int main(int count, char **arguments)
     if (count == 2 && strcmp(arguments[1], "devices") == 0) {
         return devices();
     }
+    if (count == 3 && strcmp(arguments[1], "rank") == 0) {
+        return rank_process(arguments[2]);
+    }
     for (const struct named_slip *slip = slips; count == 3 && slip->name; slip++) {
         if (strcmp(slip->name, arguments[2]) == 0) {
             slip->run();
