@@ -5,13 +5,18 @@
 // Shared memory: two threads race where at least one writes, not both atomically, and nothing orders them: no barrier
 // of the block and, within a warp, no __syncwarp or other collective of both. For each byte the last write is kept and
 // two reads that are not ordered among themselves, of different warps where there are such: enough to see any race of
-// full warps. Device memory: each byte is no memory, unwritten or written.
+// full warps. Device memory: each byte is no memory, unwritten or written. And a kernel must not read what another of
+// its threads wrote, but after a barrier of their block, within a warp, or from another block after a __threadfence of
+// any; what is written in less than 4 bytes at once is not followed. Reads before such a write show in reverse order.
 #include "internal.h"
 
 #if defined(EMULATED_CHECKED)
 
 #include <link.h>
 #include <stdlib.h>
+#include <sys/mman.h>
+
+#include <atomic>
 
 namespace emulated
 {
@@ -29,6 +34,15 @@ struct shared_cell {
 struct range {
     const char *start, *end;
 };
+
+enum { LAUNCH_BITS = 22, BLOCK_BITS = 21, EPOCH_BITS = 10, THREAD_BITS = 10 };
+
+/* Who wrote 4 bytes of device memory; all zero: nobody that is known. */
+struct writer {
+    uint64_t launch : LAUNCH_BITS, block : BLOCK_BITS, epoch : EPOCH_BITS, thread : THREAD_BITS, atomic : 1;
+};
+
+static_assert(sizeof(struct writer) == sizeof *writers, "one word each");
 
 static std::mutex constants_lock;
 static std::vector<struct range> constants; /* of all that is loaded: what nobody may write */
@@ -126,6 +140,8 @@ static void shared_touch(struct machine *m, size_t byte, size_t bytes, unsigned 
 
 void checker_kernel_begin(struct machine *m)
 {
+    static std::atomic<uint32_t> launches;
+    m->launch = ++launches & ((1U << LAUNCH_BITS) - 1);
     if (!m->cells) {
         m->cells = static_cast<struct shared_cell *>(calloc(SHARED_MAX, sizeof *m->cells));
         m->split = static_cast<uint32_t *>(calloc(SHARED_MAX / 4, sizeof *m->split));
@@ -187,6 +203,49 @@ static bool all_written(const char *state, size_t bytes)
     return true;
 }
 
+static struct writer writer_now(const struct machine *m, unsigned access)
+{
+    struct writer w = {};
+    if (m->block_number < 1U << BLOCK_BITS) {
+        w.launch = m->launch;
+        w.block = m->block_number;
+        w.epoch = m->epoch & ((1U << EPOCH_BITS) - 1);
+        w.thread = thread_here()->number & ((1U << THREAD_BITS) - 1);
+        w.atomic = (access & ACCESS_ATOMIC) != 0;
+    }
+    return w;
+}
+
+static bool unordered(const struct machine *m, const struct writer *before, const struct writer *now)
+{
+    if (!now->launch || before->launch != now->launch || (before->atomic && now->atomic)) {
+        return false;
+    }
+    return before->block != now->block ? !m->fenced
+                                       : before->epoch == now->epoch && before->thread / WARP != now->thread / WARP;
+}
+
+static void writers_touch(const struct machine *m, const char *p, size_t bytes, unsigned access)
+{
+    const struct writer now = writer_now(m, access);
+    const size_t start = static_cast<size_t>(p - addresses), end = start + bytes;
+    for (size_t i = start / 4; 4 * i < end; i++) {
+        struct writer before;
+        memcpy(&before, &writers[i], sizeof before);
+        if (access & ACCESS_READ && unordered(m, &before, &now)) {
+            const uint3 t = m->threads[before.thread].index;
+            slip("race in device memory: thread (%u, %u, %u) of block %u of the grid wrote %p, this one reads it, and "
+                 "%s",
+                 t.x, t.y, t.z, static_cast<unsigned>(before.block), static_cast<const void *>(addresses + 4 * i),
+                 before.block == now.block ? "no __syncthreads is between" : "blocks have no order");
+        }
+        if (access & ACCESS_WRITE) {
+            const struct writer after = start <= 4 * i && 4 * i + 4 <= end ? now : writer();
+            memcpy(&writers[i], &after, sizeof after);
+        }
+    }
+}
+
 static void device_touch(const struct machine *m, const char *p, size_t bytes, unsigned access)
 {
     const size_t offset = static_cast<size_t>(p - addresses);
@@ -195,10 +254,7 @@ static void device_touch(const struct machine *m, const char *p, size_t bytes, u
              static_cast<int>(offset / DEVICE_ADDRESSES), m->device, static_cast<const void *>(p));
     }
     char *state = shadow + offset;
-    if (all_written(state, bytes)) {
-        return;
-    }
-    for (size_t i = 0; i < bytes; i++) {
+    for (size_t i = 0; !all_written(state, bytes) && i < bytes; i++) {
         if (state[i] == SHADOW_NONE) {
             device_slip(p + i, access, "");
         }
@@ -206,7 +262,21 @@ static void device_touch(const struct machine *m, const char *p, size_t bytes, u
             device_slip(p + i, access, ", which nothing ever wrote");
         }
     }
-    memset(state, SHADOW_WRITTEN, bytes);
+    if (access & ACCESS_WRITE) {
+        memset(state, SHADOW_WRITTEN, bytes);
+    }
+    writers_touch(m, p, bytes, access);
+}
+
+void checker_memory_gone(const char *start, size_t bytes)
+{
+    const size_t offset = static_cast<size_t>(start - addresses);
+    const size_t first = rounded(offset, PAGE), end = (offset + bytes) / PAGE * PAGE;
+    memset(shadow + offset, SHADOW_NONE, bytes);
+    if (first < end) { /* the pages too: addresses are not used again */
+        madvise(shadow + first, end - first, MADV_DONTNEED);
+        madvise(reinterpret_cast<char *>(writers) + 2 * first, 2 * (end - first), MADV_DONTNEED);
+    }
 }
 
 // ---- all memory ----
@@ -437,6 +507,8 @@ namespace emulated
 void checker_access(const void *, size_t, unsigned) {}
 
 void checker_kernel_begin(struct machine *) {}
+
+void checker_memory_gone(const char *, size_t) {}
 
 void checker_barrier(struct machine *) {}
 

@@ -104,6 +104,7 @@ void kernel_run(const struct emulated_kernel *kernel, int device, dim3 grid, dim
     m->kernel = kernel;
     m->device = device;
     m->reverse = environment()->reverse;
+    m->fenced = false;
     m->shared_bytes = shared_bytes;
     for (size_t i = 0; i < kernel->pointers_count; i++) {
         if (kernel->pointers[i]) {
@@ -119,6 +120,7 @@ void kernel_run(const struct emulated_kernel *kernel, int device, dim3 grid, dim
         const uint64_t b = m->reverse ? blocks - 1 - i : i;
         m->place.block = {static_cast<unsigned>(b % grid.x), static_cast<unsigned>(b / grid.x % grid.y),
                           static_cast<unsigned>(b / grid.x / grid.y)};
+        m->block_number = static_cast<uint32_t>(b);
         block_begin(m);
         fiber_run(m);
     }
@@ -451,7 +453,7 @@ cudaError_t cudaFuncSetAttribute(const void *function, enum cudaFuncAttribute at
 
 void emulated_threadfence(void)
 {
-    machine_of_kernel("__threadfence");
+    machine_of_kernel("__threadfence")->fenced = true;
 }
 
 void emulated_trap(void)

@@ -31,6 +31,7 @@ struct device {
 };
 
 char *addresses, *shadow;
+uint64_t *writers;
 size_t addresses_bytes;
 static struct device *const devices = new struct device[DEVICES_MAX]();
 static struct sigaction fault_before;
@@ -123,6 +124,7 @@ void memory_open(int count, size_t bytes)
     addresses = static_cast<char *>(reserve(addresses_bytes, PROT_NONE));
     if (EMULATED_CHECKER) {
         shadow = static_cast<char *>(reserve(addresses_bytes, PROT_READ | PROT_WRITE));
+        writers = static_cast<uint64_t *>(reserve(addresses_bytes / 4 * sizeof *writers, PROT_READ | PROT_WRITE));
     }
     for (int i = 0; i < count; i++) {
         devices[i].base = addresses + static_cast<size_t>(i) * DEVICE_ADDRESSES;
@@ -304,9 +306,7 @@ static void give(struct device *d, void *memory)
     if (gone == MAP_FAILED) {
         slip("mmap failed");
     }
-    if (EMULATED_CHECKER) {
-        memset(shadow + (a->start - addresses), SHADOW_NONE, a->bytes);
-    }
+    checker_memory_gone(a->start, a->bytes);
 }
 
 } // namespace emulated

@@ -87,6 +87,32 @@ static void no_false_alarms(void **)
     OK(cudaFree(out));
 }
 
+/* The last block adds up what all have written. */
+__global__ static void last_block(unsigned *sum, unsigned *parts, unsigned *come)
+{
+    SHARED(raw);
+    bool *last = (bool *)raw;
+    parts[blockIdx.x * blockDim.x + threadIdx.x] = 1;
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        *last = atomicAdd(come, 1U) == gridDim.x - 1;
+    }
+    __syncthreads();
+    for (unsigned i = threadIdx.x; *last && i < gridDim.x * blockDim.x; i += blockDim.x) {
+        atomicAdd(sum, parts[i]);
+    }
+}
+
+static void fences(void **)
+{
+    unsigned *counts = device_of(std::vector<unsigned>{0, 0}), *parts = device_new<unsigned>(5 * 64);
+    OK(LAUNCH(last_block, 5, 64, 1, nullptr, counts, parts, counts + 1));
+    assert_int_equal(host_of(counts, 1)[0], 5 * 64);
+    OK(cudaFree(counts));
+    OK(cudaFree(parts));
+}
+
 /* Everything is turned round twice, through shared memory, in a block that is no multiple of a warp. */
 __global__ static void turned(int *out, int shift)
 {
@@ -335,6 +361,7 @@ static void speed(void **)
 const struct named_test kernel_tests[] = {{"reductions", reductions},
                                           {"shared_memory", shared_memory},
                                           {"no_false_alarms", no_false_alarms},
+                                          {"fences", fences},
                                           {"atomics", atomics},
                                           {"warps", warps},
                                           {"tensor_cores", tensor_cores},

@@ -201,6 +201,32 @@ static void shared_bounds_near(void)
 
 // ---- device memory ----
 
+template <int kind> __global__ static void neighbours(int *out, int *slots)
+{
+    const int n = (int)blockDim.x, me = (int)(blockIdx.x * blockDim.x + threadIdx.x);
+    slots[me] = me;
+    __syncthreads();
+    out[me] = slots[kind == 1 ? me : (me + n) % (2 * n)];
+    if (kind == 1) {
+        slots[me] = 1;
+        out[me] = slots[(int)blockIdx.x * n + ((int)threadIdx.x + 32) % n];
+    }
+}
+
+static void race_of_blocks(void)
+{
+    int *slots = memory(128);
+    cudaMemset(slots, 0, 128 * sizeof *slots);
+    LAUNCH(neighbours<0>, 2, 64, 0, nullptr, memory(128), slots);
+    cudaDeviceSynchronize();
+}
+
+static void race_of_warps(void)
+{
+    LAUNCH(neighbours<1>, 2, 64, 0, nullptr, memory(128), memory(128));
+    cudaDeviceSynchronize();
+}
+
 __global__ static void reads(int *out, struct hidden from, int at)
 {
     *out = *((volatile int *)from.p + at);
@@ -396,6 +422,8 @@ const struct named_slip slips[] = {
     {"unwritten_shared", unwritten_shared, "reads byte 31 of shared memory, which this block never wrote", true},
     {"shared_bounds", shared_bounds, "out of bounds of the block's", false},
     {"shared_bounds_near", shared_bounds_near, "out of bounds of the block's", true},
+    {"race_of_blocks", race_of_blocks, "blocks have no order", true},
+    {"race_of_warps", race_of_warps, "race in device memory", true},
     {"unwritten_read", unwritten_read, "which nothing ever wrote", true},
     {"unwritten_copy", unwritten_copy, "the source of a copy: byte 0 of 8 was never written", true},
     {"far_bounds", far_bounds, "out of bounds", false},
