@@ -331,12 +331,17 @@ static void kernel_touch(const char *p, size_t bytes, unsigned access, bool natu
         shared_touch(m, byte, bytes, access);
     } else if (device) {
         device_touch(m, p, bytes, access);
-    } else if (access & ACCESS_WRITE ||
-               !(within(p, bytes, m->kernel->call, m->kernel->call_bytes) || within(p, bytes, m, sizeof *m) ||
-                 within(p, bytes, &emulated_here, sizeof emulated_here) || constant(p))) {
+    } else if (access & ACCESS_WRITE || !(within(p, bytes, m->kernel->call, m->kernel->call_bytes) || constant(p))) {
         slip("%s host memory, or another thread's stack (%p)", access & ACCESS_WRITE ? "writes" : "reads",
              static_cast<const void *>(p));
     }
+}
+
+/* threadIdx and its like: often, so it is asked first. */
+static bool index_read(const char *p, size_t bytes, unsigned access)
+{
+    return !(access & ACCESS_WRITE) && (within(p, bytes, machine_here, sizeof *machine_here) ||
+                                        within(p, bytes, &emulated_here, sizeof emulated_here));
 }
 
 static void touch(const void *at, size_t bytes, unsigned access, bool natural)
@@ -346,7 +351,7 @@ static void touch(const void *at, size_t bytes, unsigned access, bool natural)
         if (memory_device(p) >= 0) {
             device_slip(p, access, " in host code");
         }
-    } else if (p < stack_low || p >= stack_high) {
+    } else if ((p < stack_low || p >= stack_high) && !index_read(p, bytes, access)) {
         kernel_touch(p, bytes, access, natural);
     }
 }

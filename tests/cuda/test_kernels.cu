@@ -340,6 +340,24 @@ static void limits(void **)
     OK(cudaFree(out));
 }
 
+__global__ static void filled(int *out, int value, struct emulated_place place)
+{
+    out[threadIdx.x] = value + (int)place.block.x;
+}
+
+/* A launch by a lambda that holds the arguments. */
+static void lambdas(void **)
+{
+    int *out = device_new<int>(32), value = 3;
+    const struct emulated_place place = {{4, 0, 0}, {}, {}};
+    OK(emulated_launch("filled", 1, 32, 0, nullptr, [=] { filled(out, value, place); }));
+    value = 5;
+    for (const int got : host_of(out, 32)) {
+        assert_int_equal(got, 7);
+    }
+    OK(cudaFree(out));
+}
+
 __global__ static void switching(int rounds)
 {
     for (int i = 0; i < rounds; i++) {
@@ -368,5 +386,6 @@ const struct named_test kernel_tests[] = {{"reductions", reductions},
                                           {"small_functions", small_functions},
                                           {"bf16_rounding", bf16_rounding},
                                           {"limits", limits},
+                                          {"lambdas", lambdas},
                                           {"speed", speed},
                                           {nullptr, nullptr}};

@@ -312,12 +312,23 @@ static void ranks_expect(struct rank *ranks)
     OK(cudaSetDevice(0));
 }
 
-static void one_thread(void **)
+static void one_thread(bool by_id)
 {
     struct rank ranks[RANKS];
     ncclComm_t comms[RANKS];
+    ncclUniqueId id;
     int count, number;
-    OK(ncclCommInitAll(comms, RANKS, nullptr));
+    if (by_id) {
+        OK(ncclGetUniqueId(&id));
+        OK(ncclGroupStart());
+        for (int n = 0; n < RANKS; n++) {
+            OK(cudaSetDevice(n));
+            OK(ncclCommInitRank(&comms[n], RANKS, id, n));
+        }
+        OK(ncclGroupEnd());
+    } else {
+        OK(ncclCommInitAll(comms, RANKS, nullptr));
+    }
     for (int n = 0; n < RANKS; n++) {
         ranks[n].comm = comms[n];
         OK(ncclCommCount(comms[n], &count));
@@ -337,6 +348,16 @@ static void one_thread(void **)
         rank_close(&ranks[n], n);
     }
     OK(cudaSetDevice(0));
+}
+
+static void one_thread_all(void **)
+{
+    one_thread(false);
+}
+
+static void one_thread_by_id(void **)
+{
+    one_thread(true);
 }
 
 static void thread_per_rank(void **)
@@ -442,7 +463,8 @@ static void process_per_rank(void **)
 const struct named_test library_tests[] = {{"matmuls", matmuls},
                                            {"refused", refused},
                                            {"speed", speed},
-                                           {"one_thread", one_thread},
+                                           {"one_thread_all", one_thread_all},
+                                           {"one_thread_by_id", one_thread_by_id},
                                            {"thread_per_rank", thread_per_rank},
                                            {"process_per_rank", process_per_rank},
                                            {"aborted", aborted},
