@@ -14,7 +14,9 @@ EMULATED_FLAGS = -std=c++17 -Itests/cuda/include -I. -Wall -Wextra -Wshadow -Wer
 	-fvisibility=hidden -fno-math-errno -pthread
 # nvcc knows #pragma unroll, and takes no two types for different memory
 EMULATED_CU_FLAGS = -x c++ -Wno-unknown-pragmas -fno-strict-aliasing
-EMULATED_TSAN := -fsanitize=thread --param tsan-instrument-func-entry-exit=0
+# copies stay calls, which objcopy turns to the checker
+EMULATED_COPIES := memcpy memmove memset
+EMULATED_TSAN := -fsanitize=thread --param tsan-instrument-func-entry-exit=0 $(EMULATED_COPIES:%=-fno-builtin-%)
 EMULATED_LINK = -shared -Wl,-z,defs $(LDFLAGS)
 
 emulated_objects = $(EMULATED_RUNTIME:%.cc=$(BUILD)/$(1)/%.o)
@@ -46,7 +48,7 @@ $(BUILD)/emulated-checked/%.o: %.cu tests/cuda/rules.mk
 	@mkdir -p $(@D)
 	$(call say,CHECK $<)
 	$(Q)$(CXX) $(EMULATED_FLAGS) $(EMULATED_CU_FLAGS) $(EMULATED_TSAN) -DEMULATED_CHECKED -MMD -MP -c -o $@ $<
-	$(Q)objcopy $(foreach name,memcpy memmove memset,--redefine-sym $(name)=emulated_$(name)) $@
+	$(Q)objcopy $(foreach name,$(EMULATED_COPIES),--redefine-sym $(name)=emulated_$(name)) $@
 
 # multiplying is most of what a test waits for
 $(foreach file,cublas fragments,$(BUILD)/emulated/tests/cuda/$(file).o $(BUILD)/emulated-checked/tests/cuda/$(file).o): \

@@ -245,6 +245,29 @@ static void unwritten_read(void)
     RUN(reads, 1, 0, memory(1), hidden{p}, 7);
 }
 
+__global__ static void copies(int *out, struct hidden from)
+{
+    int local[10];
+    memcpy(local, from.p, sizeof local);
+    *out = local[threadIdx.x];
+}
+
+static void unwritten_memcpy(void)
+{
+    int *p = memory(10);
+    cudaMemset(p, 0, 9 * sizeof *p);
+    RUN(copies, 1, 0, memory(1), hidden{p});
+}
+
+static void host_memcpy(void)
+{
+    int host, *p = memory(1);
+    cudaMemset(p, 0, sizeof *p);
+    cudaDeviceSynchronize();
+    memcpy(&host, p, sizeof host);
+    fprintf(stderr, "%d\n", host);
+}
+
 static void unwritten_copy(void)
 {
     int host[2];
@@ -425,6 +448,8 @@ const struct named_slip slips[] = {
     {"race_of_blocks", race_of_blocks, "blocks have no order", true},
     {"race_of_warps", race_of_warps, "race in device memory", true},
     {"unwritten_read", unwritten_read, "which nothing ever wrote", true},
+    {"unwritten_memcpy", unwritten_memcpy, "which nothing ever wrote", true},
+    {"host_memcpy", host_memcpy, "in host code", true},
     {"unwritten_copy", unwritten_copy, "the source of a copy: byte 0 of 8 was never written", true},
     {"far_bounds", far_bounds, "out of bounds", false},
     {"near_bounds", near_bounds, ASAN_OR("out of bounds"), false},

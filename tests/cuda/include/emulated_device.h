@@ -76,9 +76,9 @@ static inline T emulated_shuffle(enum emulated_collective kind, unsigned mask, T
 {
     static_assert(sizeof(T) == 4 || sizeof(T) == 8, "shuffles move 4 or 8 bytes");
     uint64_t bits = 0;
-    memcpy(&bits, &value, sizeof value);
+    __builtin_memcpy(&bits, &value, sizeof value);
     bits = emulated_collective(kind, mask, bits, lane, width);
-    memcpy(&value, &bits, sizeof value);
+    __builtin_memcpy(&value, &bits, sizeof value);
     return value;
 }
 
@@ -247,7 +247,7 @@ template <typename To, typename From> static inline To emulated_bits(From from)
 {
     static_assert(sizeof(To) == sizeof(From), "the same bits");
     To to;
-    memcpy(&to, &from, sizeof to);
+    __builtin_memcpy(&to, &from, sizeof to);
     return to;
 }
 
