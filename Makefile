@@ -306,6 +306,6 @@ distclean: clean ## delete what was fetched too
 	@rm -rf $(BUILD)
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z0-9% -]+:.*## / { n = split($$1, names, " "); \
-		for (i = 1; i <= n; i++) printf "%-13s %s\n", names[i], $$2 }' Makefile
+		for (i = 1; i <= n; i++) printf "%-14s %s\n", names[i], $$2 }' Makefile tests/cuda/rules.mk
 
 -include $(shell find $(BUILD) -name '*.d' 2>/dev/null)

@@ -5,13 +5,18 @@
 // Shared memory: two threads race where at least one writes, not both atomically, and nothing orders them: no barrier
 // of the block and, within a warp, no __syncwarp or other collective of both. For each byte the last write is kept and
 // two reads that are not ordered among themselves, of different warps where there are such: enough to see any race of
-// full warps. Device memory: each byte is no memory, unwritten or written.
+// full warps. Device memory: each byte is no memory, unwritten or written. And a kernel must not read what another of
+// its threads wrote, but after a barrier of their block, within a warp, or from another block after a __threadfence of
+// any; what is written in less than 4 bytes at once is not followed. Reads before such a write show in reverse order.
 #include "internal.h"
 
 #if defined(EMULATED_CHECKED)
 
 #include <link.h>
 #include <stdlib.h>
+#include <sys/mman.h>
+
+#include <atomic>
 
 namespace emulated
 {
@@ -29,6 +34,15 @@ struct shared_cell {
 struct range {
     const char *start, *end;
 };
+
+enum { LAUNCH_BITS = 22, BLOCK_BITS = 21, EPOCH_BITS = 10, THREAD_BITS = 10 };
+
+/* Who wrote 4 bytes of device memory; all zero: nobody that is known. */
+struct writer {
+    uint64_t launch : LAUNCH_BITS, block : BLOCK_BITS, epoch : EPOCH_BITS, thread : THREAD_BITS, atomic : 1;
+};
+
+static_assert(sizeof(struct writer) == sizeof *writers, "one word each");
 
 static std::mutex constants_lock;
 static std::vector<struct range> constants; /* of all that is loaded: what nobody may write */
@@ -52,13 +66,19 @@ static bool ordered(const struct machine *m, const struct shared_access *before)
            m->warps[me / WARP].clock[me % WARP][before->thread % WARP] >= before->time;
 }
 
-static void race_check(const struct machine *m, size_t byte, const struct shared_access *before,
-                       const struct shared_access *now, const char *did, const char *does)
+[[noreturn]] static void race(const struct machine *m, size_t byte, const struct shared_access *before,
+                              const struct shared_access *now, const char *did, const char *does)
+{
+    const uint3 t = m->threads[before->thread].index;
+    slip("race in shared memory: thread (%u, %u, %u) %s byte %zu, this one %s it, and no %s is between", t.x, t.y, t.z,
+         did, byte, does, before->thread / WARP == now->thread / WARP ? "__syncwarp" : "__syncthreads");
+}
+
+static inline void race_check(const struct machine *m, size_t byte, const struct shared_access *before,
+                              const struct shared_access *now, const char *did, const char *does)
 {
     if (!ordered(m, before) && !(before->atomic && now->atomic)) {
-        const uint3 t = m->threads[before->thread].index;
-        slip("race in shared memory: thread (%u, %u, %u) %s byte %zu, this one %s it, and no %s is between", t.x, t.y,
-             t.z, did, byte, does, before->thread / WARP == now->thread / WARP ? "__syncwarp" : "__syncthreads");
+        race(m, byte, before, now, did, does);
     }
 }
 
@@ -77,31 +97,54 @@ static void read_keep(const struct machine *m, struct shared_cell *cell, const s
     }
 }
 
-static void shared_touch(struct machine *m, size_t byte, unsigned access)
+static void cell_touch(struct machine *m, size_t byte, const struct shared_access *now, unsigned access)
 {
     struct shared_cell *cell = &m->cells[byte];
-    const struct shared_access now = access_now(m, access);
     if (access & ACCESS_READ) {
         if (cell->write.epoch < m->block_epoch) {
             slip("reads byte %zu of shared memory, which this block never wrote", byte);
         }
-        race_check(m, byte, &cell->write, &now, "wrote", "reads");
+        race_check(m, byte, &cell->write, now, "wrote", "reads");
     }
     if (access & ACCESS_WRITE) {
-        race_check(m, byte, &cell->write, &now, "wrote", "writes");
+        race_check(m, byte, &cell->write, now, "wrote", "writes");
         for (const struct shared_access &read : cell->reads) {
-            race_check(m, byte, &read, &now, "read", "writes");
+            race_check(m, byte, &read, now, "read", "writes");
         }
-        cell->write = now;
+        cell->write = *now;
     } else {
-        read_keep(m, cell, &now);
+        read_keep(m, cell, now);
+    }
+}
+
+/* A word whose bytes this block always touched together has one cell, that of its first byte. */
+static void shared_touch(struct machine *m, size_t byte, size_t bytes, unsigned access)
+{
+    const struct shared_access now = access_now(m, access);
+    for (const size_t end = byte + bytes; byte < end;) {
+        uint32_t *split = &m->split[byte / 4];
+        const bool whole = byte % 4 == 0 && end - byte >= 4;
+        if (!whole && *split != m->block_epoch) {
+            struct shared_cell *cells = &m->cells[byte / 4 * 4];
+            cells[1] = cells[2] = cells[3] = cells[0];
+            *split = m->block_epoch;
+        }
+        if (*split != m->block_epoch) {
+            cell_touch(m, byte, &now, access);
+            byte += 4;
+        } else {
+            cell_touch(m, byte++, &now, access);
+        }
     }
 }
 
 void checker_kernel_begin(struct machine *m)
 {
+    static std::atomic<uint32_t> launches;
+    m->launch = ++launches & ((1U << LAUNCH_BITS) - 1);
     if (!m->cells) {
         m->cells = static_cast<struct shared_cell *>(calloc(SHARED_MAX, sizeof *m->cells));
+        m->split = static_cast<uint32_t *>(calloc(SHARED_MAX / 4, sizeof *m->split));
         for (struct warp &w : m->warps) {
             for (unsigned i = 0; i < WARP; i++) {
                 w.clock[i][i] = 1;
@@ -141,6 +184,68 @@ void checker_collective(struct warp *w, unsigned lanes)
     slip("%s %p%s: %s", access & ACCESS_WRITE ? "writes" : "reads", static_cast<const void *>(p), why, text);
 }
 
+/* Whether all are written: nearly always, so it is quick. */
+static bool all_written(const char *state, size_t bytes)
+{
+    const uint64_t written = SHADOW_WRITTEN * UINT64_C(0x0101010101010101);
+    uint64_t some;
+    for (; bytes >= sizeof some; state += sizeof some, bytes -= sizeof some) {
+        memcpy(&some, state, sizeof some);
+        if (some != written) {
+            return false;
+        }
+    }
+    for (; bytes; state++, bytes--) {
+        if (*state != SHADOW_WRITTEN) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static struct writer writer_now(const struct machine *m, unsigned access)
+{
+    struct writer w = {};
+    if (m->block_number < 1U << BLOCK_BITS) {
+        w.launch = m->launch;
+        w.block = m->block_number;
+        w.epoch = m->epoch & ((1U << EPOCH_BITS) - 1);
+        w.thread = thread_here()->number & ((1U << THREAD_BITS) - 1);
+        w.atomic = (access & ACCESS_ATOMIC) != 0;
+    }
+    return w;
+}
+
+static bool unordered(const struct machine *m, const struct writer *before, const struct writer *now)
+{
+    if (!now->launch || before->launch != now->launch || (before->atomic && now->atomic)) {
+        return false;
+    }
+    return before->block != now->block ? !m->fenced
+                                       : before->epoch == now->epoch && before->thread / WARP != now->thread / WARP;
+}
+
+static void writers_touch(const struct machine *m, const char *p, size_t bytes, unsigned access)
+{
+    const struct writer now = writer_now(m, access);
+    const size_t start = static_cast<size_t>(p - addresses), end = start + bytes;
+    for (size_t i = start / 4; 4 * i < end; i++) {
+        struct writer before;
+        memcpy(&before, &writers[i], sizeof before);
+        if (access & ACCESS_READ && unordered(m, &before, &now)) {
+            const uint3 t = m->threads[before.thread].index;
+            slip("race in device memory: thread (%u, %u, %u) of block %u of the grid wrote %p, this one reads it, and "
+                 "%s",
+                 t.x, t.y, t.z, static_cast<unsigned>(before.block), static_cast<const void *>(addresses + 4 * i),
+                 before.block == now.block ? "no __syncthreads is between" : "blocks have no order");
+        }
+        if (access & ACCESS_WRITE) {
+            const struct writer after = start <= 4 * i && 4 * i + 4 <= end ? now : writer();
+            memcpy(&writers[i], &after, sizeof after);
+        }
+    }
+}
+
 static void device_touch(const struct machine *m, const char *p, size_t bytes, unsigned access)
 {
     const size_t offset = static_cast<size_t>(p - addresses);
@@ -149,7 +254,7 @@ static void device_touch(const struct machine *m, const char *p, size_t bytes, u
              static_cast<int>(offset / DEVICE_ADDRESSES), m->device, static_cast<const void *>(p));
     }
     char *state = shadow + offset;
-    for (size_t i = 0; i < bytes; i++) {
+    for (size_t i = 0; !all_written(state, bytes) && i < bytes; i++) {
         if (state[i] == SHADOW_NONE) {
             device_slip(p + i, access, "");
         }
@@ -159,6 +264,18 @@ static void device_touch(const struct machine *m, const char *p, size_t bytes, u
     }
     if (access & ACCESS_WRITE) {
         memset(state, SHADOW_WRITTEN, bytes);
+    }
+    writers_touch(m, p, bytes, access);
+}
+
+void checker_memory_gone(const char *start, size_t bytes)
+{
+    const size_t offset = static_cast<size_t>(start - addresses);
+    const size_t first = rounded(offset, PAGE), end = (offset + bytes) / PAGE * PAGE;
+    memset(shadow + offset, SHADOW_NONE, bytes);
+    if (first < end) { /* the pages too: addresses are not used again */
+        madvise(shadow + first, end - first, MADV_DONTNEED);
+        madvise(reinterpret_cast<char *>(writers) + 2 * first, 2 * (end - first), MADV_DONTNEED);
     }
 }
 
@@ -211,17 +328,20 @@ static void kernel_touch(const char *p, size_t bytes, unsigned access, bool natu
             slip("%s out of bounds of the block's %zu bytes of shared memory (byte %zd)",
                  access & ACCESS_WRITE ? "writes" : "reads", m->shared_bytes, static_cast<ssize_t>(byte));
         }
-        for (size_t i = 0; i < bytes; i++) {
-            shared_touch(m, byte + i, access);
-        }
+        shared_touch(m, byte, bytes, access);
     } else if (device) {
         device_touch(m, p, bytes, access);
-    } else if (access & ACCESS_WRITE ||
-               !(within(p, bytes, m->kernel->call, m->kernel->call_bytes) || within(p, bytes, m, sizeof *m) ||
-                 within(p, bytes, &emulated_here, sizeof emulated_here) || constant(p))) {
+    } else if (access & ACCESS_WRITE || !(within(p, bytes, m->kernel->call, m->kernel->call_bytes) || constant(p))) {
         slip("%s host memory, or another thread's stack (%p)", access & ACCESS_WRITE ? "writes" : "reads",
              static_cast<const void *>(p));
     }
+}
+
+/* threadIdx and its like: often, so it is asked first. */
+static bool index_read(const char *p, size_t bytes, unsigned access)
+{
+    return !(access & ACCESS_WRITE) && (within(p, bytes, machine_here, sizeof *machine_here) ||
+                                        within(p, bytes, &emulated_here, sizeof emulated_here));
 }
 
 static void touch(const void *at, size_t bytes, unsigned access, bool natural)
@@ -231,7 +351,7 @@ static void touch(const void *at, size_t bytes, unsigned access, bool natural)
         if (memory_device(p) >= 0) {
             device_slip(p, access, " in host code");
         }
-    } else if (p < stack_low || p >= stack_high) {
+    } else if ((p < stack_low || p >= stack_high) && !index_read(p, bytes, access)) {
         kernel_touch(p, bytes, access, natural);
     }
 }
@@ -392,6 +512,8 @@ namespace emulated
 void checker_access(const void *, size_t, unsigned) {}
 
 void checker_kernel_begin(struct machine *) {}
+
+void checker_memory_gone(const char *, size_t) {}
 
 void checker_barrier(struct machine *) {}
 

@@ -12,11 +12,17 @@ enum { DRIVER_VERSION = 13000, PROCESSORS = 8, L2_BYTES = 4 << 20 };
 static __thread int current;
 static __thread cudaError_t last;
 
+static bool switched_on(const char *name)
+{
+    const char *value = getenv(name);
+    return value && strcmp(value, "0") != 0;
+}
+
 static struct settings environment_read()
 {
-    struct settings e = {cudaSuccess, 1, (size_t)1 << 30, false};
+    struct settings e = {cudaSuccess, 1, (size_t)1 << 30, switched_on("EMULATED_LATE"),
+                         switched_on("EMULATED_REVERSE")};
     const char *devices = getenv("EMULATED_DEVICES"), *memory = getenv("EMULATED_MEMORY");
-    const char *late = getenv("EMULATED_LATE");
     if (devices && strcmp(devices, "none") == 0) {
         e.failure = cudaErrorInsufficientDriver;
     } else if (devices) {
@@ -30,7 +36,6 @@ static struct settings environment_read()
     if (memory) {
         e.memory = strtoull(memory, nullptr, 10);
     }
-    e.late = late && strcmp(late, "0") != 0;
     if (e.devices) {
         memory_open(e.devices, e.memory);
     }

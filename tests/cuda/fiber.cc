@@ -10,7 +10,7 @@ namespace emulated
 {
 
 /* Frames are larger under ASan. A page that nobody may touch lies below each stack. */
-enum { STACK_BYTES = EMULATED_ASAN || EMULATED_CHECKER ? 256 * 1024 : 64 * 1024, SIGNAL_STACK_BYTES = 64 * 1024 };
+enum { STACK_BYTES = EMULATED_ASAN || EMULATED_CHECKER ? 256 * 1024 : 128 * 1024, SIGNAL_STACK_BYTES = 64 * 1024 };
 
 struct fiber {
     void *sp;
@@ -21,8 +21,8 @@ struct fiber {
     void *fake_stack; /* ASan's */
 };
 
-__thread const char *stack_low, *stack_high;
-static __thread struct fiber *running;
+__thread const char *stack_low EMULATED_TLS, *stack_high EMULATED_TLS;
+static __thread struct fiber *running EMULATED_TLS;
 
 // ---- the switch: what a call must keep goes to the stack, and the stack is exchanged ----
 
@@ -178,7 +178,8 @@ static struct fiber *fiber_new(struct machine *m)
     }
     f->stack = static_cast<char *>(pages) + PAGE;
     f->bytes = STACK_BYTES;
-    f->sp = stack_prepared(f->stack + f->bytes, fiber_main);
+    /* not all at the same offset within pages: they would push each other out of the caches */
+    f->sp = stack_prepared(f->stack + f->bytes - m->fibers_count++ % 32 * 448, fiber_main);
     f->next = m->fibers;
     m->fibers = f;
     return f;
@@ -205,7 +206,7 @@ void fiber_leave(struct machine *m, struct thread *to)
 void fiber_run(struct machine *m)
 {
     running = m->host;
-    switch_to(m, fiber_for(m, thread_next(m, 0)));
+    switch_to(m, fiber_for(m, thread_next(m, m->reverse ? m->warps_count - 1 : 0)));
     emulated_here = nullptr;
 }
 

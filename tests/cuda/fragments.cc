@@ -17,7 +17,8 @@ static float high_half(uint32_t pair)
 /* PTX ISA, "Matrix fragments for mma.m16n8k16 with floating point type": with g = lane / 4 and t = lane % 4, registers
  * of a are rows g and g + 8 at columns 2t, then the same at 2t + 8; those of b rows 2t and 2t + 8 of column g; d is
  * (g, 2t), (g, 2t + 1), then row g + 8. The low half of a register comes first. */
-void mma(float *const d[WARP], const uint32_t *const a[WARP], const uint32_t *const b[WARP])
+__attribute__((no_sanitize("address", "undefined"))) void mma(float *const d[WARP], const uint32_t *const a[WARP],
+                                                              const uint32_t *const b[WARP])
 {
     float rows[16][16], columns[8][16];
     for (int lane = 0; lane < WARP; lane++) {

@@ -51,7 +51,11 @@ enum {
 
 /* Our own caller's mistake: one line that says which, and the end of the process. */
 [[noreturn]] void slip(const char *format, ...) __attribute__((format(printf, 1, 2)));
-size_t rounded(size_t n, size_t multiple);
+
+static constexpr size_t rounded(size_t n, size_t multiple)
+{
+    return (n + multiple - 1) / multiple * multiple;
+}
 
 /* ---- device.cc ---- */
 
@@ -59,7 +63,7 @@ struct settings {
     cudaError_t failure; /* of every call: no driver, no device */
     int devices;
     size_t memory;
-    bool late;
+    bool late, reverse;
 };
 
 const struct settings *environment();
@@ -72,7 +76,8 @@ enum access { ACCESS_READ = 1, ACCESS_WRITE = 2, ACCESS_ATOMIC = 4 };
 
 extern char *addresses; /* of all devices, one after the other */
 extern size_t addresses_bytes;
-extern char *shadow; /* with the checker: what is known of each byte of `addresses` */
+extern char *shadow;      /* with the checker: what is known of each byte of `addresses` */
+extern uint64_t *writers; /* with the checker: who wrote each 4 bytes of them last, as checker.cc packs it */
 
 enum shadow_state { SHADOW_NONE, SHADOW_UNWRITTEN, SHADOW_WRITTEN };
 
@@ -116,17 +121,24 @@ struct machine {
     struct emulated_place place;
     const struct emulated_kernel *kernel;
     int device;
+    bool reverse;
     unsigned threads_count, warps_count, live, at_barrier;
     unsigned char *shared, *shared_pages; /* the block's dynamic shared memory, at the end of SHARED_MAX bytes */
     size_t shared_bytes;
-    uint32_t epoch, block_epoch;          /* checker: counts barriers, and its value when the block began */
-    struct shared_cell *cells;            /* checker: [SHARED_MAX] */
+    uint32_t launch, block_number; /* checker: which kernel of all, and which of its blocks */
+    bool fenced;                   /* checker: the kernel had a __threadfence: its blocks may speak to each other */
+    uint32_t epoch, block_epoch;   /* checker: counts barriers, and its value when the block began */
+    struct shared_cell *cells;     /* checker: [SHARED_MAX], of bytes */
+    uint32_t *split;               /* checker: [SHARED_MAX / 4], of words: the block that told its bytes apart */
     struct fiber *fibers, *parked, *host; /* all, those that wait for a thread, and the host thread's own */
+    size_t fibers_count;
     void *signal_stack;
 };
 
-extern __thread struct machine *machine_here;       /* NULL: this host thread has run no kernel */
-extern __thread const char *stack_low, *stack_high; /* of the fiber that runs */
+#define EMULATED_TLS __attribute__((tls_model("initial-exec"))) /* without a call, in a shared library too */
+
+extern __thread struct machine *machine_here EMULATED_TLS; /* NULL: this host thread has run no kernel */
+extern __thread const char *stack_low EMULATED_TLS, *stack_high EMULATED_TLS; /* of the fiber that runs */
 
 static inline struct thread *thread_here()
 {
@@ -174,6 +186,7 @@ void device_wait(int device);
 /* An access of device code, or of the .cu file's host code, to any memory. */
 void checker_access(const void *p, size_t bytes, unsigned access);
 void checker_kernel_begin(struct machine *m);
+void checker_memory_gone(const char *start, size_t bytes); /* freed: what was known of it */
 void checker_barrier(struct machine *m);
 void checker_collective(struct warp *w, unsigned lanes);
 

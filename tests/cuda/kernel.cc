@@ -12,7 +12,7 @@ __thread struct emulated_thread *emulated_here;
 namespace emulated
 {
 
-__thread struct machine *machine_here;
+__thread struct machine *machine_here EMULATED_TLS;
 
 /* Shared memory that cudaFuncSetAttribute allowed, by kernel and device. */
 static std::mutex allowances_lock;
@@ -27,6 +27,7 @@ struct machine_owner {
             fibers_close(machine);
             munmap(machine->shared_pages, rounded(SHARED_MAX, PAGE) + PAGE);
             free(machine->cells);
+            free(machine->split);
             free(machine);
             machine_here = nullptr;
         }
@@ -102,6 +103,8 @@ void kernel_run(const struct emulated_kernel *kernel, int device, dim3 grid, dim
     }
     m->kernel = kernel;
     m->device = device;
+    m->reverse = environment()->reverse;
+    m->fenced = false;
     m->shared_bytes = shared_bytes;
     for (size_t i = 0; i < kernel->pointers_count; i++) {
         if (kernel->pointers[i]) {
@@ -112,14 +115,14 @@ void kernel_run(const struct emulated_kernel *kernel, int device, dim3 grid, dim
     m->place.block_dim = block;
     m->place.grid_dim = grid;
     checker_kernel_begin(m);
-    for (unsigned z = 0; z < grid.z; z++) {
-        for (unsigned y = 0; y < grid.y; y++) {
-            for (unsigned x = 0; x < grid.x; x++) {
-                m->place.block = {x, y, z};
-                block_begin(m);
-                fiber_run(m);
-            }
-        }
+    const uint64_t blocks = static_cast<uint64_t>(grid.x) * grid.y * grid.z;
+    for (uint64_t i = 0; i < blocks; i++) {
+        const uint64_t b = m->reverse ? blocks - 1 - i : i;
+        m->place.block = {static_cast<unsigned>(b % grid.x), static_cast<unsigned>(b / grid.x % grid.y),
+                          static_cast<unsigned>(b / grid.x / grid.y)};
+        m->block_number = static_cast<uint32_t>(b);
+        block_begin(m);
+        fiber_run(m);
     }
     ASAN_UNPOISON_MEMORY_REGION(m->shared_pages, rounded(SHARED_MAX, PAGE));
     m->kernel = nullptr;
@@ -156,7 +159,7 @@ static void barrier_open(struct machine *m)
         if (t->state != THREAD_AT_BARRIER) {
             continue;
         }
-        if (first && (first->line != t->line || strcmp(first->file, t->file) != 0)) {
+        if (first && (first->line != t->line || (first->file != t->file && strcmp(first->file, t->file) != 0))) {
             slip("divergent __syncthreads: threads %u and %u of the block wait at %s:%d and %s:%d", first->number,
                  t->number, first->file, first->line, t->file, t->line);
         }
@@ -201,9 +204,11 @@ struct thread *thread_next(struct machine *m, unsigned warp)
 {
     for (;;) {
         for (unsigned i = 0; i < m->warps_count; i++) {
-            const unsigned w = warp + i < m->warps_count ? warp + i : warp + i - m->warps_count;
-            if (m->warps[w].ready) {
-                return &m->threads[w * WARP + static_cast<unsigned>(__builtin_ctz(m->warps[w].ready))];
+            const unsigned after = warp + (m->reverse ? m->warps_count - i : i);
+            const unsigned w = after < m->warps_count ? after : after - m->warps_count, ready = m->warps[w].ready;
+            if (ready) {
+                return &m->threads[w * WARP + static_cast<unsigned>(m->reverse ? 31 - __builtin_clz(ready)
+                                                                               : __builtin_ctz(ready))];
             }
         }
         if (!m->live) {
@@ -213,7 +218,7 @@ struct thread *thread_next(struct machine *m, unsigned warp)
             waits_in_vain(m);
         }
         barrier_open(m);
-        warp = 0;
+        warp = m->reverse ? m->warps_count - 1 : 0;
     }
 }
 
@@ -448,7 +453,7 @@ cudaError_t cudaFuncSetAttribute(const void *function, enum cudaFuncAttribute at
 
 void emulated_threadfence(void)
 {
-    machine_of_kernel("__threadfence");
+    machine_of_kernel("__threadfence")->fenced = true;
 }
 
 void emulated_trap(void)

@@ -31,6 +31,7 @@ struct device {
 };
 
 char *addresses, *shadow;
+uint64_t *writers;
 size_t addresses_bytes;
 static struct device *const devices = new struct device[DEVICES_MAX]();
 static struct sigaction fault_before;
@@ -101,11 +102,6 @@ static void asan_said(const char *report)
 
 // ---- what a pointer is ----
 
-size_t rounded(size_t n, size_t multiple)
-{
-    return (n + multiple - 1) / multiple * multiple;
-}
-
 static void *reserve(size_t bytes, int protection)
 {
     void *p = mmap(nullptr, bytes, protection, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -128,6 +124,7 @@ void memory_open(int count, size_t bytes)
     addresses = static_cast<char *>(reserve(addresses_bytes, PROT_NONE));
     if (EMULATED_CHECKER) {
         shadow = static_cast<char *>(reserve(addresses_bytes, PROT_READ | PROT_WRITE));
+        writers = static_cast<uint64_t *>(reserve(addresses_bytes / 4 * sizeof *writers, PROT_READ | PROT_WRITE));
     }
     for (int i = 0; i < count; i++) {
         devices[i].base = addresses + static_cast<size_t>(i) * DEVICE_ADDRESSES;
@@ -230,10 +227,9 @@ void memory_check(const void *p, size_t bytes, int device, unsigned access, cons
         return;
     }
     char *state = shadow + (static_cast<const char *>(p) - addresses);
-    for (size_t i = 0; access & ACCESS_READ && i < bytes; i++) {
-        if (state[i] != SHADOW_WRITTEN) {
-            slip("%s: byte %zu of %zu was never written", what, i, bytes);
-        }
+    const char *unwritten = static_cast<const char *>(memchr(state, SHADOW_UNWRITTEN, bytes));
+    if (access & ACCESS_READ && unwritten) {
+        slip("%s: byte %zu of %zu was never written", what, static_cast<size_t>(unwritten - state), bytes);
     }
     if (access & ACCESS_WRITE) {
         memset(state, SHADOW_WRITTEN, bytes);
@@ -318,9 +314,7 @@ static void give(struct device *d, void *memory)
     if (gone == MAP_FAILED) {
         slip("mmap failed");
     }
-    if (EMULATED_CHECKER) {
-        memset(shadow + (a->start - addresses), SHADOW_NONE, a->bytes);
-    }
+    checker_memory_gone(a->start, a->bytes);
 }
 
 } // namespace emulated

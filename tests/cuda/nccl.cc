@@ -1,7 +1,8 @@
-// NCCL: ranks of a clique meet by the number of their calls. What a rank calls within a group (or one call outside) is
-// one piece of work of its stream; when it runs, it waits until the other ranks have called too, sees to what their
-// streams do before it, and then one rank moves the data of all. Without EMULATED_LATE a call outside of a group
-// returns when that is done. A rank that waits for a minute in vain is a slip.
+// NCCL: ranks of a clique, in threads of this process or (collectives only) in others, meet by the number of their
+// calls. What a rank calls within a group (or one call outside) is one piece of work of its stream; when it runs, it
+// waits until the other ranks have called too, sees to what their streams do before it, and then one rank moves the
+// data of all. Without EMULATED_LATE a call outside of a group returns when that is done. A rank that waits for a
+// minute in vain is a slip.
 #include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
@@ -13,11 +14,10 @@
 #include "cuda_bf16.h"
 #include "internal.h"
 #include "nccl.h"
+#include "room.h"
 
 namespace emulated
 {
-
-enum { PATIENCE_SECONDS = 60 };
 
 enum operation { BROADCAST, ALL_GATHER, ALL_REDUCE, SEND, RECEIVE };
 
@@ -42,13 +42,16 @@ struct meeting {
     std::vector<struct call> calls; /* by rank; of two ends: the send, the receive */
     std::vector<struct ticket> places;
     size_t come;
+    uint64_t number; /* of a collective */
     bool moving, done;
 };
 
 struct clique {
     int ranks;
-    size_t joined, left;
+    size_t local, left; /* ranks in this process (0: not known yet), and how many are gone */
     bool aborted;
+    struct room *room;  /* of a clique made by ncclCommInitRank */
+    uint64_t exchanged; /* collectives done with other processes */
     std::vector<struct ncclComm *> comms;
     /* those that some have not come to yet: by pair, sender * ranks + receiver (-1: collectives), and number */
     std::map<std::pair<int, uint64_t>, std::shared_ptr<struct meeting>> meetings;
@@ -122,7 +125,7 @@ static void reduce(const std::vector<struct call> &calls, Read read, Write write
         }
     }
     for (const struct call &c : calls) {
-        for (size_t i = 0; i < c.count; i++) {
+        for (size_t i = 0; c.to && i < c.count; i++) {
             write(c.to, i, sums[i]);
         }
     }
@@ -208,6 +211,87 @@ static void move_data(const struct meeting *m, int ranks)
     }
 }
 
+// ---- with other processes ----
+
+static void chunk_put(struct room *room, const struct call *c, size_t offset, size_t bytes)
+{
+    if (c->operation != BROADCAST || c->comm->rank == c->peer) {
+        memcpy(room_chunk(room, c->comm->rank), static_cast<const char *>(c->from) + offset, bytes);
+    }
+}
+
+/* `bytes` at `offset` of each rank's `whole`. */
+static void chunk_take(struct room *room, const std::vector<struct call> &calls, size_t offset, size_t bytes,
+                       size_t whole)
+{
+    const int ranks = calls[0].comm->clique->ranks;
+    std::vector<struct call> all(static_cast<size_t>(ranks), calls[0]);
+    for (int r = 0; r < ranks; r++) {
+        struct call *c = &all[static_cast<size_t>(r)];
+        c->from = room_chunk(room, r);
+        c->to = nullptr;
+        c->count = bytes / bytes_of(c->type);
+    }
+    for (const struct call &c : calls) {
+        char *to = static_cast<char *>(c.to) + offset;
+        all[static_cast<size_t>(c.comm->rank)].to = to;
+        if (c.operation == BROADCAST) {
+            memcpy(to, room_chunk(room, c.peer), bytes);
+        }
+        for (int r = 0; c.operation == ALL_GATHER && r < ranks; r++) {
+            memcpy(to + static_cast<size_t>(r) * whole, room_chunk(room, r), bytes);
+        }
+    }
+    if (calls[0].operation == ALL_REDUCE) {
+        all_reduce(all);
+    }
+}
+
+static bool calls_compare(struct room *room, const std::vector<struct call> &calls)
+{
+    const char *what = names[calls[0].operation];
+    for (const struct call &c : calls) {
+        *room_call_of(room, c.comm->rank) = {c.operation, c.type, c.reduction, c.peer, c.count};
+    }
+    if (!room_meet(room, what)) {
+        return false;
+    }
+    const struct room_call *a = room_call_of(room, 0);
+    for (int r = 1; r < calls[0].comm->clique->ranks; r++) {
+        const struct room_call *b = room_call_of(room, r);
+        if (memcmp(a, b, sizeof *a) != 0) {
+            slip("mismatched NCCL calls: rank 0 calls %s of %zu (type %d, operation %d, root %d), rank %d %s of %zu "
+                 "(type %d, operation %d, root %d)",
+                 names[a->operation], static_cast<size_t>(a->count), a->type, a->reduction, a->root, r,
+                 names[b->operation], static_cast<size_t>(b->count), b->type, b->reduction, b->root);
+        }
+    }
+    return room_meet(room, what);
+}
+
+/* false: some rank aborted. */
+static bool exchange(struct room *room, const std::vector<struct call> &calls)
+{
+    const char *what = names[calls[0].operation];
+    const size_t whole = calls[0].count * bytes_of(calls[0].type);
+    for (const struct call &c : calls) {
+        buffers_check(&c, c.comm->clique->ranks);
+    }
+    bool fine = calls_compare(room, calls);
+    for (size_t offset = 0; fine && offset < whole; offset += ROOM_CHUNK) {
+        const size_t bytes = whole - offset < ROOM_CHUNK ? whole - offset : ROOM_CHUNK;
+        for (const struct call &c : calls) {
+            chunk_put(room, &c, offset, bytes);
+        }
+        fine = room_meet(room, what);
+        if (fine) {
+            chunk_take(room, calls, offset, bytes, whole);
+            fine = room_meet(room, what);
+        }
+    }
+    return fine;
+}
+
 // ---- meeting ----
 
 static bool fits(const struct call *a, const struct call *b)
@@ -250,12 +334,22 @@ static void meeting_run(struct meeting *m, const struct call *own)
     }
     m->moving = true;
     meeting_check(m);
+    const bool apart = clique->local < static_cast<size_t>(clique->ranks) && own->operation < SEND;
+    patience(lock, names[own->operation], own->comm->rank,
+             [&] { return clique->aborted || !apart || clique->exchanged == m->number; });
     lock.unlock();
     for (const struct ticket &t : m->places) {
         ticket_wait({t.stream, t.number - 1});
     }
-    move_data(m, clique->ranks);
+    bool fine = true;
+    if (apart) {
+        fine = exchange(clique->room, m->calls);
+    } else {
+        move_data(m, clique->ranks);
+    }
     lock.lock();
+    clique->aborted = clique->aborted || !fine;
+    clique->exchanged += apart;
     m->done = true;
     streams_changed.notify_all();
 }
@@ -274,14 +368,18 @@ static std::shared_ptr<struct meeting> meeting_join(const struct call *c, struct
         key = {c->peer * clique->ranks + comm->rank, comm->received[peer]++};
     } else {
         key = {-1, comm->collectives++};
-        seats = static_cast<size_t>(clique->ranks);
-        seat = static_cast<size_t>(comm->rank);
+        seats = clique->local;
+        seat = 0;
+        for (int r = 0; r < comm->rank; r++) {
+            seat += clique->comms[static_cast<size_t>(r)] != nullptr;
+        }
     }
     std::shared_ptr<struct meeting> m = clique->meetings[key];
     if (!m) {
         m = clique->meetings[key] = std::make_shared<struct meeting>();
         m->calls.resize(seats);
         m->places.resize(seats);
+        m->number = key.second;
     }
     m->calls[seat] = *c;
     m->places[seat] = place;
@@ -347,6 +445,9 @@ static ncclResult_t submit(const struct call *c)
     if (c->comm->clique->aborted || c->comm->finalized) {
         return ncclInvalidUsage;
     }
+    if (c->operation >= SEND && !c->comm->clique->comms[static_cast<size_t>(c->peer)]) {
+        slip("%s between processes is not emulated", names[c->operation]);
+    }
     if (group_depth) {
         group_calls.push_back(*c);
     } else {
@@ -372,12 +473,21 @@ static struct clique *clique_new(int ranks)
     return clique;
 }
 
+/* Then it is known which ranks are in this process. */
 static void join_wait(const struct ncclComm *comm)
 {
-    std::unique_lock<std::mutex> lock(streams_lock);
     struct clique *clique = comm->clique;
-    patience(lock, "ncclCommInitRank", comm->rank,
-             [=] { return clique->aborted || clique->joined == static_cast<size_t>(clique->ranks); });
+    const bool full = room_full(clique->room);
+    std::lock_guard<std::mutex> lock(streams_lock);
+    size_t local = 0;
+    for (int r = 0; r < clique->ranks; r++) {
+        local += room_has(clique->room, r);
+    }
+    clique->aborted = clique->aborted || !full;
+    clique->local = local;
+    for (auto known = cliques.begin(); known != cliques.end();) {
+        known = known->second == clique ? cliques.erase(known) : std::next(known);
+    }
 }
 
 /* Streams that its work may be in are done before. */
@@ -385,10 +495,11 @@ static ncclResult_t comm_leave(struct ncclComm *comm)
 {
     std::lock_guard<std::mutex> lock(streams_lock);
     struct clique *clique = comm->clique;
-    if (++clique->left == static_cast<size_t>(clique->ranks)) {
+    if (++clique->left == clique->local) {
         for (struct ncclComm *c : clique->comms) {
             delete c;
         }
+        room_close(clique->room);
         delete clique;
     }
     return ncclSuccess;
@@ -406,7 +517,8 @@ ncclResult_t ncclGetUniqueId(ncclUniqueId *id)
 {
     std::lock_guard<std::mutex> lock(streams_lock);
     memset(id, 0, sizeof *id);
-    snprintf(id->internal, sizeof id->internal, "emulated-%ld-%llu", static_cast<long>(getpid()),
+    snprintf(id->internal, sizeof id->internal, "emulated-%ld-%lld-%llu", static_cast<long>(getpid()),
+             static_cast<long long>(std::chrono::system_clock::now().time_since_epoch().count()),
              static_cast<unsigned long long>(unique_ids++));
     return ncclSuccess;
 }
@@ -436,7 +548,7 @@ ncclResult_t ncclCommInitAll(ncclComm_t *comms, int devices_count, const int *de
     for (int i = 0; i < devices_count; i++) {
         comms[i] = comm_new(clique, i, devices ? devices[i] : i);
     }
-    clique->joined = static_cast<size_t>(devices_count);
+    clique->local = static_cast<size_t>(devices_count);
     return ncclSuccess;
 }
 
@@ -451,7 +563,10 @@ ncclResult_t ncclCommInitRank(ncclComm_t *comm, int ranks, ncclUniqueId id, int 
     {
         std::lock_guard<std::mutex> lock(streams_lock);
         struct clique **clique = &cliques[std::string(id.internal, sizeof id.internal)];
-        *clique = *clique ? *clique : clique_new(ranks);
+        if (!*clique) {
+            *clique = clique_new(ranks);
+            (*clique)->room = room_open(id.internal, ranks);
+        }
         if ((*clique)->ranks != ranks || (*clique)->comms[static_cast<size_t>(rank)]) {
             slip("ncclCommInitRank: rank %d of %d, in a clique of %d that may have it already", rank, ranks,
                  (*clique)->ranks);
@@ -462,10 +577,7 @@ ncclResult_t ncclCommInitRank(ncclComm_t *comm, int ranks, ncclUniqueId id, int 
             }
         }
         *comm = comm_new(*clique, rank, device_current());
-        if (++(*clique)->joined == static_cast<size_t>(ranks)) {
-            cliques.erase(std::string(id.internal, sizeof id.internal));
-        }
-        streams_changed.notify_all();
+        room_join((*clique)->room, rank);
     }
     if (group_depth) {
         group_joins.push_back(*comm);
@@ -502,6 +614,9 @@ ncclResult_t ncclCommAbort(ncclComm_t comm)
     {
         std::lock_guard<std::mutex> lock(streams_lock);
         comm->clique->aborted = true;
+        if (comm->clique->room) {
+            room_abort(comm->clique->room);
+        }
         streams_changed.notify_all();
     }
     device_wait(comm->device);
@@ -529,7 +644,8 @@ ncclResult_t ncclCommCuDevice(const ncclComm_t comm, int *device)
 ncclResult_t ncclCommGetAsyncError(ncclComm_t comm, ncclResult_t *error)
 {
     std::lock_guard<std::mutex> lock(streams_lock);
-    *error = comm->clique->aborted ? ncclRemoteError : ncclSuccess;
+    const struct clique *clique = comm->clique;
+    *error = clique->aborted || (clique->room && room_aborted(clique->room)) ? ncclRemoteError : ncclSuccess;
     return ncclSuccess;
 }
 

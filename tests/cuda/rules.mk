@@ -12,7 +12,9 @@ EMULATED_FLAGS = -std=c++17 -Itests/cuda/include -I. -Wall -Wextra -Wshadow -Wer
 	-fvisibility=hidden -fno-math-errno -pthread
 # nvcc knows #pragma unroll, and takes no two types for different memory
 EMULATED_CU_FLAGS = -x c++ -Wno-unknown-pragmas -fno-strict-aliasing
-EMULATED_TSAN := -fsanitize=thread --param tsan-instrument-func-entry-exit=0
+# copies stay calls, which objcopy turns to the checker
+EMULATED_COPIES := memcpy memmove memset
+EMULATED_TSAN := -fsanitize=thread --param tsan-instrument-func-entry-exit=0 $(EMULATED_COPIES:%=-fno-builtin-%)
 EMULATED_LINK = -shared -Wl,-z,defs $(LDFLAGS)
 
 emulated_objects = $(EMULATED_RUNTIME:%.cc=$(BUILD)/$(1)/%.o)
@@ -44,10 +46,11 @@ $(BUILD)/emulated-checked/%.o: %.cu tests/cuda/rules.mk
 	@mkdir -p $(@D)
 	$(call say,CHECK $<)
 	$(Q)$(CXX) $(EMULATED_FLAGS) $(EMULATED_CU_FLAGS) $(EMULATED_TSAN) -DEMULATED_CHECKED -MMD -MP -c -o $@ $<
-	$(Q)objcopy $(foreach name,memcpy memmove memset,--redefine-sym $(name)=emulated_$(name)) $@
+	$(Q)objcopy $(foreach name,$(EMULATED_COPIES),--redefine-sym $(name)=emulated_$(name)) $@
 
-# packing and multiplying are most of what a test waits for
-$(BUILD)/emulated/tests/cuda/cublas.o $(BUILD)/emulated-checked/tests/cuda/cublas.o: EMULATED_FLAGS += -O3
+# multiplying is most of what a test waits for
+$(foreach file,cublas fragments,$(BUILD)/emulated/tests/cuda/$(file).o $(BUILD)/emulated-checked/tests/cuda/$(file).o): \
+	EMULATED_FLAGS += -O3
 
 $(BUILD)/emulated/libengram_cuda.so: $(EMULATED_KERNELS:%.cu=$(BUILD)/emulated/%.o) $(call emulated_objects,emulated)
 	$(call say,LINK $@)
@@ -55,7 +58,7 @@ $(BUILD)/emulated/libengram_cuda.so: $(EMULATED_KERNELS:%.cu=$(BUILD)/emulated/%
 $(BUILD)/emulated-asan/libengram_cuda.so: $(EMULATED_KERNELS:%.cu=$(BUILD)/emulated-asan/%.o) \
 		$(call emulated_objects,emulated-asan)
 	$(call say,LINK $@)
-	$(Q)$(CXX) $(SANITIZE) -shared $(LDFLAGS) -pthread -o $@ $^ -lm
+	$(Q)$(CXX) $(SANITIZE) $(EMULATED_LINK) -pthread -o $@ $^ -lm
 # never with -fsanitize=thread: the calls are ours
 $(BUILD)/emulated-checked/libengram_cuda.so: $(EMULATED_KERNELS:%.cu=$(BUILD)/emulated-checked/%.o) \
 		$(call emulated_objects,emulated-checked)

@@ -79,4 +79,6 @@ struct named_slip {
 extern const struct named_test kernel_tests[], stream_tests[], library_tests[];
 extern const struct named_slip slips[];
 
+int rank_process(const char *id);
+
 #endif

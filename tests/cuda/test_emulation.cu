@@ -45,7 +45,8 @@ static int run_all(const char *name, const struct named_test *tests)
         test.test_func = tests->run;
         list.push_back(test);
     }
-    print_message("[ EMULATED ] %s, %s\n", name, getenv("EMULATED_LATE") ? "late" : "at once");
+    print_message("[ EMULATED ] %s%s%s\n", name, getenv("EMULATED_LATE") ? ", late" : "",
+                  getenv("EMULATED_REVERSE") ? ", in reverse" : "");
     return _cmocka_run_group_tests(name, list.data(), list.size(), nullptr, nullptr);
 }
 
@@ -57,13 +58,23 @@ static int suite(void)
     return failed != 0;
 }
 
-static void late(void **)
+static void suite_again(const char *name)
 {
     char text[16384];
-    const int status = again("suite", "EMULATED_LATE", "1", nullptr, text, sizeof text);
+    const int status = again("suite", name, "1", nullptr, text, sizeof text);
     if (status) {
         fail_msg("%s", text);
     }
+}
+
+static void late(void **)
+{
+    suite_again("EMULATED_LATE");
+}
+
+static void reverse(void **)
+{
+    suite_again("EMULATED_REVERSE");
 }
 
 static void no_device(void **)
@@ -109,7 +120,7 @@ static void all_slips(void **)
 int main(int count, char **arguments)
 {
     static const struct named_test processes[] = {
-        {"late", late}, {"no_device", no_device}, {"all_slips", all_slips}, {nullptr, nullptr}};
+        {"late", late}, {"reverse", reverse}, {"no_device", no_device}, {"all_slips", all_slips}, {nullptr, nullptr}};
     setenv("EMULATED_DEVICES", "2", 0);
     setenv("EMULATED_MEMORY", "67108864", 1);
     setenv("ASAN_OPTIONS", "abort_on_error=1:handle_abort=0", 1); /* of child processes */
@@ -118,6 +129,9 @@ int main(int count, char **arguments)
     }
     if (count == 2 && strcmp(arguments[1], "devices") == 0) {
         return devices();
+    }
+    if (count == 3 && strcmp(arguments[1], "rank") == 0) {
+        return rank_process(arguments[2]);
     }
     for (const struct named_slip *slip = slips; count == 3 && slip->name; slip++) {
         if (strcmp(slip->name, arguments[2]) == 0) {

@@ -47,6 +47,72 @@ static void reductions(void **)
     OK(cudaFree(to));
 }
 
+/* What is no race: halves of a word by two threads, words after a barrier, a warp's own words after __syncwarp or a
+ * shuffle, and atomics. */
+__global__ static void orderly(unsigned *out)
+{
+    SHARED(raw);
+    const int me = (int)threadIdx.x, n = (int)blockDim.x, other = me ^ 1;
+    unsigned short *halves = (unsigned short *)raw;
+    unsigned *words = (unsigned *)raw, *sum = words + n;
+    halves[me] = (unsigned short)me;
+    halves[n + me] = (unsigned short)(2 * me);
+    if (me == 0) {
+        *sum = 0;
+    }
+    __syncthreads();
+    unsigned mine = words[me]; /* two threads wrote it */
+    atomicAdd(sum, mine & 0xFFFFU);
+    __syncthreads();
+    words[me] = mine;
+    __syncwarp();
+    mine += words[other];
+    const unsigned theirs = __shfl_xor_sync(0xFFFFFFFFU, mine, 1);
+    words[me] = theirs;
+    __syncwarp(0x3U << (me % 32 & ~1)); /* pairs of lanes */
+    out[me] = words[other] - mine + *sum;
+}
+
+static void no_false_alarms(void **)
+{
+    const int n = 64;
+    unsigned *out = device_new<unsigned>(n), expected = 0;
+    OK(LAUNCH(orderly, 1, n, (n + 1) * sizeof(unsigned), nullptr, out));
+    for (int i = 0; i < n; i++) { /* the low halves: 0, 2, 4 .. of the first half, their doubles in the second */
+        expected += (unsigned)(i < n / 2 ? 2 * i : 4 * (i - n / 2));
+    }
+    for (const unsigned got : host_of(out, n)) {
+        assert_int_equal(got, expected);
+    }
+    OK(cudaFree(out));
+}
+
+/* The last block adds up what all have written. */
+__global__ static void last_block(unsigned *sum, unsigned *parts, unsigned *come)
+{
+    SHARED(raw);
+    bool *last = (bool *)raw;
+    parts[blockIdx.x * blockDim.x + threadIdx.x] = 1;
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        *last = atomicAdd(come, 1U) == gridDim.x - 1;
+    }
+    __syncthreads();
+    for (unsigned i = threadIdx.x; *last && i < gridDim.x * blockDim.x; i += blockDim.x) {
+        atomicAdd(sum, parts[i]);
+    }
+}
+
+static void fences(void **)
+{
+    unsigned *counts = device_of(std::vector<unsigned>{0, 0}), *parts = device_new<unsigned>(5 * 64);
+    OK(LAUNCH(last_block, 5, 64, 1, nullptr, counts, parts, counts + 1));
+    assert_int_equal(host_of(counts, 1)[0], 5 * 64);
+    OK(cudaFree(counts));
+    OK(cudaFree(parts));
+}
+
 /* Everything is turned round twice, through shared memory, in a block that is no multiple of a warp. */
 __global__ static void turned(int *out, int shift)
 {
@@ -274,6 +340,24 @@ static void limits(void **)
     OK(cudaFree(out));
 }
 
+__global__ static void filled(int *out, int value, struct emulated_place place)
+{
+    out[threadIdx.x] = value + (int)place.block.x;
+}
+
+/* A launch by a lambda that holds the arguments. */
+static void lambdas(void **)
+{
+    int *out = device_new<int>(32), value = 3;
+    const struct emulated_place place = {{4, 0, 0}, {}, {}};
+    OK(emulated_launch("filled", 1, 32, 0, nullptr, [=] { filled(out, value, place); }));
+    value = 5;
+    for (const int got : host_of(out, 32)) {
+        assert_int_equal(got, 7);
+    }
+    OK(cudaFree(out));
+}
+
 __global__ static void switching(int rounds)
 {
     for (int i = 0; i < rounds; i++) {
@@ -294,11 +378,14 @@ static void speed(void **)
 
 const struct named_test kernel_tests[] = {{"reductions", reductions},
                                           {"shared_memory", shared_memory},
+                                          {"no_false_alarms", no_false_alarms},
+                                          {"fences", fences},
                                           {"atomics", atomics},
                                           {"warps", warps},
                                           {"tensor_cores", tensor_cores},
                                           {"small_functions", small_functions},
                                           {"bf16_rounding", bf16_rounding},
                                           {"limits", limits},
+                                          {"lambdas", lambdas},
                                           {"speed", speed},
                                           {nullptr, nullptr}};

@@ -1,4 +1,7 @@
 // cuBLASLt against plain loops, and NCCL driven by one thread or by one for each rank.
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <chrono>
 #include <thread>
 
@@ -225,7 +228,7 @@ struct rank {
 };
 
 /* No assertions: it runs in threads too. */
-static void rank_open(struct rank *r, int number)
+static void rank_open(struct rank *r, int device, int number)
 {
     float mine[COUNT];
     __nv_bfloat16 halves[COUNT];
@@ -235,7 +238,7 @@ static void rank_open(struct rank *r, int number)
         halves[i] = __float2bfloat16(mine[i] + 1);
         largest[i] = (uint64_t)(number ? i : COUNT - i) << 40;
     }
-    cudaSetDevice(number);
+    cudaSetDevice(device);
     cudaStreamCreateWithFlags(&r->stream, cudaStreamNonBlocking);
     cudaMalloc(&r->mine, sizeof mine);
     cudaMalloc(&r->all, RANKS * sizeof mine);
@@ -246,13 +249,28 @@ static void rank_open(struct rank *r, int number)
     cudaMemcpy(r->largest, largest, sizeof largest, cudaMemcpyHostToDevice);
 }
 
-static void rank_calls(struct rank *r, int number)
+static void rank_calls(struct rank *r, int device)
 {
-    cudaSetDevice(number);
+    cudaSetDevice(device);
     ncclAllGather(r->mine, r->all, COUNT, ncclFloat32, r->comm, r->stream);
     ncclAllReduce(r->halves, r->halves, COUNT, ncclBfloat16, ncclSum, r->comm, r->stream);
     ncclAllReduce(r->largest, r->largest, COUNT, ncclUint64, ncclMax, r->comm, r->stream);
     ncclBroadcast(r->mine, r->mine, COUNT, ncclFloat32, 1, r->comm, r->stream);
+}
+
+/* The last of so many ones, or twos, that they take several chunks of a room. */
+static float large_sum(struct rank *r, int number)
+{
+    const size_t count = 200001;
+    float *large, last = 0;
+    const std::vector<float> ones(count, (float)(number + 1));
+    cudaMalloc(&large, count * sizeof *large);
+    cudaMemcpy(large, ones.data(), count * sizeof *large, cudaMemcpyHostToDevice);
+    ncclAllReduce(large, large, count, ncclFloat32, ncclSum, r->comm, r->stream);
+    cudaMemcpyAsync(&last, large + count - 1, sizeof last, cudaMemcpyDeviceToHost, r->stream);
+    cudaStreamSynchronize(r->stream);
+    cudaFree(large);
+    return last;
 }
 
 /* Each sends the first half of `all` to the other's second half. */
@@ -294,18 +312,29 @@ static void ranks_expect(struct rank *ranks)
     OK(cudaSetDevice(0));
 }
 
-static void one_thread(void **)
+static void one_thread(bool by_id)
 {
     struct rank ranks[RANKS];
     ncclComm_t comms[RANKS];
+    ncclUniqueId id;
     int count, number;
-    OK(ncclCommInitAll(comms, RANKS, nullptr));
+    if (by_id) {
+        OK(ncclGetUniqueId(&id));
+        OK(ncclGroupStart());
+        for (int n = 0; n < RANKS; n++) {
+            OK(cudaSetDevice(n));
+            OK(ncclCommInitRank(&comms[n], RANKS, id, n));
+        }
+        OK(ncclGroupEnd());
+    } else {
+        OK(ncclCommInitAll(comms, RANKS, nullptr));
+    }
     for (int n = 0; n < RANKS; n++) {
         ranks[n].comm = comms[n];
         OK(ncclCommCount(comms[n], &count));
         OK(ncclCommUserRank(comms[n], &number));
         assert_true(count == RANKS && number == n);
-        rank_open(&ranks[n], n);
+        rank_open(&ranks[n], n, n);
     }
     for (int step = 0; step < 2; step++) {
         OK(ncclGroupStart());
@@ -321,6 +350,16 @@ static void one_thread(void **)
     OK(cudaSetDevice(0));
 }
 
+static void one_thread_all(void **)
+{
+    one_thread(false);
+}
+
+static void one_thread_by_id(void **)
+{
+    one_thread(true);
+}
+
 static void thread_per_rank(void **)
 {
     struct rank ranks[RANKS];
@@ -330,7 +369,7 @@ static void thread_per_rank(void **)
     for (int n = 0; n < RANKS; n++) {
         threads.emplace_back([&ranks, id, n] {
             struct rank *r = &ranks[n];
-            rank_open(r, n);
+            rank_open(r, n, n);
             ncclCommInitRank(&r->comm, RANKS, id, n);
             rank_calls(r, n);
             ncclGroupStart();
@@ -358,7 +397,7 @@ static void aborted(void **)
     OK(ncclCommInitAll(comms, RANKS, nullptr));
     for (int n = 0; n < RANKS; n++) {
         ranks[n].comm = comms[n];
-        rank_open(&ranks[n], n);
+        rank_open(&ranks[n], n, n);
     }
     std::thread waiting([&] {
         rank_calls(&ranks[0], 0);
@@ -376,10 +415,57 @@ static void aborted(void **)
     OK(cudaSetDevice(0));
 }
 
+/* As a process of its own, on its own only device: the clique's second rank, whose id comes from the first. */
+int rank_process(const char *id_text)
+{
+    struct rank r;
+    ncclUniqueId id = {};
+    snprintf(id.internal, sizeof id.internal, "%s", id_text);
+    rank_open(&r, 0, 1);
+    if (ncclCommInitRank(&r.comm, RANKS, id, 1) != ncclSuccess) {
+        return 1;
+    }
+    rank_calls(&r, 0);
+    large_sum(&r, 1);
+    cudaStreamSynchronize(r.stream);
+    rank_close(&r, 0);
+    return 0;
+}
+
+static void process_per_rank(void **)
+{
+    struct rank r;
+    ncclUniqueId id;
+    int status;
+    OK(ncclGetUniqueId(&id));
+    const pid_t child = fork();
+    if (child == 0) {
+        execl("/proc/self/exe", "test_emulation", "rank", id.internal, (char *)nullptr);
+        _exit(127);
+    }
+    rank_open(&r, 0, 0);
+    OK(ncclCommInitRank(&r.comm, RANKS, id, 0));
+    rank_calls(&r, 0);
+    const float sum = large_sum(&r, 0);
+    OK(cudaStreamSynchronize(r.stream));
+    assert_true(sum == 3);
+    const std::vector<float> mine = host_of(r.mine, COUNT), all = host_of(r.all, RANKS * COUNT);
+    const std::vector<uint64_t> largest = host_of(r.largest, COUNT);
+    for (int i = 0; i < COUNT; i++) {
+        assert_true(mine[i] == (float)(10 + i) && all[i] == (float)i && all[COUNT + i] == (float)(10 + i));
+        assert_true(largest[i] == (uint64_t)(i > COUNT - i ? i : COUNT - i) << 40);
+    }
+    rank_close(&r, 0);
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_int_equal(status, 0);
+}
+
 const struct named_test library_tests[] = {{"matmuls", matmuls},
                                            {"refused", refused},
                                            {"speed", speed},
-                                           {"one_thread", one_thread},
+                                           {"one_thread_all", one_thread_all},
+                                           {"one_thread_by_id", one_thread_by_id},
                                            {"thread_per_rank", thread_per_rank},
+                                           {"process_per_rank", process_per_rank},
                                            {"aborted", aborted},
                                            {nullptr, nullptr}};

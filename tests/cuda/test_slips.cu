@@ -129,6 +129,23 @@ static void race_after_read(void)
     RUN(races<2>, 64, 256, memory(64));
 }
 
+__global__ static void words_and_halves(int *out)
+{
+    SHARED(raw);
+    ((int *)raw)[threadIdx.x] = 0;
+    __syncthreads();
+    if (threadIdx.x % 2) {
+        ((short *)raw)[threadIdx.x] = 1;
+    } else {
+        *out = ((int *)raw)[threadIdx.x / 2];
+    }
+}
+
+static void race_on_half(void)
+{
+    RUN(words_and_halves, 32, 128, memory(1));
+}
+
 __global__ static void half_atomic(int *out)
 {
     SHARED(raw);
@@ -184,6 +201,32 @@ static void shared_bounds_near(void)
 
 // ---- device memory ----
 
+template <int kind> __global__ static void neighbours(int *out, int *slots)
+{
+    const int n = (int)blockDim.x, me = (int)(blockIdx.x * blockDim.x + threadIdx.x);
+    slots[me] = me;
+    __syncthreads();
+    out[me] = slots[kind == 1 ? me : (me + n) % (2 * n)];
+    if (kind == 1) {
+        slots[me] = 1;
+        out[me] = slots[(int)blockIdx.x * n + ((int)threadIdx.x + 32) % n];
+    }
+}
+
+static void race_of_blocks(void)
+{
+    int *slots = memory(128);
+    cudaMemset(slots, 0, 128 * sizeof *slots);
+    LAUNCH(neighbours<0>, 2, 64, 0, nullptr, memory(128), slots);
+    cudaDeviceSynchronize();
+}
+
+static void race_of_warps(void)
+{
+    LAUNCH(neighbours<1>, 2, 64, 0, nullptr, memory(128), memory(128));
+    cudaDeviceSynchronize();
+}
+
 __global__ static void reads(int *out, struct hidden from, int at)
 {
     *out = *((volatile int *)from.p + at);
@@ -200,6 +243,29 @@ static void unwritten_read(void)
     cudaMemset(p, 0, 7 * sizeof *p);
     RUN(reads, 1, 0, memory(1), hidden{p}, 6);
     RUN(reads, 1, 0, memory(1), hidden{p}, 7);
+}
+
+__global__ static void copies(int *out, struct hidden from)
+{
+    int local[10];
+    memcpy(local, from.p, sizeof local);
+    *out = local[threadIdx.x];
+}
+
+static void unwritten_memcpy(void)
+{
+    int *p = memory(10);
+    cudaMemset(p, 0, 9 * sizeof *p);
+    RUN(copies, 1, 0, memory(1), hidden{p});
+}
+
+static void host_memcpy(void)
+{
+    int host, *p = memory(1);
+    cudaMemset(p, 0, sizeof *p);
+    cudaDeviceSynchronize();
+    memcpy(&host, p, sizeof host);
+    fprintf(stderr, "%d\n", host);
 }
 
 static void unwritten_copy(void)
@@ -374,11 +440,16 @@ const struct named_slip slips[] = {
     {"race_in_warp", race_in_warp, "no __syncwarp is between", true},
     {"race_between_warps", race_between_warps, "no __syncthreads is between", true},
     {"race_after_read", race_after_read, "race in shared memory", true},
+    {"race_on_half", race_on_half, "no __syncwarp is between", true},
     {"race_with_atomic", race_with_atomic, "race in shared memory", true},
     {"unwritten_shared", unwritten_shared, "reads byte 31 of shared memory, which this block never wrote", true},
     {"shared_bounds", shared_bounds, "out of bounds of the block's", false},
     {"shared_bounds_near", shared_bounds_near, "out of bounds of the block's", true},
+    {"race_of_blocks", race_of_blocks, "blocks have no order", true},
+    {"race_of_warps", race_of_warps, "race in device memory", true},
     {"unwritten_read", unwritten_read, "which nothing ever wrote", true},
+    {"unwritten_memcpy", unwritten_memcpy, "which nothing ever wrote", true},
+    {"host_memcpy", host_memcpy, "in host code", true},
     {"unwritten_copy", unwritten_copy, "the source of a copy: byte 0 of 8 was never written", true},
     {"far_bounds", far_bounds, "out of bounds", false},
     {"near_bounds", near_bounds, ASAN_OR("out of bounds"), false},

@@ -4,7 +4,12 @@
  *
  * Launches go through emulated_launch at the end. Misuse that a GPU would forgive or answer with rubbish ends the
  * process with one line, "emulated CUDA: ...". Environment: EMULATED_DEVICES (1; 0: no device; none: no driver),
- * EMULATED_MEMORY (bytes of each device, 1 GiB), EMULATED_LATE=1 (work of a stream runs when somebody waits for it). */
+ * EMULATED_MEMORY (bytes of each device, 1 GiB), EMULATED_LATE=1 (work of a stream runs when somebody waits for it),
+ * EMULATED_REVERSE=1 (blocks, warps and lanes take turns from the last to the first).
+ *
+ * Not here: static __shared__ and __constant__ variables, textures, graphs, managed memory, threads that wait for each
+ * other in a loop on memory (turns end only at barriers and collectives), what __launch_bounds__ and registers allow.
+ */
 #ifndef EMULATED_CUDA_RUNTIME_H
 #define EMULATED_CUDA_RUNTIME_H
 
@@ -273,7 +278,8 @@ template <typename... Parameters, typename... Arguments>
 static inline cudaError_t emulated_launch(const char *name, dim3 grid, dim3 block, size_t shared_bytes,
                                           cudaStream_t stream, void (*function)(Parameters...), Arguments... arguments)
 {
-    std::tuple<std::decay_t<Parameters>...> held(static_cast<std::decay_t<Parameters>>(arguments)...);
+    std::tuple<std::decay_t<Parameters>...> held{arguments...};
+    static_assert(sizeof held <= 4096, "a kernel's arguments have 4 KiB");
     auto call = [function, held] { std::apply(function, held); };
     typedef decltype(call) Call;
     struct emulated_kernel kernel = {name,

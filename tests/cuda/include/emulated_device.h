@@ -76,9 +76,9 @@ static inline T emulated_shuffle(enum emulated_collective kind, unsigned mask, T
 {
     static_assert(sizeof(T) == 4 || sizeof(T) == 8, "shuffles move 4 or 8 bytes");
     uint64_t bits = 0;
-    memcpy(&bits, &value, sizeof value);
+    __builtin_memcpy(&bits, &value, sizeof value);
     bits = emulated_collective(kind, mask, bits, lane, width);
-    memcpy(&value, &bits, sizeof value);
+    __builtin_memcpy(&value, &bits, sizeof value);
     return value;
 }
 
@@ -171,10 +171,26 @@ float atomicExch(float *at, float value);
 
 /* ---- bits and numbers ---- */
 
-template <typename T> static inline T __ldg(const T *at)
-{
-    return *at;
-}
+/* Hints for caches do nothing here. */
+#define EMULATED_LOAD(name)                                                                                            \
+    template <typename T> static inline T name(const T *at)                                                            \
+    {                                                                                                                  \
+        return *at;                                                                                                    \
+    }
+EMULATED_LOAD(__ldg)
+EMULATED_LOAD(__ldca)
+EMULATED_LOAD(__ldcg)
+EMULATED_LOAD(__ldcs)
+EMULATED_LOAD(__ldlu)
+
+#define EMULATED_STORE(name)                                                                                           \
+    template <typename T> static inline void name(T *at, T value)                                                      \
+    {                                                                                                                  \
+        *at = value;                                                                                                   \
+    }
+EMULATED_STORE(__stwb)
+EMULATED_STORE(__stcg)
+EMULATED_STORE(__stcs)
 
 static inline int __popc(unsigned x)
 {
@@ -231,7 +247,7 @@ template <typename To, typename From> static inline To emulated_bits(From from)
 {
     static_assert(sizeof(To) == sizeof(From), "the same bits");
     To to;
-    memcpy(&to, &from, sizeof to);
+    __builtin_memcpy(&to, &from, sizeof to);
     return to;
 }
 
@@ -296,6 +312,16 @@ static inline float min(float a, float b)
 static inline float max(float a, float b)
 {
     return fmaxf(a, b);
+}
+
+static inline double min(double a, double b)
+{
+    return fmin(a, b);
+}
+
+static inline double max(double a, double b)
+{
+    return fmax(a, b);
 }
 
 /* ---- vectors ---- */
