@@ -102,7 +102,7 @@ run_kind() {
     unit) run_cmocka "$build/tests" ;;
     unit-asan) run_cmocka "$build/tests-asan" ;;
     emulated) run_cmocka "$build/emulated-checked" ;; # the CUDA plug-in on the CPU
-    emulated-asan) run_cmocka "$build/emulated-asan" ;;
+    emulated-asan) SUITE_CASES=3 run_cmocka "$build/emulated-asan" ;;
     *) run_pytest "tests/$kind" ;;
     esac
     plugin_back

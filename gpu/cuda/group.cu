@@ -610,18 +610,12 @@ static void queries_send(struct group *g, const struct finding *f, size_t root)
                               g->comm, s->on[0]));
 }
 
-static void best_gather(struct group *g, const struct finding *f, size_t root, struct keys_hit *lists, uint32_t *counts)
+/* To all, though only the rank whose queries they answer needs them. */
+static void best_gather(struct group *g, const struct finding *f, struct keys_hit *lists, uint32_t *counts)
 {
     struct stream *s = g->stream;
-    const size_t hits = f->n * f->b;
-    nccl_put(s, ncclGroupStart());
-    nccl_put(s, ncclSend(f->best, hits * sizeof *lists, ncclUint8, (int)root, g->comm, s->on[0]));
-    nccl_put(s, ncclSend(f->best_counts, f->n, ncclUint32, (int)root, g->comm, s->on[0]));
-    for (size_t i = 0; root == g->rank && i < g->world; i++) {
-        nccl_put(s, ncclRecv(lists + i * hits, hits * sizeof *lists, ncclUint8, (int)i, g->comm, s->on[0]));
-        nccl_put(s, ncclRecv(counts + i * f->n, f->n, ncclUint32, (int)i, g->comm, s->on[0]));
-    }
-    nccl_put(s, ncclGroupEnd());
+    nccl_put(s, ncclAllGather(f->best, lists, f->n * f->b * sizeof *lists, ncclUint8, g->comm, s->on[0]));
+    nccl_put(s, ncclAllGather(f->best_counts, counts, f->n, ncclUint32, g->comm, s->on[0]));
 }
 
 /* One rank's queries; `mine` where it is this one. */
@@ -638,13 +632,13 @@ static void part_run(struct group *g, const struct want *w, size_t root, struct 
     f.b = w->b;
     pthread_mutex_lock(&k->lock);
     device_use(k->cuda, 0);
-    if (finding_place(s, 0, &f, k->dim, k->stride, mine ? g->world : 0, &lists, &counts, &s->error) == 0) {
+    if (finding_place(s, 0, &f, k->dim, k->stride, g->world, &lists, &counts, &s->error) == 0) {
         if (mine) {
             put(s, cudaStreamWaitEvent(s->on[0], mine->ready, 0), "the queries");
         }
         queries_send(g, &f, root);
         device_search(&x, 0, &f);
-        best_gather(g, &f, root, lists, counts);
+        best_gather(g, &f, lists, counts);
         if (mine && !failed(s)) {
             finding_merge(s, 0, &f, lists, counts, g->world);
             result_download(s, &f, mine);
@@ -784,23 +778,16 @@ int group_wait(struct group *g, struct finish *f, struct error *e)
 
 /* ---- opening ---- */
 
-/* NCCL connects two ranks when they first send to each other: now, so that no call waits for a rank later. */
+/* NCCL connects ranks when they are first to send: now, so that no call waits for a rank later. */
 static ncclResult_t comm_connect(struct group *g)
 {
-    void *memory;
     const cudaStream_t on = g->stream->on[0];
     if (grown_take(g->stream, 0, &g->stream->scan_memory[0], g->world + 1, NULL)) {
         return ncclUnhandledCudaError;
     }
-    memory = g->stream->scan_memory[0].memory;
+    char *memory = (char *)g->stream->scan_memory[0].memory;
     cudaMemsetAsync(memory, 0, g->world + 1, on);
-    ncclResult_t status = ncclGroupStart();
-    for (size_t i = 0; i < g->world && status == ncclSuccess; i++) {
-        status = ncclSend(memory, 1, ncclUint8, (int)i, g->comm, on);
-        status = status ? status : ncclRecv((char *)memory + 1 + i, 1, ncclUint8, (int)i, g->comm, on);
-    }
-    const ncclResult_t end = ncclGroupEnd();
-    status = status ? status : end;
+    ncclResult_t status = ncclAllGather(memory, memory + 1, 1, ncclUint8, g->comm, on);
     status = status ? status : ncclBroadcast(memory, memory, 1, ncclUint8, 0, g->comm, on);
     return status || cudaStreamSynchronize(on) == cudaSuccess ? status : ncclUnhandledCudaError;
 }

@@ -11,15 +11,8 @@
 #define LAUNCH(kernel, blocks, threads, shared, on, ...) kernel<<<(blocks), (threads), (shared), (on)>>>(__VA_ARGS__)
 #define SHARED_MEMORY(name) extern __shared__ __align__(16) unsigned char name[]
 #else
-/* As on a device, the arguments are taken when the kernel is launched, not when it runs. */
-template <typename... P, typename... A>
-static inline void launch_emulated(const char *name, dim3 blocks, dim3 threads, size_t shared, cudaStream_t on,
-                                   void (*kernel)(P...), A... arguments)
-{
-    emulated_launch(name, blocks, threads, shared, on, [=] { kernel(arguments...); });
-}
 #define LAUNCH(kernel, blocks, threads, shared, on, ...)                                                               \
-    launch_emulated(#kernel, (blocks), (threads), (shared), (on), kernel, __VA_ARGS__)
+    emulated_launch(#kernel, (blocks), (threads), (shared), (on), kernel, __VA_ARGS__)
 #define SHARED_MEMORY(name) unsigned char *const name = emulated_shared_memory()
 #endif
 

@@ -12,6 +12,7 @@
 
 enum { PLANS = 4096, THREADS = 256, PLAIN_EDGE = 16, GELU_EACH = 8 };
 static const size_t WORKSPACE_BYTES = (size_t)32 << 20; /* what cuBLAS asks for on Hopper */
+static const uint32_t ALIGNMENT = 64; /* bytes, of every tensor: cuBLASLt takes it for granted at 256 */
 
 struct weight {
     struct cuda *cuda;
@@ -164,6 +165,9 @@ static bool lt_describe(struct stream *s, struct plan *p)
 
 static bool plan_make(struct stream *s, struct plan *p)
 {
+    static const cublasLtMatmulPreferenceAttributes_t aligned[] = {
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES};
     cublasLtMatmulPreference_t preference;
     cublasLtMatmulHeuristicResult_t found = {};
     int count = 0;
@@ -172,6 +176,9 @@ static bool plan_make(struct stream *s, struct plan *p)
     }
     cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &WORKSPACE_BYTES,
                                          sizeof WORKSPACE_BYTES);
+    for (size_t i = 0; i < sizeof aligned / sizeof *aligned; i++) {
+        cublasLtMatmulPreferenceSetAttribute(preference, aligned[i], &ALIGNMENT, sizeof ALIGNMENT);
+    }
     const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(s->cuda->devices[s->home].lt, p->matmul, p->weight,
                                                                  p->x, p->out, p->out, preference, 1, &found, &count);
     cublasLtMatmulPreferenceDestroy(preference);
