@@ -87,6 +87,7 @@ int engine_open(struct engine **out, struct backend *backend, struct encoder *en
     pthread_mutex_init(&g->snapshot_lock, NULL);
     pthread_mutex_init(&g->begin_lock, NULL);
     pthread_cond_init(&g->begun, NULL);
+    pthread_mutex_init(&g->refresh_lock, NULL);
     pthread_mutex_init(&g->words_lock, NULL);
     if (encoder) {
         g->dim = encoder_dim(encoder);
@@ -115,12 +116,16 @@ void engine_close(struct engine *g)
     }
     free(g->lexical_queries);
     lexical_close(g->lexical);
+    if (g->refresher) {
+        g->backend->ops->stream_close(g->refresher);
+    }
     for (size_t i = 0; g->seats && i < pool_seats(g->pool); i++) {
         seat_close(g, &g->seats[i]);
     }
     pool_close(g->pool);
     free(g->seats);
     pthread_mutex_destroy(&g->words_lock);
+    pthread_mutex_destroy(&g->refresh_lock);
     pthread_cond_destroy(&g->begun);
     pthread_mutex_destroy(&g->begin_lock);
     pthread_mutex_destroy(&g->snapshot_lock);
@@ -174,9 +179,11 @@ static void words_count(struct engine *g)
 
 void engine_set_ready(struct engine *g, bool ready)
 {
-    if (ready) {
+    if (ready) { /* what fails here fails for the first text too */
         words_count(g);
+        keys_refresh(g, NULL);
     }
+    atomic_store(&g->ready, ready);
     if (g->pool) {
         pool_fair(g->pool, ready);
     }

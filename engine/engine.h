@@ -106,7 +106,8 @@ struct fold {
 int engine_fold(struct engine *g, struct fold *folds, size_t n, size_t *applied, struct error *e);
 
 /* While false (a stage that catches up before it is ready), folds need not let texts through. true: also counts words,
- * where a lexical score is asked for, so that no text waits for it. */
+ * where a lexical score is asked for, and has the device take the keys, now and after each fold, so that no text waits
+ * for it. */
 void engine_set_ready(struct engine *g, bool ready);
 
 /* ---- evaluation ---- */

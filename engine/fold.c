@@ -174,6 +174,11 @@ int engine_fold(struct engine *g, struct fold *folds, size_t n, size_t *applied,
     }
     result = limit == n ? 0 : -1;
     why = full;
+    if (atomic_load(&g->ready) && keys_refresh(g, &full) &&
+        full.kind == ERROR_FATAL) { /* else the next text sees to it */
+        result = -1;
+        why = full;
+    }
 done:
     encoded_free(&encoded);
     if (result && e) {

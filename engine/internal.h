@@ -43,6 +43,9 @@ struct engine {
     pthread_mutex_t begin_lock;             /* covers unbegun */
     pthread_cond_t begun;                   /* it became 0 */
     size_t unbegun;                         /* batches with slices that have not begun */
+    atomic_bool ready;                      /* texts come: folds go first, but not always; see engine_set_ready */
+    pthread_mutex_t refresh_lock;           /* covers the one below */
+    struct stream *refresher;               /* of keys_refresh; NULL: not yet */
     pthread_mutex_t words_lock;             /* covers the two below */
     struct lexical *lexical;                /* NULL until a lexical score was asked for */
     struct lexical_query **lexical_queries; /* [pool_hands] */
@@ -152,6 +155,8 @@ int retrieval_end(struct retrieval *r, struct error *e);
 /* The lexical score of matches of the row in `slot`, as if that row were not there. The caller holds words_lock, and
  * has synced. */
 int retrieval_score_own(struct retrieval *r, uint64_t slot, struct matches *m, struct error *e);
+/* Where the device is not the host: brings its keys up to date, so that the next text need not wait for that. */
+int keys_refresh(struct engine *g, struct error *e);
 /* r->matches [n] of r->queries [n] as they are, without a lexical score; the snapshot is set. */
 int retrieval_search(struct retrieval *r, size_t n, struct error *e);
 

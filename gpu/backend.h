@@ -177,7 +177,8 @@ struct backend_operations {
      * number is no hit; a view of another dim or dtype is an error. A CPU reads the view where it is; a device first
      * takes the blocks whose version changed, which it knows by their first_slot. Batches overlap: scans of an earlier
      * and of a later view may run on two streams at once. hits [n, b] and counts [n] (fewer than b only where there are
-     * fewer candidates) are host memory, written when `wait` returns; the view must live until then. */
+     * fewer candidates) are host memory, written when `wait` returns; view and queries must be there until then, or
+     * until the next call of arena. Without a query it only takes the blocks that changed. */
     void (*keys_scan)(struct stream *s, struct keys *k, const struct keys_view *view, const struct tensor *queries,
                       size_t b, enum key_kind kinds, struct keys_hit *hits, uint32_t *counts);
 

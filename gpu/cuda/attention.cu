@@ -63,17 +63,18 @@ template <int STEPS>
 static __device__ __forceinline__ void values_add(float o[2 * STEPS][4], const float p[TILES][4], const bf16 *v,
                                                   int count)
 {
-    const int g = threadIdx.x % WARP / 4, t = threadIdx.x % 4, stride = 16 * STEPS + PAD;
+    const int lane = threadIdx.x % WARP, stride = 16 * STEPS + PAD;
 #pragma unroll
     for (int j = 0; j < TILES; j += 2) {
         if (8 * j < count) {
             const uint32_t a[4] = {pair_of(p[j][0], p[j][1]), pair_of(p[j][2], p[j][3]),
                                    pair_of(p[j + 1][0], p[j + 1][1]), pair_of(p[j + 1][2], p[j + 1][3])};
 #pragma unroll
-            for (int n = 0; n < 2 * STEPS; n++) {
-                const bf16 *at = v + (8 * j + 2 * t) * stride + 8 * n + g;
-                const uint32_t b[2] = {pair_of(at[0], at[stride]), pair_of(at[8 * stride], at[9 * stride])};
+            for (int n = 0; n < 2 * STEPS; n += 2) {
+                uint32_t b[4]; /* keys 0 .. 7 and 8 .. 15 of 8 columns, then of the next 8 */
+                matrices_transposed(b, v + (8 * j + lane % 16) * stride + 8 * n + lane / 16 * 8);
                 mma(o[n], a, b);
+                mma(o[n + 1], a, b + 2);
             }
         }
     }
@@ -160,10 +161,11 @@ static __global__ void attention_tensor(bf16 *out, const bf16 *qkv, float *log_s
         const int row = first + g + half * 8;
         if (row < length) {
             const size_t token = (size_t)w.first + row;
+            const float share = 1 / sum[half];
             uint32_t *to = (uint32_t *)(out + token * dim + head * size + 2 * t);
 #pragma unroll
             for (int n = 0; n < 2 * STEPS; n++) {
-                to[4 * n] = pair_of(o[n][2 * half] / sum[half], o[n][2 * half + 1] / sum[half]);
+                to[4 * n] = pair_of(o[n][2 * half] * share, o[n][2 * half + 1] * share);
             }
             if (log_sums && t == 0) {
                 log_sums[token * heads + head] = largest[half] * scale * 0.69314718055994531F + logf(sum[half]);

@@ -41,6 +41,7 @@ void device_use(struct cuda *c, size_t device)
 
 int grown_take(struct stream *s, size_t device, struct grown *g, size_t bytes, struct error *e)
 {
+    const size_t ample = rounded(bytes + bytes / 4, (size_t)2 << 20); /* growing waits for the whole device */
     if (bytes <= g->bytes) {
         return 0;
     }
@@ -50,7 +51,12 @@ int grown_take(struct stream *s, size_t device, struct grown *g, size_t bytes, s
     }
     cudaFree(g->memory);
     *g = {NULL, 0};
-    if (cuda_check(s->cuda, cudaMalloc(&g->memory, bytes), "a batch's working memory: smaller batches need less", e)) {
+    if (cudaMalloc(&g->memory, ample) == cudaSuccess) {
+        g->bytes = ample;
+        return 0;
+    }
+    cudaGetLastError();
+    if (cuda_check(s->cuda, cudaMalloc(&g->memory, bytes), "a batch's working memory", e)) {
         g->memory = NULL;
         return -1;
     }
@@ -70,6 +76,7 @@ void *staging_take(struct stream *s, size_t bytes, struct error *e)
         size_t room = t->count ? 2 * t->chunks[t->count - 1].bytes : (size_t)STAGING_BYTES;
         void *memory;
         room = room < bytes ? bytes : room;
+        device_use(s->cuda, s->home); /* a thread that has none would take the first GPU, whoever uses that */
         if (t->count == STAGING_MAX || cuda_check(s->cuda, cudaHostAlloc(&memory, room, cudaHostAllocPortable),
                                                   "copies between host and GPU", e)) {
             return NULL;

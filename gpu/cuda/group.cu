@@ -11,6 +11,8 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <sched.h>
 #include <stdio.h>
@@ -209,6 +211,14 @@ static struct message message_of(const struct group *g, enum message_kind kind)
     return m;
 }
 
+/* Small messages that nobody answers go out at once, and a host that is gone is noticed in the end. */
+static void socket_settle(int socket)
+{
+    const int one = 1;
+    setsockopt(socket, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+    setsockopt(socket, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof one);
+}
+
 static bool message_send(int socket, const struct message *m)
 {
     const char *at = (const char *)m;
@@ -341,6 +351,7 @@ static void greet(struct group *g, int socket, const ncclUniqueId *id, size_t *c
         close(socket);
         return;
     }
+    socket_settle(socket);
     g->sockets[m.rank] = socket;
     ++*come;
 }
@@ -384,6 +395,7 @@ static int first_meet(struct group *g, ncclUniqueId *id, struct error *e)
         }
         nanosleep(&pause, NULL);
     }
+    socket_settle(g->sockets[0]);
     if (!message_send(g->sockets[0], &m) || !message_receive(g->sockets[0], &m)) {
         return meeting_fail(g, &p, "rank 0 hung up", e);
     }
@@ -397,12 +409,12 @@ static int first_meet(struct group *g, ncclUniqueId *id, struct error *e)
 
 /* ---- the end ---- */
 
-/* From now on every search fails. The first reason counts. */
-static void group_fail(struct group *g, enum error_class kind, enum error_code code, const char *text)
+/* From now on every search fails, for good: the others do without no rank. The first reason counts. */
+static void group_fail(struct group *g, enum error_code code, const char *text)
 {
     pthread_mutex_lock(&g->lock);
     if (g->error.kind == ERROR_NONE && !g->closing) {
-        host_of(g)->error_set(&g->error, kind, code, "%s", text);
+        host_of(g)->error_set(&g->error, ERROR_FATAL, code, "%s", text);
     }
     pthread_cond_broadcast(&g->changed);
     pthread_mutex_unlock(&g->lock);
@@ -413,7 +425,7 @@ static void rank_lost(struct group *g, size_t rank)
     char text[160];
     snprintf(text, sizeof text, "rank %zu of %zu, which has a part of the keys, is gone: start all ranks again", rank,
              g->world);
-    group_fail(g, ERROR_FATAL, E_NOT_FOUND, text);
+    group_fail(g, E_NOT_FOUND, text);
     for (size_t i = 1; g->rank == 0 && i < g->world; i++) {
         struct message m = message_of(g, MESSAGE_LOST);
         m.rank = (uint32_t)rank;
@@ -441,7 +453,7 @@ static void round_add(struct group *g, const struct want *wants)
 {
     struct round *r = (struct round *)calloc(1, sizeof *r);
     if (!r) {
-        group_fail(g, ERROR_FATAL, E_INTERNAL, "out of memory");
+        group_fail(g, E_INTERNAL, "out of memory");
         return;
     }
     memcpy(r->wants, wants, sizeof r->wants);
@@ -576,6 +588,9 @@ static void *listen_to_all(void *context)
             }
         }
     }
+    for (size_t i = 0; i < count; i++) {
+        shutdown(g->sockets[i], SHUT_RDWR); /* the others hear of it at once */
+    }
     return NULL;
 }
 
@@ -618,33 +633,58 @@ static void best_gather(struct group *g, const struct finding *f, struct keys_hi
     nccl_put(s, ncclAllGather(f->best_counts, counts, f->n, ncclUint32, g->comm, s->on[0]));
 }
 
-/* One rank's queries; `mine` where it is this one. */
-static void part_run(struct group *g, const struct want *w, size_t root, struct finish *mine)
+/* What one rank's queries need; `mine` where it is this one. */
+static struct finding part_place(struct group *g, const struct want *w, const struct finish *mine,
+                                 struct keys_hit **lists, uint32_t **counts)
 {
-    struct keys *k = g->keys;
     struct stream *s = g->stream;
-    const struct searching x = {k, s, NULL, (enum key_kind)w->kinds, w->careful != 0};
     struct finding f = {};
-    struct keys_hit *lists;
-    uint32_t *counts;
     f.queries = mine ? mine->queries : NULL;
     f.n = w->n;
     f.b = w->b;
+    finding_place(s, 0, &f, g->keys->dim, g->keys->stride, g->world, lists, counts, &s->error);
+    return f;
+}
+
+static void part_run(struct group *g, const struct want *w, size_t root, struct finish *mine)
+{
+    struct stream *s = g->stream;
+    const struct searching x = {g->keys, s, NULL, (enum key_kind)w->kinds, w->careful != 0};
+    struct keys_hit *lists;
+    uint32_t *counts;
+    struct finding f = part_place(g, w, mine, &lists, &counts);
+    if (mine) {
+        put(s, cudaStreamWaitEvent(s->on[0], mine->ready, 0), "the queries");
+    }
+    queries_send(g, &f, root);
+    device_search(&x, 0, &f);
+    best_gather(g, &f, lists, counts);
+    if (mine && !failed(s)) {
+        finding_merge(s, 0, &f, lists, counts, g->world);
+        result_download(s, &f, mine);
+    }
+}
+
+/* All of a round, one rank's part after the other. What may wait for the stream comes first: once the first part waits
+ * for other ranks, only round_wait may, which hears when one of them is gone. */
+static void parts_run(struct group *g, const struct round *r, struct finish *mine)
+{
+    struct keys *k = g->keys;
+    struct keys_hit *lists;
+    uint32_t *counts;
     pthread_mutex_lock(&k->lock);
     device_use(k->cuda, 0);
-    if (finding_place(s, 0, &f, k->dim, k->stride, g->world, &lists, &counts, &s->error) == 0) {
-        if (mine) {
-            put(s, cudaStreamWaitEvent(s->on[0], mine->ready, 0), "the queries");
+    for (size_t i = 0; i < g->world && !failed(g->stream); i++) {
+        if (r->wants[i].n) {
+            part_place(g, &r->wants[i], i == g->rank ? mine : NULL, &lists, &counts);
         }
-        queries_send(g, &f, root);
-        device_search(&x, 0, &f);
-        best_gather(g, &f, lists, counts);
-        if (mine && !failed(s)) {
-            finding_merge(s, 0, &f, lists, counts, g->world);
-            result_download(s, &f, mine);
-        }
-        reader_record(k, s);
     }
+    for (size_t i = 0; i < g->world && !failed(g->stream); i++) {
+        if (r->wants[i].n) {
+            part_run(g, &r->wants[i], i, i == g->rank ? mine : NULL);
+        }
+    }
+    reader_record(k, g->stream);
     pthread_mutex_unlock(&k->lock);
 }
 
@@ -653,8 +693,7 @@ static void round_wait(struct group *g)
 {
     const double begun = seconds();
     const struct timespec pause = {0, 50 * 1000};
-    cudaError_t status;
-    while ((status = cudaStreamQuery(g->stream->on[0])) == cudaErrorNotReady) {
+    while (cudaStreamQuery(g->stream->on[0]) == cudaErrorNotReady) {
         ncclResult_t async = ncclSuccess;
         nccl_put(g->stream, ncclCommGetAsyncError(g->comm, &async));
         nccl_put(g->stream, async == ncclInProgress ? ncclSuccess : async);
@@ -679,17 +718,13 @@ static void round_fail(struct group *g)
     while (usable(g) && seconds() - begun < HEAR_SECONDS) {
         nanosleep(&pause, NULL);
     }
-    group_fail(g, g->stream->error.kind, g->stream->error.code, g->stream->error.text);
+    group_fail(g, g->stream->error.code, g->stream->error.text);
 }
 
 static void round_run(struct group *g, const struct round *r)
 {
     struct finish *mine = r->wants[g->rank].n ? finish_next(g) : NULL;
-    for (size_t i = 0; i < g->world && !failed(g->stream); i++) {
-        if (r->wants[i].n) {
-            part_run(g, &r->wants[i], i, i == g->rank ? mine : NULL);
-        }
-    }
+    parts_run(g, r, mine);
     round_wait(g);
     if (failed(g->stream)) {
         round_fail(g);

@@ -6,7 +6,7 @@
  * writes there it writes at home only.
  *
  * For tests, environment variables: ENGRAM_CUDA_PLAIN (plain loops instead of tensor cores), ENGRAM_CUDA_KEY_BYTES (of
- * each device's memory that keys may take). */
+ * each device's memory that keys may take), ENGRAM_CUDA_TILE (tokens of a tile). */
 #ifndef ENGRAM_GPU_CUDA_INTERNAL_H
 #define ENGRAM_GPU_CUDA_INTERNAL_H
 
@@ -172,6 +172,10 @@ void cuda_normalise(struct stream *s, const struct tensor *out, const struct ten
 
 void cuda_attention(struct stream *s, const struct tensor *out, const struct tensor *qkv, size_t heads,
                     const struct tensor *kept);
+
+/* ---- scan.cu ---- */
+
+int scan_prepare(struct cuda *c, size_t device, struct error *e); /* once for each device, before any search */
 
 /* ---- keys.cu ---- */
 

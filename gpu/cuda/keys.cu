@@ -22,7 +22,8 @@ static size_t each_bytes(enum dtype dtype)
 
 static int event_open(struct cuda *c, cudaEvent_t *out, struct error *e)
 {
-    return cuda_check(c, cudaEventCreateWithFlags(out, cudaEventDisableTiming), "opening an event", e);
+    return cuda_check(c, cudaEventCreateWithFlags(out, cudaEventDisableTiming | cudaEventBlockingSync),
+                      "opening an event", e);
 }
 
 static int mirror_open(struct keys *k, size_t device, struct error *e)
@@ -156,6 +157,7 @@ static bool slab_add(struct keys *k, struct stream *s, size_t device, struct pil
         return false;
     }
     m->room -= bytes;
+    put(s, cudaMemsetAsync(memory, 0, bytes, s->on[device]), "the keys"); /* a frame without candidates is none */
     p->slabs[p->slabs_count] = (unsigned char *)memory;
     put(s,
         cudaMemcpyAsync(p->table + p->slabs_count, p->slabs + p->slabs_count, sizeof *p->table, cudaMemcpyHostToDevice,
@@ -168,20 +170,16 @@ static bool slab_add(struct keys *k, struct stream *s, size_t device, struct pil
 /* Whoever overwrites what a search may still read waits for all searches, on the device. */
 static void readers_wait(struct keys *k, struct stream *s, size_t device)
 {
-    for (size_t i = 0; i < k->readers_count && !k->mirrors[device].clean; i++) {
+    for (size_t i = 0; i < k->readers_count; i++) {
         put(s, cudaStreamWaitEvent(s->on[device], k->readers[i].searched[device], 0), "the keys");
     }
-    k->mirrors[device].clean = true;
 }
 
 /* A frame that nobody uses; false: there is no room. */
 static bool frame_take(struct keys *k, struct stream *s, size_t device, struct pile *p, uint32_t *out)
 {
     if (p->free_count) {
-        readers_wait(k, s, device);
-        *out = p->free[p->free_first];
-        p->free_first = (p->free_first + 1) % p->free_room;
-        p->free_count--;
+        *out = p->free[--p->free_count];
         return true;
     }
     if (p->used == p->slabs_count * SLAB_FRAMES && !slab_add(k, s, device, p)) {
@@ -195,19 +193,14 @@ static bool frame_give(struct pile *p, uint32_t frame)
 {
     if (p->free_count == p->free_room) {
         const size_t room = 2 * p->free_room + 64;
-        uint32_t *more = (uint32_t *)malloc(room * sizeof *more);
+        uint32_t *more = (uint32_t *)realloc(p->free, room * sizeof *more);
         if (!more) {
             return false;
         }
-        for (size_t i = 0; i < p->free_count; i++) {
-            more[i] = p->free[(p->free_first + i) % p->free_room];
-        }
-        free(p->free);
         p->free = more;
         p->free_room = room;
-        p->free_first = 0;
     }
-    p->free[(p->free_first + p->free_count++) % p->free_room] = frame;
+    p->free[p->free_count++] = frame;
     return true;
 }
 
@@ -221,7 +214,7 @@ static size_t rows_mine(const struct keys *k, const struct keys_block *b, uint16
 {
     size_t count = 0;
     for (uint32_t r = 0; r < b->rows; r++) {
-        if (b->ties[r] % k->cuda->world == k->cuda->rank) {
+        if (k->cuda->world == 1 || b->ties[r] % k->cuda->world == k->cuda->rank) {
             rows[count++] = (uint16_t)r;
         }
     }
@@ -236,8 +229,7 @@ static void frame_make(const struct keys *k, const struct keys_block *b, size_t 
     const size_t each = each_bytes(k->dtype), row_bytes = k->dim * each, stride_bytes = k->stride * each;
     struct frame_head *head = (struct frame_head *)out;
     memset(out, 0, k->frame_bytes);
-    head->first_slot = k->group ? b->kind : b->first_slot + first;
-    head->numbered = !k->group;
+    head->first_slot = b->first_slot + first; /* in a group rows are left out, and hits get other slots: group_name */
     head->born = k->sequence;
     head->died = UINT32_MAX;
     head->kind = b->kind;
@@ -249,29 +241,46 @@ static void frame_make(const struct keys *k, const struct keys_block *b, size_t 
     }
 }
 
-/* The next stage, once what was last copied from it has been. */
-static struct stage *stage_take(struct keys *k, struct stream *s, size_t device)
+/* Says that what was made in the stage has been put on the stream. */
+static void stage_close(struct keys *k, struct stream *s, size_t device)
 {
     struct mirror *m = &k->mirrors[device];
-    struct stage *stage = &m->stages[m->stage = (m->stage + 1) % STAGES];
-    put(s, cudaEventSynchronize(stage->copied), "the keys");
-    return stage;
+    struct stage *stage = &m->stages[m->stage];
+    if (stage->used) {
+        put(s, cudaEventRecord(stage->copied, s->on[device]), "the keys");
+        m->stage = (m->stage + 1) % STAGES;
+        stage->used = 0;
+    }
+}
+
+/* Room for `count` frames in a stage: in the next one, once what was last copied from it has been, where they do not
+ * fit. */
+static unsigned char *stage_take(struct keys *k, struct stream *s, size_t device, size_t count)
+{
+    struct mirror *m = &k->mirrors[device];
+    if (m->stages[m->stage].used + count > STAGE_FRAMES) {
+        stage_close(k, s, device);
+    }
+    struct stage *stage = &m->stages[m->stage];
+    if (stage->used == 0) {
+        put(s, cudaEventSynchronize(stage->copied), "the keys");
+    }
+    stage->used += count;
+    return stage->memory + (stage->used - count) * k->frame_bytes;
 }
 
 static void frames_upload(struct keys *k, struct stream *s, size_t device, const struct keys_block *b,
                           const struct mirrored *to)
 {
     const struct pile *p = &k->mirrors[device].piles[pile_of(b->kind)];
-    struct stage *stage = stage_take(k, s, device);
-    for (size_t i = 0; i < frames_of(to->mine); i++) {
-        unsigned char *here = stage->memory + i * k->frame_bytes;
+    unsigned char *here = stage_take(k, s, device, frames_of(to->mine));
+    for (size_t i = 0; i < frames_of(to->mine); i++, here += k->frame_bytes) {
         frame_make(k, b, i, here);
         put(s,
             cudaMemcpyAsync(frame_on_device(k, p, to->frames[i]), here, k->frame_bytes, cudaMemcpyHostToDevice,
                             s->on[device]),
             "the keys");
     }
-    put(s, cudaEventRecord(stage->copied, s->on[device]), "the keys");
 }
 
 /* ---- a new view ---- */
@@ -408,6 +417,7 @@ static void keys_take(struct keys *k, struct stream *s, const struct keys_view *
         device_use(k->cuda, i);
         s->busy[i] = true;
         put(s, cudaStreamWaitEvent(s->on[i], k->mirrors[i].uploaded, 0), "the keys");
+        readers_wait(k, s, i);
     }
     *now = ++k->sequence;
     k->any = false;
@@ -435,6 +445,7 @@ static void keys_take(struct keys *k, struct stream *s, const struct keys_view *
     }
     for (size_t i = 0; i < k->cuda->count; i++) {
         device_use(k->cuda, i);
+        stage_close(k, s, i);
         put(s, cudaEventRecord(k->mirrors[i].uploaded, s->on[i]), "the keys");
     }
     free(k->blocks);
@@ -444,6 +455,7 @@ static void keys_take(struct keys *k, struct stream *s, const struct keys_view *
     k->version = view->version;
     absent_tell(k);
     if (k->group && k->absent) {
+        k->any = false; /* so that whoever searches next hears it too */
         k->cuda->host->error_set(
             &s->error, ERROR_FATAL, E_DEVICE_MEMORY,
             "rank %zu of %zu: its keys find no room on its GPU: more ranks or bf16 keys (key_dtype) "
@@ -454,11 +466,30 @@ static void keys_take(struct keys *k, struct stream *s, const struct keys_view *
 
 /* ---- a search on one device ---- */
 
+/* About 0.618 n, with no divisor in common with n: steps of it visit all of n, at any time evenly spread (Knuth, volume
+ * 3, section 6.4). */
+static uint32_t turn_for(uint32_t n)
+{
+    for (uint32_t turn = (uint32_t)((uint64_t)n * 618 / 1000) | 1;; turn += 2) {
+        uint32_t a = n, b = turn;
+        while (b) {
+            const uint32_t rest = a % b;
+            a = b;
+            b = rest;
+        }
+        if (a <= 1) {
+            return turn;
+        }
+    }
+}
+
 /* Frames [0, frames.end), step by step. */
 static void frames_search(const struct searching *x, size_t device, const struct finding *f, struct frames frames,
                           size_t *seen)
 {
     const uint32_t end = frames.end;
+    frames.all = end;
+    frames.turn = turn_for(end);
     for (frames.first = 0; frames.first < end; frames.first = frames.end) {
         const size_t step = scan_step(f, *seen, x->careful) / FRAME_ROWS;
         frames.end = step < end - frames.first ? frames.first + (uint32_t)step : end;
@@ -484,19 +515,17 @@ static void absent_search(const struct searching *x, size_t device, const struct
     frames.slabs = NULL;
     frames.alone = m->alone;
     while (i < k->count) {
-        struct stage *stage = stage_take(k, s, device);
+        unsigned char *here = stage_take(k, s, device, STAGE_FRAMES);
         for (frames.end = 0; i < k->count && frames.end + BLOCK_FRAMES_MAX <= STAGE_FRAMES; i++) {
             const struct mirrored *b = &k->blocks[i];
             for (size_t part = 0;
                  !b->placed && b->device == device && (b->kind & x->kinds) && part < frames_of(b->mine); part++) {
-                frame_make(k, &x->view->blocks[i], part, stage->memory + frames.end++ * k->frame_bytes);
+                frame_make(k, &x->view->blocks[i], part, here + frames.end++ * k->frame_bytes);
             }
         }
-        put(s,
-            cudaMemcpyAsync(m->alone, stage->memory, frames.end * k->frame_bytes, cudaMemcpyHostToDevice,
-                            s->on[device]),
+        put(s, cudaMemcpyAsync(m->alone, here, frames.end * k->frame_bytes, cudaMemcpyHostToDevice, s->on[device]),
             "the keys");
-        put(s, cudaEventRecord(stage->copied, s->on[device]), "the keys");
+        stage_close(k, s, device);
         frames_search(x, device, f, frames, seen);
     }
 }
@@ -644,7 +673,6 @@ void reader_record(struct keys *k, struct stream *s)
     for (size_t j = 0; j < c->count; j++) {
         device_use(c, j);
         put(s, cudaEventRecord(k->readers[i].searched[j], s->on[j]), "the keys");
-        k->mirrors[j].clean = false;
     }
 }
 
@@ -660,8 +688,8 @@ static void finish_start(struct stream *s, struct finish *f, bool careful)
         device_use(s->cuda, s->home);
         result_download(s, &finding, f);
     }
-    if (!failed(s) && !k->group) {
-        reader_record(k, s);
+    if (!k->group) {
+        reader_record(k, s); /* also of a search that failed on its way: a part of it may run */
     }
     pthread_mutex_unlock(&k->lock);
     if (!failed(s) && k->group) {
@@ -674,12 +702,16 @@ static void finish_start(struct stream *s, struct finish *f, bool careful)
     }
 }
 
-static void finish_take(const struct finish *f)
+static void finish_take(struct stream *s, const struct finish *f)
 {
     struct keys *k = f->keys;
     for (size_t i = 0; i < f->n; i++) {
         struct keys_hit *hits = f->found + i * f->b;
         uint32_t count = f->found_counts[i];
+        if (count > f->b) {
+            k->cuda->host->error_set(&s->error, ERROR_FATAL, E_INTERNAL, "a search lost hits of query %zu", i);
+            return;
+        }
         if (f->b > SORTED_MAX) {
             qsort(hits, count, sizeof *hits, hits_compare);
         }
@@ -728,7 +760,7 @@ int finishes_run(struct stream *s, struct error *e)
             }
         }
         if (!failed(s)) {
-            finish_take(f);
+            finish_take(s, f);
         }
     }
     if (failed(s)) {

@@ -23,21 +23,21 @@ struct frame_head {
     uint64_t candidates; /* bit r: row r is one */
     uint32_t born, died; /* visible where born <= the search's sequence number < died */
     uint32_t kind;
-    uint32_t numbered; /* row r is slot first_slot + r; 0: all are first_slot, see group.cu */
-    uint32_t unused[8];
+    uint32_t unused[9];
 };
 static_assert(sizeof(struct frame_head) == 64, "vectors begin on a line of the cache");
 
 enum { FRAME_TIES = sizeof(struct frame_head), FRAME_VECTORS = FRAME_TIES + FRAME_ROWS * (int)sizeof(uint64_t) };
 
-/* Frames [first, end) of a pile. */
+/* Some frames of a pile. */
 struct frames {
     const unsigned char *const *slabs; /* SLAB_FRAMES each; NULL: all are in `alone` */
     const unsigned char *alone;
-    size_t bytes; /* of a frame */
-    uint32_t first, end;
-    uint32_t sequence; /* see frame_head */
-    int dim, stride;   /* numbers of a row, and with its padding */
+    size_t bytes;        /* of a frame */
+    uint32_t first, end; /* the search's part of [0, all), in the order of frame_at */
+    uint32_t all, turn;  /* turn: no divisor of `all` but 1 divides it */
+    uint32_t sequence;   /* see frame_head */
+    int dim, stride;     /* numbers of a row, and with its padding */
 };
 
 /* A search's state on one device, for one pass over at most QUERIES_MAX queries. All in device memory. */
@@ -80,13 +80,14 @@ struct pile {
     size_t slabs_count;
     unsigned char **table; /* the same [SLABS_MAX], on the device */
     uint32_t used;         /* frames that were ever used */
-    uint32_t *free;        /* a ring: what became free first is used first */
-    size_t free_first, free_count, free_room;
+    uint32_t *free;        /* [free_count] that are not in use */
+    size_t free_count, free_room;
 };
 
 /* Pinned host memory in which frames are made. */
 struct stage {
     unsigned char *memory; /* [STAGE_FRAMES] frames */
+    size_t used;           /* frames, since it was last taken */
     cudaEvent_t copied;
 };
 
@@ -97,7 +98,6 @@ struct mirror {
     cudaEvent_t uploaded; /* the last change of its frames */
     size_t room;          /* bytes that slabs may still take */
     unsigned char *alone; /* [STAGE_FRAMES]: where frames without a place are searched */
-    bool clean;           /* the searches under way need not be waited for again */
 };
 
 /* What there is of one block of the view. */

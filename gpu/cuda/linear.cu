@@ -12,6 +12,7 @@
 
 enum { PLANS = 4096, THREADS = 256, PLAIN_EDGE = 16, GELU_EACH = 8 };
 static const size_t WORKSPACE_BYTES = (size_t)32 << 20; /* what cuBLAS asks for on Hopper */
+static const uint32_t REDUCTION = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
 static const uint32_t ALIGNMENT = 64; /* bytes, of every tensor: cuBLASLt takes it for granted at 256 */
 
 struct weight {
@@ -163,7 +164,13 @@ static bool lt_describe(struct stream *s, struct plan *p)
            lt_put(s, cublasLtMatrixLayoutCreate(&p->out, type, p->width, p->rows, (int64_t)p->width));
 }
 
-static bool plan_make(struct stream *s, struct plan *p)
+static bool plan_bias(struct stream *s, struct plan *p, const struct weight *w)
+{
+    void *const bias = w->bias[s->home];
+    return lt_put(s, cublasLtMatmulDescSetAttribute(p->matmul, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias));
+}
+
+static bool plan_make(struct stream *s, struct plan *p, const struct weight *w)
 {
     static const cublasLtMatmulPreferenceAttributes_t aligned[] = {
         CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
@@ -171,18 +178,21 @@ static bool plan_make(struct stream *s, struct plan *p)
     cublasLtMatmulPreference_t preference;
     cublasLtMatmulHeuristicResult_t found = {};
     int count = 0;
-    if (!lt_describe(s, p) || !lt_put(s, cublasLtMatmulPreferenceCreate(&preference))) {
+    if (!lt_describe(s, p) || !plan_bias(s, p, w) || !lt_put(s, cublasLtMatmulPreferenceCreate(&preference))) {
         return false;
     }
     cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &WORKSPACE_BYTES,
                                          sizeof WORKSPACE_BYTES);
+    /* parts of a sum are added in f32 too */
+    cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &REDUCTION,
+                                         sizeof REDUCTION);
     for (size_t i = 0; i < sizeof aligned / sizeof *aligned; i++) {
         cublasLtMatmulPreferenceSetAttribute(preference, aligned[i], &ALIGNMENT, sizeof ALIGNMENT);
     }
     const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(s->cuda->devices[s->home].lt, p->matmul, p->weight,
                                                                  p->x, p->out, p->out, preference, 1, &found, &count);
     cublasLtMatmulPreferenceDestroy(preference);
-    p->plain = status != CUBLAS_STATUS_SUCCESS || count == 0;
+    p->plain = status != CUBLAS_STATUS_SUCCESS || count == 0 || found.state != CUBLAS_STATUS_SUCCESS;
     p->algo = found.algo;
     return true;
 }
@@ -211,7 +221,7 @@ static struct plan *plan_of(struct stream *s, size_t rows, const struct weight *
         p->width = w->width;
         p->dtype = w->dtype;
         p->rows = rows;
-        if (!plan_make(s, p)) {
+        if (!plan_make(s, p, w)) {
             plan_close(p);
             return NULL;
         }
@@ -279,11 +289,25 @@ template <typename T> static void gelu_launch(struct stream *s, void *out, const
     launched(s, "gelu");
 }
 
+/* false: the stream has failed. What cuBLASLt offered and then refuses becomes a plain plan. */
+static bool plan_run(struct stream *s, struct plan *p, const struct weight *w, void *out, const void *in)
+{
+    const float one = 1, zero = 0;
+    const size_t home = s->home;
+    if (!plan_bias(s, p, w)) {
+        return false;
+    }
+    const cublasStatus_t status =
+        cublasLtMatmul(s->cuda->devices[home].lt, p->matmul, &one, w->packed[home], p->weight, in, p->x, &zero, out,
+                       p->out, out, p->out, &p->algo, s->workspace.memory, WORKSPACE_BYTES, s->on[home]);
+    p->plain = status == CUBLAS_STATUS_NOT_SUPPORTED || status == CUBLAS_STATUS_INVALID_VALUE;
+    return p->plain || lt_put(s, status);
+}
+
 void cuda_linear(struct stream *s, const struct tensor *out, const struct tensor *in, const struct weight *w,
                  enum epilogue epilogue, const struct tensor *kept)
 {
     const size_t rows = rounded(in->rows, ROW_MULTIPLE), home = s->home;
-    const float one = 1, zero = 0;
     const bool gelu_too = epilogue == EPILOGUE_GELU, wide = w->dtype == DTYPE_F32;
     if (failed(s) || grown_take(s, home, &s->workspace, WORKSPACE_BYTES, &s->error)) {
         return;
@@ -296,14 +320,11 @@ void cuda_linear(struct stream *s, const struct tensor *out, const struct tensor
     if (!p) {
         return;
     }
+    if (!p->plain && !plan_run(s, p, w, before, from)) {
+        return;
+    }
     if (p->plain) {
         (wide ? plain_launch<float> : plain_launch<bf16>)(s, before, from, w, in->rows);
-    } else if (!lt_put(s, cublasLtMatmulDescSetAttribute(p->matmul, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &w->bias[home],
-                                                         sizeof w->bias[home])) ||
-               !lt_put(s, cublasLtMatmul(s->cuda->devices[home].lt, p->matmul, &one, w->packed[home], p->weight, from,
-                                         p->x, &zero, before, p->out, before, p->out, &p->algo, s->workspace.memory,
-                                         WORKSPACE_BYTES, s->on[home]))) {
-        return;
     }
     if (gelu_too) {
         (wide ? gelu_launch<float> : gelu_launch<bf16>)(s, to, before, in->rows * w->width);

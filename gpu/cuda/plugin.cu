@@ -79,6 +79,9 @@ static int device_open(struct cuda *c, struct device *d, int number, char *name,
     if (cuda_check(c, cudaStreamCreateWithFlags(&d->own, cudaStreamNonBlocking), "opening a GPU", e)) {
         return -1;
     }
+    if (scan_prepare(c, (size_t)(d - c->devices), e)) {
+        return -1;
+    }
     const cublasStatus_t status = cublasLtCreate(&d->lt);
     if (status != CUBLAS_STATUS_SUCCESS) {
         return c->host->error_set(e, ERROR_FATAL, E_INTERNAL, "cuBLASLt cannot be opened on GPU %d: %s", number,
@@ -242,8 +245,10 @@ static int plugin_open(struct backend **out, const struct backend_options *optio
     f->row_multiple = ROW_MULTIPLE;
     f->streams = DEVICE_STREAMS * c->count;
     f->host_threads = options->threads;
-    f->tile_tokens = TILE_TOKENS;
-    f->batch_tokens = f->streams * BATCH_TILES * TILE_TOKENS;
+    const char *tile = getenv("ENGRAM_CUDA_TILE");
+    f->tile_tokens = tile ? (size_t)strtoul(tile, NULL, 10) : (size_t)TILE_TOKENS;
+    f->tile_tokens = f->tile_tokens ? f->tile_tokens : 1;
+    f->batch_tokens = f->streams * BATCH_TILES * f->tile_tokens;
     *out = &c->backend;
     return 0;
 }

@@ -3,7 +3,7 @@
 #include "gpu/cuda/internal.h"
 #include "gpu/cuda/warp.h"
 
-enum { ROW_SHARED = 32768, ROW_WARPS = 8, POOL_THREADS = 128 };
+enum { ROW_SHARED = 32768, ROW_WARPS = 8, POOL_THREADS_MAX = 512 };
 
 /* ---- layer norm ---- */
 
@@ -162,14 +162,16 @@ void cuda_pool(struct stream *s, const struct tensor *out, const struct tensor *
     }
     const unsigned sequences = (unsigned)s->tile.sequences;
     const int dim = (int)x->columns;
+    const unsigned columns = (unsigned)rounded(x->columns, WARP);
+    const unsigned threads = columns < POOL_THREADS_MAX ? columns : (unsigned)POOL_THREADS_MAX;
     float *to = (float *)at_home(s, out->data);
     device_use(s->cuda, s->home);
     s->busy[s->home] = true;
     if (x->dtype == DTYPE_BF16) {
-        LAUNCH(pool_sequence<bf16>, sequences, POOL_THREADS, 0, s->on[s->home], to, (const bf16 *)at_home(s, x->data),
+        LAUNCH(pool_sequence<bf16>, sequences, threads, 0, s->on[s->home], to, (const bf16 *)at_home(s, x->data),
                s->tile.starts, dim, pooling == POOLING_CLS);
     } else {
-        LAUNCH(pool_sequence<float>, sequences, POOL_THREADS, 0, s->on[s->home], to, (const float *)at_home(s, x->data),
+        LAUNCH(pool_sequence<float>, sequences, threads, 0, s->on[s->home], to, (const float *)at_home(s, x->data),
                s->tile.starts, dim, pooling == POOLING_CLS);
     }
     launched(s, "pool");

@@ -17,9 +17,6 @@
 enum {
     THREADS = 256,
     SCAN_WARPS = THREADS / WARP,
-    WARP_ROWS = 16,
-    FRAME_WARPS = FRAME_ROWS / WARP_ROWS,
-    BLOCK_FRAMES = SCAN_WARPS / FRAME_WARPS, /* that a block of threads takes at once */
     PART_PAD = 32, /* numbers after a query in shared memory, so that two rows lie in different banks */
     BINS = 256,
     DIGITS = 20, /* bytes by which hits are ordered: score, tie, slot */
@@ -81,9 +78,12 @@ static __global__ void begin(struct finding f, int dim, int stride, bool parts)
     }
 }
 
-static __device__ inline const unsigned char *frame_at(const struct frames *f, uint32_t frame)
+/* Frames are walked in an order that mixes them: neighbours often are alike, or gone together. */
+static __device__ inline const unsigned char *frame_at(const struct frames *f, uint32_t place)
 {
-    return f->slabs ? f->slabs[frame / SLAB_FRAMES] + frame % SLAB_FRAMES * f->bytes : f->alone + frame * f->bytes;
+    const uint32_t frame = (uint32_t)((uint64_t)place * f->turn % f->all);
+    const unsigned char *slab = f->slabs ? f->slabs[frame / SLAB_FRAMES] : f->alone;
+    return slab + (f->slabs ? frame % SLAB_FRAMES : frame) * f->bytes;
 }
 
 /* Its candidates, as far as this search sees the frame. */
@@ -102,63 +102,87 @@ static __device__ inline void append(const struct finding *f, int query, float s
         struct keys_hit *hit = &f->hits[(size_t)query * f->room + place];
         hit->score = score;
         hit->kind = head->kind;
-        hit->slot = head->first_slot + (head->numbered ? row : 0);
+        hit->slot = head->first_slot + row;
         hit->tie = ((const uint64_t *)(frame + FRAME_TIES))[row];
     }
 }
 
-/* 8 TILES queries a block of threads, 16 rows a warp. The sum over a row may run in any order, as long as keys and
- * queries agree: a lane takes 8 numbers that follow one another for what the instruction calls columns 2t, 2t + 1,
- * 2t + 8, 2t + 9 of two steps. */
-template <int TILES> static __global__ void scan_tensor(struct frames frames, struct finding f)
+/* What a block of threads takes at once: 8 TILES queries, and so many frames; of a frame a warp takes 16 rows, or 32
+ * where the queries, which are in shared memory, would else be read too often. */
+template <int TILES> struct share {
+    static const int parts = TILES >= 4 ? 2 : 1, rows = 16 * parts;
+    static const int frame_warps = FRAME_ROWS / rows, frames = SCAN_WARPS / frame_warps;
+    static const int unrolled = TILES >= 8 ? 1 : 4; /* more would spill */
+};
+
+template <int TILES> static __device__ void queries_load(bf16 *parts, float *least, const struct finding &f, int stride)
+{
+    const int pieces = 2 * stride / 8, first = blockIdx.y * 8 * TILES, end = ((int)f.n + 7) / 8 * 8;
+    for (int i = threadIdx.x; i < 8 * TILES * pieces; i += THREADS) {
+        const int row = i / pieces, column = i % pieces * 8;
+        *(uint4 *)(parts + row * (2 * stride + PART_PAD) + column) =
+            first + row < end ? *(const uint4 *)(f.parts + (size_t)(first + row) * 2 * stride + column)
+                              : make_uint4(0, 0, 0, 0);
+    }
+    for (int i = threadIdx.x; i < 8 * TILES; i += THREADS) {
+        least[i] = first + i < (int)f.n ? f.least[first + i] : NAN;
+    }
+}
+
+/* The sum over a row may run in any order, as long as keys and queries agree: a lane takes 8 numbers that follow one
+ * another for what the instruction calls columns 2t, 2t + 1, 2t + 8, 2t + 9 of two steps. */
+template <int TILES>
+static __global__ void __launch_bounds__(THREADS, 2) scan_tensor(struct frames frames, struct finding f)
 {
     SHARED_MEMORY(shared);
+    typedef struct share<TILES> share;
     const int stride = frames.stride, row_numbers = 2 * stride + PART_PAD, query0 = blockIdx.y * 8 * TILES;
     const int warp = threadIdx.x / WARP, g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
     bf16 *parts = (bf16 *)shared;
     float *least = (float *)(parts + 8 * TILES * row_numbers);
-    const int pieces = 2 * stride / 8, queries_end = ((int)f.n + 7) / 8 * 8;
-    for (int i = threadIdx.x; i < 8 * TILES * pieces; i += THREADS) {
-        const int row = i / pieces, column = i % pieces * 8;
-        *(uint4 *)(parts + row * row_numbers + column) =
-            query0 + row < queries_end ? *(const uint4 *)(f.parts + (size_t)(query0 + row) * 2 * stride + column)
-                                       : make_uint4(0, 0, 0, 0);
-    }
-    for (int i = threadIdx.x; i < 8 * TILES; i += THREADS) {
-        least[i] = query0 + i < (int)f.n ? f.least[query0 + i] : NAN;
-    }
+    queries_load<TILES>(parts, least, f, stride);
     __syncthreads();
-    for (uint32_t at = frames.first + blockIdx.x * BLOCK_FRAMES + warp / FRAME_WARPS; at < frames.end;
-         at += gridDim.x * BLOCK_FRAMES) {
+    for (uint32_t at = frames.first + blockIdx.x * share::frames + warp / share::frame_warps; at < frames.end;
+         at += gridDim.x * share::frames) {
         const unsigned char *frame = frame_at(&frames, at);
-        const int row0 = warp % FRAME_WARPS * WARP_ROWS + g;
+        const int row0 = warp % share::frame_warps * share::rows + g;
         const uint64_t candidates = candidates_of(&frames, frame);
         const bf16 *keys = (const bf16 *)(frame + FRAME_VECTORS) + (size_t)row0 * stride + 8 * t;
-        float scores[TILES][4] = {};
+        float scores[share::parts][TILES][4] = {};
         if (!candidates) {
             continue;
         }
-#pragma unroll 4
+#pragma unroll(share::unrolled)
         for (int i = 0; i < stride; i += COLUMNS_MULTIPLE) {
-            const uint4 upper = *(const uint4 *)(keys + i), lower = *(const uint4 *)(keys + 8 * stride + i);
-            const uint32_t first[4] = {upper.x, lower.x, upper.y, lower.y};
-            const uint32_t second[4] = {upper.z, lower.z, upper.w, lower.w};
+            uint32_t first[share::parts][4], second[share::parts][4];
+#pragma unroll
+            for (int part = 0; part < share::parts; part++) {
+                const bf16 *row = keys + (size_t)part * 16 * stride + i;
+                const uint4 upper = __ldg((const uint4 *)row), lower = __ldg((const uint4 *)(row + 8 * stride));
+                first[part][0] = upper.x, first[part][1] = lower.x, first[part][2] = upper.y, first[part][3] = lower.y;
+                second[part][0] = upper.z, second[part][1] = lower.z, second[part][2] = upper.w,
+                second[part][3] = lower.w;
+            }
 #pragma unroll
             for (int tile = 0; tile < TILES; tile++) {
                 const bf16 *query = parts + (8 * tile + g) * row_numbers + i + 8 * t;
                 const uint4 high = *(const uint4 *)query, low = *(const uint4 *)(query + stride);
                 const uint32_t b[4][2] = {{high.x, high.y}, {high.z, high.w}, {low.x, low.y}, {low.z, low.w}};
-                mma(scores[tile], first, b[0]);
-                mma(scores[tile], second, b[1]);
-                mma(scores[tile], first, b[2]);
-                mma(scores[tile], second, b[3]);
+#pragma unroll
+                for (int part = 0; part < share::parts; part++) {
+                    mma(scores[part][tile], first[part], b[0]);
+                    mma(scores[part][tile], second[part], b[1]);
+                    mma(scores[part][tile], first[part], b[2]);
+                    mma(scores[part][tile], second[part], b[3]);
+                }
             }
         }
 #pragma unroll
-        for (int i = 0; i < 4 * TILES; i++) {
-            const int query = i / 4 * 8 + 2 * t + i % 2, row = row0 + i % 4 / 2 * 8;
-            if ((candidates >> row & 1) && scores[i / 4][i % 4] >= least[query]) {
-                append(&f, query0 + query, scores[i / 4][i % 4], frame, row);
+        for (int i = 0; i < 4 * TILES * share::parts; i++) {
+            const int part = i / 4 / TILES, tile = i / 4 % TILES;
+            const int query = 8 * tile + 2 * t + i % 2, row = row0 + 16 * part + i % 4 / 2 * 8;
+            if ((candidates >> row & 1) && scores[part][tile][i % 4] >= least[query]) {
+                append(&f, query0 + query, scores[part][tile][i % 4], frame, row);
             }
         }
     }
@@ -193,9 +217,10 @@ template <typename T> static __global__ void scan_plain(struct frames frames, st
 
 struct cut { /* in shared memory */
     uint32_t bins[BINS];
-    uint32_t warps[SCAN_WARPS + 1];
+    uint32_t warps[SCAN_WARPS];
     uint8_t prefix[DIGITS]; /* of the worst hit that stays; of it `depth` bytes count */
     int depth;
+    bool found;
     uint32_t need, least;
 };
 
@@ -211,16 +236,33 @@ static __device__ int prefix_compare(const struct keys_hit *h, const struct cut 
     return 0;
 }
 
-/* Thread 0: goes down the bins until `need` hits are had; true: they end with a bin. */
-static __device__ bool bin_choose(struct cut *c, int digit)
+/* The first warp, all of it: goes down the bins, 8 a lane, until `need` hits are had; found: they end with a bin. */
+static __device__ void bin_choose(struct cut *c, int digit)
 {
-    int bin = BINS - 1;
-    while (c->bins[bin] < c->need) {
-        c->need -= c->bins[bin--];
+    enum { EACH = BINS / WARP };
+    const int lane = threadIdx.x, top = BINS - 1 - EACH * lane;
+    const uint32_t need = c->need;
+    uint32_t mine = 0, sum;
+    for (int i = 0; i < EACH; i++) {
+        mine += c->bins[top - i];
     }
-    c->prefix[digit] = (uint8_t)bin;
-    c->depth = digit + 1;
-    return c->bins[bin] == c->need;
+    sum = mine;
+    for (int step = 1; step < WARP; step *= 2) {
+        const uint32_t before = __shfl_up_sync(ALL_LANES, sum, step);
+        sum += lane >= step ? before : 0;
+    }
+    __syncwarp(); /* all have read `need` */
+    if (sum >= need && sum - mine < need) {
+        uint32_t left = need - (sum - mine);
+        int bin = top;
+        while (c->bins[bin] < left) {
+            left -= c->bins[bin--];
+        }
+        c->need = left;
+        c->prefix[digit] = (uint8_t)bin;
+        c->depth = digit + 1;
+        c->found = c->bins[bin] == left || digit == DIGITS - 1;
+    }
 }
 
 /* Finds the prefix with which or better than which exactly b hits are: by their first byte, then of those that are
@@ -242,11 +284,11 @@ static __device__ void cut_find(struct cut *c, const struct keys_hit *hits, uint
             }
         }
         __syncthreads();
-        if (threadIdx.x == 0) {
-            c->warps[SCAN_WARPS] = bin_choose(c, digit) || digit == DIGITS - 1;
+        if (threadIdx.x < WARP) {
+            bin_choose(c, digit);
         }
         __syncthreads();
-        if (c->warps[SCAN_WARPS]) {
+        if (c->found) {
             break;
         }
     }
@@ -427,36 +469,53 @@ void finding_begin(struct stream *s, size_t device, const struct finding *f, enu
     launched(s, "keys_scan");
 }
 
-template <int TILES> static bool scan_fits(struct stream *s, size_t device, size_t stride, size_t *bytes)
+template <int TILES> static size_t tensor_bytes_for(size_t stride)
 {
-    *bytes = 8 * TILES * ((2 * stride + PART_PAD) * sizeof(bf16) + sizeof(float));
-    return *bytes <= s->cuda->devices[device].shared_bytes;
+    return 8 * TILES * ((2 * stride + PART_PAD) * sizeof(bf16) + sizeof(float));
 }
 
-template <int TILES>
-static void tensor_launch(struct stream *s, size_t device, const struct frames *frames, const struct finding *f,
-                          size_t bytes)
+template <int TILES> static int tensor_prepare(struct cuda *c, size_t device, struct error *e)
 {
-    const unsigned groups = blocks_for(f->n, 8 * TILES), all = blocks_for(frames->end - frames->first, BLOCK_FRAMES);
-    const size_t fit = s->cuda->devices[device].shared_bytes / bytes, each = fit < 6 ? fit : 6;
-    const unsigned most = blocks_for((size_t)s->cuda->devices[device].processors * each, groups);
-    put(s, cudaFuncSetAttribute(scan_tensor<TILES>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes),
-        "keys_scan");
+    return cuda_check(c,
+                      cudaFuncSetAttribute(scan_tensor<TILES>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                           (int)c->devices[device].shared_bytes),
+                      "asking for shared memory", e);
+}
+
+int scan_prepare(struct cuda *c, size_t device, struct error *e)
+{
+    return tensor_prepare<1>(c, device, e) || tensor_prepare<2>(c, device, e) || tensor_prepare<4>(c, device, e) ||
+                   tensor_prepare<8>(c, device, e)
+               ? -1
+               : 0;
+}
+
+/* As many blocks of threads as the device runs at once; each walks on. */
+template <int TILES>
+static void tensor_launch(struct stream *s, size_t device, const struct frames *frames, const struct finding *f)
+{
+    const size_t bytes = tensor_bytes_for<TILES>((size_t)frames->stride);
+    const unsigned groups = blocks_for(f->n, 8 * TILES);
+    const unsigned all = blocks_for(frames->end - frames->first, share<TILES>::frames);
+    int each = 1;
+    put(s, cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, scan_tensor<TILES>, THREADS, bytes), "keys_scan");
+    const unsigned most =
+        blocks_for((size_t)s->cuda->devices[device].processors * (size_t)(each > 0 ? each : 1), groups);
     LAUNCH(scan_tensor<TILES>, dim3(all < most ? all : most, groups), THREADS, bytes, s->on[device], *frames, *f);
 }
 
 /* As many queries at once as there are, and as shared memory takes. */
 static bool tensor_scan(struct stream *s, size_t device, const struct frames *frames, const struct finding *f)
 {
-    size_t bytes;
-    if (f->n > 32 && scan_fits<8>(s, device, frames->stride, &bytes)) {
-        tensor_launch<8>(s, device, frames, f, bytes);
-    } else if (f->n > 16 && scan_fits<4>(s, device, frames->stride, &bytes)) {
-        tensor_launch<4>(s, device, frames, f, bytes);
-    } else if (f->n > 8 && scan_fits<2>(s, device, frames->stride, &bytes)) {
-        tensor_launch<2>(s, device, frames, f, bytes);
-    } else if (scan_fits<1>(s, device, frames->stride, &bytes)) {
-        tensor_launch<1>(s, device, frames, f, bytes);
+    const size_t room = s->cuda->devices[device].shared_bytes, stride = (size_t)frames->stride;
+    if (f->n > 32 && tensor_bytes_for<8>(stride) <= room) {
+        tensor_launch<8>(s, device, frames, f);
+    } else if (f->n > 16 && tensor_bytes_for<4>(stride) <= room) {
+        tensor_launch<4>(s, device, frames, f);
+    } else if (f->n > 8 && tensor_bytes_for<2>(stride) <= room) {
+        tensor_launch<2>(s, device, frames, f);
+    } else if (tensor_bytes_for<1>(stride) <= room) {
+        tensor_launch<1>(s, device, frames, f);
     } else {
         return false;
     }

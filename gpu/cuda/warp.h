@@ -73,4 +73,23 @@ static __device__ __forceinline__ void mma(float d[4], const uint32_t a[4], cons
 #endif
 }
 
+/* Four matrices [8, 8] of bf16 in shared memory, a warp together: lane 8 i + r says where row r of matrix i is, 16-byte
+ * aligned. Of lane 4 g + t, b[i] holds (2t, g) and (2t + 1, g) of matrix i: as mma takes them (PTX ISA, ldmatrix). */
+static __device__ __forceinline__ void matrices_transposed(uint32_t b[4], const bf16 *row)
+{
+#ifdef __CUDACC__
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(b[0]), "=r"(b[1]), "=r"(b[2]), "=r"(b[3])
+                 : "r"((uint32_t)__cvta_generic_to_shared(row))
+                 : "memory");
+#else
+    const int g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
+    for (int i = 0; i < 4; i++) {
+        const bf16 *first = (const bf16 *)__shfl_sync(ALL_LANES, (unsigned long long)row, 8 * i + 2 * t);
+        const bf16 *second = (const bf16 *)__shfl_sync(ALL_LANES, (unsigned long long)row, 8 * i + 2 * t + 1);
+        b[i] = pair_of(first[g], second[g]);
+    }
+#endif
+}
+
 #endif

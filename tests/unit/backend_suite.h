@@ -72,7 +72,7 @@ __attribute__((noinline)) static float exact(float x, enum dtype dtype)
 /* ---- what a test takes ---- */
 
 static struct {
-    void *host[1024];
+    void *host[2048];
     struct tensor tensors[64];
     struct weight *weights[8];
     struct keys *keys[8];
@@ -284,11 +284,11 @@ static inline int suite_run(const struct CMUnitTest *tests, size_t count)
 {
     static const struct plugin_case cases[] = {
         {"tensor cores", COMPUTE_BF16, 1, NULL, NULL},
-        {"keys with little room", COMPUTE_F32, 1, NULL, "2500000"},
+        {"keys with little room", COMPUTE_F32, 1, NULL, "4700000"},
         {"4 devices", COMPUTE_BF16, 4, NULL, NULL},
         {"plain", COMPUTE_BF16, 1, "1", NULL},
         {"keys without room", COMPUTE_BF16, 1, NULL, "0"},
-        {"4 devices, keys with little room", COMPUTE_F32, 4, NULL, "2500000"},
+        {"4 devices, keys with little room", COMPUTE_F32, 4, NULL, "4700000"},
     };
     int failed = 0;
     setenv("EMULATED_DEVICES", "4", 0);

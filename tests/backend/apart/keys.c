@@ -174,7 +174,7 @@ static void keys_scan_run(struct stream *s, const struct call *c)
     pinned_check(s->device, c->hits, c->x.rows * c->b * sizeof *c->hits, "keys_scan's hits");
     pinned_check(s->device, c->counts, c->x.rows * sizeof *c->counts, "keys_scan's counts");
     pthread_mutex_lock(&k->lock);
-    if (keys_take(k, c->view, &s->error) == 0) {
+    if (keys_take(k, c->view, &s->error) == 0 && c->x.rows) {
         const float *queries = read_of(s, &c->x, DTYPE_F32, c->x.rows, k->dim, "keys_scan's queries");
         size_t rows = 0;
         for (size_t i = 0; i < k->count; i++) {
