@@ -19,27 +19,35 @@ fail() {
 
 # ---- an installed one ----
 
-links() { # TOOLKIT: a plug-in made with it finds all that ours needs
+links() { # TOOLKIT [WHEELS]: a plug-in made with it finds all that ours needs
     local release
     release=$("$1/bin/nvcc" --version 2>/dev/null | sed -n 's/.*release \([0-9]*\)\..*/\1/p')
     [ "${release:-0}" -ge 13 ] || return
     printf '%s\n' '#include <cublasLt.h>' '#include <nccl.h>' 'size_t both(void);' \
         'size_t both(void) { int v; ncclGetVersion(&v); return cublasLtGetVersion(); }' >"$new/probe.cu"
-    "$1/bin/nvcc" -Xcompiler -fPIC -c -o "$new/probe.o" "$new/probe.cu" &&
-        ${CXX:-g++} -shared -Wl,-z,defs -o "$new/probe.so" "$new/probe.o" -L"$1/lib64" -lcudart_static \
-            -l:libcublasLt.so.13 -l:libnccl.so.2 -lpthread -ldl -lrt
+    "$1/bin/nvcc" ${2:+-isystem "$2/cu13/include" -isystem "$2/nccl/include"} -Xcompiler -fPIC -c -o "$new/probe.o" \
+        "$new/probe.cu" &&
+        ${CXX:-g++} -shared -Wl,-z,defs -o "$new/probe.so" "$new/probe.o" -L"$1/lib64" -L"$1/lib" \
+            ${2:+-L"$2/cu13/lib" -L"$2/nccl/lib"} -lcudart_static -l:libcublasLt.so.13 -l:libnccl.so.2 -lpthread -ldl -lrt
 }
 
-installed() { # the first toolkit that links, else nothing
+wheels() { # where Python packages such as PyTorch's keep cuBLAS and NCCL; nothing: they have none
+    python3 -c 'import importlib.util as u; s = u.find_spec("nvidia"); print([*s.submodule_search_locations][0] if s else "")' \
+        2>/dev/null
+}
+
+installed() { # the first toolkit that links, alone or with the wheels' libraries: TOOLKIT [WHEELS]; else nothing
     local nvcc toolkit
     for nvcc in "$(command -v nvcc)" /usr/local/cuda/bin/nvcc; do
         [ -x "$nvcc" ] || continue
         nvcc=$(readlink -f "$nvcc")
         toolkit=${nvcc%/bin/nvcc}
-        ! links "$toolkit" >/dev/null 2>&1 || {
-            echo "$toolkit"
-            return
-        }
+        for with in '' "$(wheels)"; do
+            ! links "$toolkit" "$with" >/dev/null 2>&1 || {
+                echo "$toolkit" "$with"
+                return
+            }
+        done
     done
 }
 
@@ -67,12 +75,12 @@ fetch() {
 
 # ---- what the Makefile reads ----
 
-describe_installed() { # TOOLKIT
+describe_installed() { # TOOLKIT [WHEELS]
     cat <<EOF
 # an installed toolkit: $("$1/bin/nvcc" --version | sed -n 's/^Cuda.*, //p')
 NVCC := $1/bin/nvcc
-CUDA_CPPFLAGS :=
-CUDA_LDFLAGS := -L$1/lib64
+CUDA_CPPFLAGS :=${2:+ -isystem $2/cu13/include -isystem $2/nccl/include}
+CUDA_LDFLAGS := -L$1/lib64 -L$1/lib${2:+ -L$2/cu13/lib -L$2/nccl/lib -Wl,-rpath,$2/cu13/lib:$2/nccl/lib}
 EOF
 }
 
@@ -102,7 +110,8 @@ fetch) toolkit= ;;
     ;;
 esac
 if [ -n "$toolkit" ]; then
-    describe_installed "$toolkit" >"$new/mk"
+    # shellcheck disable=SC2086 # one word or two
+    describe_installed $toolkit >"$new/mk"
 else
     fetch
     describe_fetched >"$new/mk"

@@ -133,7 +133,7 @@ $(CHECK)/obj/%.o: %.c
 $(CHECK)/%: $(CHECK)/obj/tests/unit/%.o $(check_objects)
 	$(Q)$(CC) -pthread -o $@ $^ -lm -ldl
 $(CHECK)/gpu_bench: tests/cuda/check/gpu_bench.cu $(check_objects) $(BUILD)/cuda.mk
-	$(Q)$(NVCC) $(NVCC_FLAGS) -c -o $(CHECK)/obj/gpu_bench.o $< >/dev/null
+	$(Q)$(NVCC) $(subst -Xptxas -v,,$(NVCC_FLAGS)) -c -o $(CHECK)/obj/gpu_bench.o $<
 	$(Q)$(CXX) -pthread -o $@ $(CHECK)/obj/gpu_bench.o $(check_objects) $(CUDA_LDFLAGS) -lcudart_static -lm -ldl -lrt
 .PHONY: gpu-check-build
 gpu-check-build: $(BUILD)/libengram_cuda.so $(CHECK)/gpu_bench $(EMULATED_SUITE:%=$(CHECK)/%)

@@ -124,3 +124,14 @@ def test_processes_share_the_keys(broker, topics, stage, folder, kafka_flags, en
         running.wait_ready()
     answers = check_texts(broker, topics)
     assert len({one["id"] for one in answers.bodies()}) == 80 and not answers.letters
+
+
+def test_the_benchmark_for_gpus_runs(engram_cuda):
+    """On an emulated GPU, at sizes for that: all its tables, and a number in every place."""
+    done = subprocess.run(["make", "-s", "build/emulated/gpu_bench"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    done = subprocess.run([engram_cuda.with_name("gpu_bench"), "--tiny"], capture_output=True, text=True, check=True)
+    rows = [line for line in done.stdout.splitlines() if line.startswith("| ") and line[-3:] == "% |"]
+    assert [row.split(" | ")[0] for row in rows] == ["| S, about 20 tokens a text", "| L, about 103 tokens a text",
+                                                     "| 1024", "| 1024", "| 2048", "| 2048"]
+    assert "nan" not in done.stdout and "inf" not in done.stdout
