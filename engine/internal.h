@@ -53,6 +53,8 @@ struct engine {
 
 struct predict_options engine_options(struct engine *g); /* those in force now; any thread */
 
+/* Where the device is not the host: brings its keys up to date, so that the next text need not wait for that. */
+int keys_refresh(struct engine *g, struct error *e);
 /* Brings g->lexical to the snapshot's version; the caller holds words_lock. */
 void engine_lexical_sync(struct engine *g, const struct snapshot *s);
 
@@ -155,8 +157,6 @@ int retrieval_end(struct retrieval *r, struct error *e);
 /* The lexical score of matches of the row in `slot`, as if that row were not there. The caller holds words_lock, and
  * has synced. */
 int retrieval_score_own(struct retrieval *r, uint64_t slot, struct matches *m, struct error *e);
-/* Where the device is not the host: brings its keys up to date, so that the next text need not wait for that. */
-int keys_refresh(struct engine *g, struct error *e);
 /* r->matches [n] of r->queries [n] as they are, without a lexical score; the snapshot is set. */
 int retrieval_search(struct retrieval *r, size_t n, struct error *e);
 

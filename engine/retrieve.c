@@ -184,26 +184,6 @@ int retrieval_search(struct retrieval *r, size_t n, struct error *e)
     return 0;
 }
 
-int keys_refresh(struct engine *g, struct error *e)
-{
-    const struct backend_operations *ops = g->backend->ops;
-    const struct tensor none = {.dtype = DTYPE_F32, .columns = g->dim};
-    struct snapshot *snapshot = NULL;
-    if (!g->keys || g->backend->facts.host_memory) {
-        return 0;
-    }
-    pthread_mutex_lock(&g->refresh_lock);
-    int failed =
-        (!g->refresher && ops->stream_open(g->backend, &g->refresher, e)) || memory_snapshot(g->memory, &snapshot, e);
-    if (!failed) {
-        ops->keys_scan(g->refresher, g->keys, snapshot_keys(snapshot), &none, 1, KEY_BOTH, NULL, NULL);
-        failed = ops->wait(g->refresher, e);
-    }
-    snapshot_release(snapshot);
-    pthread_mutex_unlock(&g->refresh_lock);
-    return failed ? -1 : 0;
-}
-
 /* ---- the lexical score ---- */
 
 /* The lexical scores of one of `parts` equal parts of the matches. */
