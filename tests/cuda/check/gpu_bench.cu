@@ -270,7 +270,7 @@ static double encode_rate(size_t length)
     const double start = seconds();
     size_t tokens = 0;
     for (size_t i = 0; i < n; i++) {
-        x[i] = {length, start + (tiny ? 0 : 8), 0};
+        x[i] = {length, start + (tiny ? 0 : 4), 0};
         pthread_create(&threads[i], NULL, encode, &x[i]);
     }
     for (size_t i = 0; i < n; i++) {
@@ -289,8 +289,8 @@ static double flops(size_t length)
 static void encode_print(const char *name, size_t length, double limit)
 {
     const double rate = encode_rate(length);
-    printf("| %s, about %zu tokens a text | %.0f | %.0f | %.0f %% |\n", name, length, rate, rate / (double)length,
-           100 * rate * flops(length) / (limit * 1e12));
+    printf("| %s, about %zu tokens a text | %zu | %.0f | %.0f | %.0f %% |\n", name, length, backend->facts.tile_tokens,
+           rate, rate / (double)length, 100 * rate * flops(length) / (limit * 1e12));
     fflush(stdout);
 }
 
@@ -432,25 +432,77 @@ static void keys_print(struct stream *s, size_t count, double bandwidth)
     memory_free(&m);
 }
 
-int main(int argc, char **argv)
+static void model_free(void)
 {
-    char path[PATH_MAX];
+    struct embedding *e = &model.embedding;
+    struct tensor *tensors[] = {&e->word, &e->position, &e->type, &e->norm};
+    for (size_t i = 0; i < 4; i++) {
+        tensor_release(backend, tensors[i]);
+    }
+    for (int i = 0; i < LAYERS; i++) {
+        struct weight *weights[] = {model.layers[i].qkv, model.layers[i].attended, model.layers[i].hidden,
+                                    model.layers[i].output};
+        for (size_t j = 0; j < 4; j++) {
+            ops->weight_close(backend, weights[j]);
+        }
+        tensor_release(backend, &model.layers[i].norm1);
+        tensor_release(backend, &model.layers[i].norm2);
+    }
+}
+
+/* With tiles of so many tokens; 0: as many as the plug-in takes. */
+static struct stream *begin(size_t tile)
+{
+    char path[PATH_MAX], text[32];
     const struct backend_options options = {2, COMPUTE_BF16, NULL, 0};
     struct stream *s;
-    tiny = argc > 1 && strcmp(argv[1], "--tiny") == 0;
+    snprintf(text, sizeof text, "%zu", tile);
+    if (tile) {
+        setenv("ENGRAM_CUDA_TILE", text, 1);
+    } else {
+        unsetenv("ENGRAM_CUDA_TILE");
+    }
     must(backend_plugin_open(&backend, beside(path, "libengram_cuda.so"), &options, &error));
     ops = backend->ops;
     must(ops->stream_open(backend, &s, &error));
+    return s;
+}
+
+static void end(struct stream *s)
+{
+    ops->stream_close(s);
+    backend_close(backend);
+}
+
+static void encoding_print(size_t tile, double limit)
+{
+    struct stream *s = begin(tile);
+    model_make(s);
+    encode_print("S", 20, limit);
+    encode_print("L", 103, limit);
+    model_free();
+    end(s);
+}
+
+int main(int argc, char **argv)
+{
+    static const size_t tiles[] = {0, 2048, 4096, 16384, 32768};
+    tiny = argc > 1 && strcmp(argv[1], "--tiny") == 0;
+    struct stream *s = begin(0);
     const double limit = gemm_rate(s, tiny ? 64 : 8192), bandwidth = copy_rate(tiny ? 1 << 20 : (size_t)4 << 30);
     printf("%s; %s. A matmul in bf16 runs at %.0f TFLOP/s, a copy moves %.2f TB/s.\n\n", backend->facts.device,
            backend->facts.library, limit, bandwidth / 1e12);
-    model_make(s);
-    printf("| encoding | tokens/s | texts/s | of the matmul's rate |\n|---|---:|---:|---:|\n");
-    encode_print("S", 20, limit);
-    encode_print("L", 103, limit);
-    printf("\n| keys | queries | b | ms | queries/s | of the copy's bandwidth |\n|---:|---:|---:|---:|---:|---:|\n");
-    keys_print(s, tiny ? 1024 : 1000000, bandwidth);
-    printf("\n| keys | queries | b | ms | queries/s | of the copy's bandwidth |\n|---:|---:|---:|---:|---:|---:|\n");
-    keys_print(s, tiny ? 2048 : 10000000, bandwidth);
+    end(s);
+    printf("| encoding | tokens of a tile | tokens/s | texts/s | of the matmul's rate |\n|---|---:|---:|---:|---:|\n");
+    for (size_t i = 0; i < (tiny ? 1 : sizeof tiles / sizeof *tiles); i++) {
+        encoding_print(tiles[i], limit);
+    }
+    s = begin(0);
+    for (size_t keys = tiny ? 1024 : 1000000; keys <= (tiny ? 2048 : 10000000); keys *= tiny ? 2 : 10) {
+        printf(
+            "\n| keys | queries | b | ms | queries/s | of the copy's bandwidth |\n|---:|---:|---:|---:|---:|---:|\n");
+        keys_print(s, keys, bandwidth);
+    }
+    end(s);
     return 0;
 }
