@@ -33,7 +33,8 @@ struct message {
 /* Name and kind -> slot, by open addressing. */
 struct name {
     uint64_t tie, slot;
-    uint32_t kind; /* 0: free; GONE: was in use */
+    uint32_t kind;  /* 0: free; GONE: was in use */
+    uint32_t place; /* of its block in a view, when it was added */
 };
 #define GONE UINT32_MAX
 

@@ -308,8 +308,10 @@ static void block_forget(struct keys *k, struct stream *s, struct mirrored *old,
     }
 }
 
-static void block_take(struct keys *k, struct stream *s, const struct keys_block *b, struct mirrored *out)
+static void block_take(struct keys *k, struct stream *s, const struct keys_view *view, size_t place,
+                       struct mirrored *out)
 {
+    const struct keys_block *b = &view->blocks[place];
     struct pile *p;
     uint16_t mine[BLOCK_FRAMES_MAX * FRAME_ROWS];
     size_t had = 0;
@@ -329,7 +331,7 @@ static void block_take(struct keys *k, struct stream *s, const struct keys_block
     }
     k->absent += !out->placed;
     if (k->group) {
-        group_names_add(k->group, b, out);
+        group_names_add(k->group, view, place, out);
     }
 }
 
@@ -440,7 +442,7 @@ static void keys_take(struct keys *k, struct stream *s, const struct keys_view *
     }
     for (size_t i = 0; i < view->count; i++) {
         if (blocks[i].old) {
-            block_take(k, s, &view->blocks[i], &blocks[i]);
+            block_take(k, s, view, i, &blocks[i]);
         }
     }
     for (size_t i = 0; i < k->cuda->count; i++) {

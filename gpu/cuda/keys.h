@@ -186,8 +186,8 @@ void group_ready(struct group *g);
  * never will be; then nobody uses it any more. */
 void group_search(struct group *g, struct finish *f);
 int group_wait(struct group *g, struct finish *f, struct error *e);
-/* The block's keys can be named, or no longer. */
-void group_names_add(struct group *g, const struct keys_block *b, struct mirrored *m);
+/* The keys of the view's block at `place` can be named, or those of a block no longer. */
+void group_names_add(struct group *g, const struct keys_view *view, size_t place, struct mirrored *m);
 void group_names_remove(struct group *g, struct mirrored *m);
 /* Gives hits of other processes the slots that the view has them in, and drops those that it does not have; returns how
  * many are left. The caller has the keys' lock. */

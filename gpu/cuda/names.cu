@@ -41,8 +41,9 @@ static bool names_grow(struct names *n, size_t more)
     return true;
 }
 
-void group_names_add(struct group *g, const struct keys_block *b, struct mirrored *m)
+void group_names_add(struct group *g, const struct keys_view *view, size_t place, struct mirrored *m)
 {
+    const struct keys_block *b = &view->blocks[place];
     struct names *n = &g->names;
     m->names = (uint64_t *)calloc(b->rows, sizeof *m->names);
     if (!m->names || !names_grow(n, b->rows)) {
@@ -54,7 +55,7 @@ void group_names_add(struct group *g, const struct keys_block *b, struct mirrore
             const size_t i = name_place(n, b->ties[r], b->kind);
             n->count += n->places[i].kind == 0;
             n->used += n->places[i].kind == 0;
-            n->places[i] = {b->ties[r], b->first_slot + r, b->kind};
+            n->places[i] = {b->ties[r], b->first_slot + r, b->kind, (uint32_t)place};
             m->names[r] = b->ties[r];
         }
     }
@@ -73,17 +74,19 @@ void group_names_remove(struct group *g, struct mirrored *m)
     m->names = NULL;
 }
 
-/* An earlier view than the names are of may have another key in that slot. */
+/* An earlier view than the names are of may have another key in that slot. Mostly it has the block in the same place.
+ */
 static bool view_has(const struct keys_view *view, const struct name *name)
 {
-    for (size_t i = 0; i < view->count; i++) {
-        const struct keys_block *b = &view->blocks[i];
-        if (name->slot >= b->first_slot && name->slot - b->first_slot < b->rows) {
-            const size_t r = (size_t)(name->slot - b->first_slot);
-            return b->kind == name->kind && b->ties[r] == name->tie && b->candidate[r];
-        }
+    const struct keys_block *b = name->place < view->count ? &view->blocks[name->place] : view->blocks;
+    for (size_t i = 0; i < view->count && (name->slot < b->first_slot || name->slot - b->first_slot >= b->rows); i++) {
+        b = &view->blocks[i];
     }
-    return false;
+    if (view->count == 0 || name->slot < b->first_slot || name->slot - b->first_slot >= b->rows) {
+        return false;
+    }
+    const size_t r = (size_t)(name->slot - b->first_slot);
+    return b->kind == name->kind && b->ties[r] == name->tie && b->candidate[r];
 }
 
 uint32_t group_name(struct group *g, const struct keys_view *view, struct keys_hit *hits, uint32_t count)
