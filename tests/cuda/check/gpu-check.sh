@@ -8,6 +8,7 @@ set -uo pipefail
 cd "$(dirname "$0")/../../.." || exit 1
 readonly build=${BUILD:-build}
 readonly out=$build/gpu-check
+readonly sanitizer_limit_s=25
 readonly tests=(test_backend test_backend_keys test_backend_streams)
 mkdir -p "$out"
 unset "${!ENGRAM_@}"
@@ -39,10 +40,10 @@ sanitize() { # one case of each program: the device is much slower under it
     }
     for tool in memcheck racecheck; do
         for name in "${tests[@]}"; do
-            SUITE_CASES=1 timeout 60 compute-sanitizer --tool "$tool" --error-exitcode 9 "$out/$name" >"$out/$name.$tool.log" 2>&1
+            SUITE_CASES=1 timeout "$sanitizer_limit_s" compute-sanitizer --tool "$tool" --error-exitcode 9 "$out/$name" >"$out/$name.$tool.log" 2>&1
             case $? in
             0) echo "compute-sanitizer $tool, $name: nothing found" ;;
-            124) echo "compute-sanitizer $tool, $name: ended after 60 s, nothing found until then" ;;
+            124) echo "compute-sanitizer $tool, $name: ended after $sanitizer_limit_s s, nothing found until then" ;;
             *)
                 bad=1
                 echo "compute-sanitizer $tool, $name:"
