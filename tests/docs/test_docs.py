@@ -107,7 +107,7 @@ def literals(source):
 def test_rooms_include_what_the_readme_says():
     wrong = []
     for room in ROOMS:
-        for source in sorted((ROOT / room).rglob("*.[ch]")):
+        for source in sorted([*(ROOT / room).rglob("*.[ch]"), *(ROOT / room).rglob("*.cu")]):
             for header in re.findall(r'^#include "([^"]+)"', source.read_text(encoding="utf-8"), re.MULTILINE):
                 other, _, name = header.partition("/")
                 if other != room and (name.endswith("internal.h") or other not in ROOMS[: ROOMS.index(room)]):
@@ -122,7 +122,7 @@ def test_an_image_is_built_from_all_rooms():
 
 def said():
     """Whether the code can say a piece: in one literal, or in two of which one is filled into the other."""
-    sources = [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.c"))]
+    sources = [path for room in ROOMS for ending in ("*.c", "*.cu") for path in sorted((ROOT / room).rglob(ending))]
     texts = [text for path in sources for text in literals(path.read_text(encoding="utf-8"))]
     all_texts, fills = "\n".join(texts), {text for text in texts if len(text) > 20}
 
@@ -157,7 +157,7 @@ def test_the_lines_quoted_are_those_that_it_says():
     lines = [line for table in tables for line in first_cells(table) if pieces(line)]
     can_say = said()
     wrong = [(line, piece) for line in lines for piece in pieces(line) if not can_say(piece)]
-    assert len(tables) == 4 and len(lines) > 40 and not wrong
+    assert len(tables) == 5 and len(lines) > 60 and not wrong
 
 
 def test_every_refusal_is_explained():
@@ -174,6 +174,17 @@ def test_every_refusal_is_explained():
     missing = [refusal for refusal in refusals if ours not in refusal and not any(part in refusal for part in parts)
                and not any(all(piece in line for piece in pieces(refusal)) for line in quoted)]
     assert len(refusals) > 15 and not missing
+
+
+def test_every_line_of_the_plug_in_is_explained():
+    """What it refuses, warns of or ends with."""
+    files = [*(ROOT / "gpu" / "cuda").glob("*.cu"), ROOT / "gpu" / "plugin.c"]
+    said_there = {literals(call)[0] for path in files for call in re.findall(
+        r"\b(?:error_set|log_warn)\(((?:[^;\"]|\"(?:[^\"\\]|\\.)*\")*)\);", path.read_text(encoding="utf-8")) if literals(call)}
+    quoted = [pieces(line) for line in re.findall(r"`([^`\n]+)`", section("GPUs") + section("What a fault does")
+                                                  + section("What each refusal means")) if pieces(line)]
+    missing = [line for line in said_there if pieces(line) and not any(all(piece in line for piece in whole) for whole in quoted)]
+    assert len(said_there) > 20 and not missing
 
 
 def test_alerts_are_valid_and_about_metrics_that_exist():
