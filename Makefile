@@ -162,7 +162,7 @@ $(BUILD)/obj/gpu/cuda/%.o: gpu/cuda/%.cu Makefile $(BUILD)/cuda.mk
 $(BUILD)/libengram_cuda.so: $(CUDA_OBJECTS) gpu/cuda/exports.map
 	$(call say,LINK $@)
 	$(Q)$(CXX) -shared -Wl,-z,defs,-z,relro,-z,now,-z,noexecstack,--as-needed -Wl,--version-script=gpu/cuda/exports.map \
-		$(LDFLAGS) -o $@ $(CUDA_OBJECTS) $(CUDA_LDFLAGS) -lcudart_static -l:libcublas.so.13 -l:libcublasLt.so.13 \
+		$(LDFLAGS) -o $@ $(CUDA_OBJECTS) $(CUDA_LDFLAGS) -lcudart_static -l:libcublasLt.so.13 \
 		-l:libnccl.so.2 -lpthread -ldl -lrt
 
 $(BUILD)/cuda/ptxas.md: $(CUDA_OBJECTS) tools/ptxas.py

@@ -162,24 +162,25 @@ size_t engine_slice_tokens(const struct engine *g)
     return g->slice_tokens;
 }
 
-int keys_refresh(struct engine *g, struct error *e)
+int engine_refresh(struct engine *g, struct error *e)
 {
     const struct backend_operations *ops = g->backend->ops;
     const struct tensor none = {.dtype = DTYPE_F32, .columns = g->dim};
     struct snapshot *snapshot = NULL;
+    struct error why = {0};
     if (!g->keys || g->backend->facts.host_memory) {
         return 0;
     }
     pthread_mutex_lock(&g->refresh_lock);
-    int failed =
-        (!g->refresher && ops->stream_open(g->backend, &g->refresher, e)) || memory_snapshot(g->memory, &snapshot, e);
+    int failed = (!g->refresher && ops->stream_open(g->backend, &g->refresher, &why)) ||
+                 memory_snapshot(g->memory, &snapshot, &why);
     if (!failed) {
         ops->keys_scan(g->refresher, g->keys, snapshot_keys(snapshot), &none, 1, KEY_BOTH, NULL, NULL);
-        failed = ops->wait(g->refresher, e);
+        failed = ops->wait(g->refresher, &why);
     }
     snapshot_release(snapshot);
     pthread_mutex_unlock(&g->refresh_lock);
-    return failed ? -1 : 0;
+    return failed && why.kind == ERROR_FATAL ? error_set(e, why.kind, why.code, "%s", why.text) : 0;
 }
 
 /* So that the first text does not wait for it. What cannot be read here is told to that text. */
@@ -201,7 +202,7 @@ void engine_set_ready(struct engine *g, bool ready)
 {
     if (ready) { /* what fails here fails for the first text too */
         words_count(g);
-        keys_refresh(g, NULL);
+        engine_refresh(g, NULL);
     }
     atomic_store(&g->ready, ready);
     if (g->pool) {

@@ -109,6 +109,10 @@ int engine_fold(struct engine *g, struct fold *folds, size_t n, size_t *applied,
  * where a lexical score is asked for, and has the device take the keys, now and after each fold, so that no text waits
  * for it. */
 void engine_set_ready(struct engine *g, bool ready);
+/* Where the device is not the host: has it take the keys as they are now, and see that all who have a part of them are
+ * there; where nothing has changed that costs next to nothing. -1: FATAL, the device is of no use any more. What may
+ * pass is left to the next text. */
+int engine_refresh(struct engine *g, struct error *e);
 
 /* ---- evaluation ---- */
 

@@ -174,12 +174,10 @@ int engine_fold(struct engine *g, struct fold *folds, size_t n, size_t *applied,
     }
     result = limit == n ? 0 : -1;
     why = full;
-    if (atomic_load(&g->ready) && keys_refresh(g, &full) &&
-        full.kind == ERROR_FATAL) { /* else the next text sees to it */
-        result = -1;
-        why = full;
-    }
 done:
+    if (*applied > 0 && atomic_load(&g->ready) && engine_refresh(g, &why)) {
+        result = -1;
+    }
     encoded_free(&encoded);
     if (result && e) {
         *e = why;

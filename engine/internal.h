@@ -45,7 +45,7 @@ struct engine {
     size_t unbegun;                         /* batches with slices that have not begun */
     atomic_bool ready;                      /* texts come: folds go first, but not always; see engine_set_ready */
     pthread_mutex_t refresh_lock;           /* covers the one below */
-    struct stream *refresher;               /* of keys_refresh; NULL: not yet */
+    struct stream *refresher;               /* of engine_refresh; NULL: not yet */
     pthread_mutex_t words_lock;             /* covers the two below */
     struct lexical *lexical;                /* NULL until a lexical score was asked for */
     struct lexical_query **lexical_queries; /* [pool_hands] */
@@ -53,8 +53,6 @@ struct engine {
 
 struct predict_options engine_options(struct engine *g); /* those in force now; any thread */
 
-/* Where the device is not the host: brings its keys up to date, so that the next text need not wait for that. */
-int keys_refresh(struct engine *g, struct error *e);
 /* Brings g->lexical to the snapshot's version; the caller holds words_lock. */
 void engine_lexical_sync(struct engine *g, const struct snapshot *s);
 

@@ -50,7 +50,7 @@ int run_in_halves(int (*run)(void *context, size_t first, size_t n, struct error
     if (run(context, first, n, e) == 0) {
         return 0;
     }
-    if (e->code != E_DEVICE_MEMORY || n <= 1) {
+    if (e->kind != ERROR_RETRY || e->code != E_DEVICE_MEMORY || n <= 1) {
         return -1;
     }
     const size_t half = n / 2;

@@ -16,6 +16,7 @@ enum {
     POLL_MS = 500,
     RETRY_MS = 1000,            /* between tries to fold into a full memory */
     FLOWS_US = 5 * 1000 * 1000, /* without a refusal, before the lane says that it goes on */
+    REFRESH_US = 1000 * 1000,   /* how often the device is looked at */
     LOOK_US = 60 * 1000 * 1000, /* how often the topics' ends are looked at, to store the time last caught up */
     BYTES_PER_TOKEN = 4,        /* of a text, roughly: only to bound a batch before it is tokenized */
 };
@@ -36,7 +37,8 @@ struct learn_lane {
     bool looking;         /* the ends at the last look are not reached yet */
     uint64_t refused_us;  /* when the memory last took no more */
     uint64_t looked_us;   /* 0: not yet */
-    uint64_t marks;       /* learn_consumer_marks, as far as the memory has them */
+    uint64_t refreshed_us;
+    uint64_t marks; /* learn_consumer_marks, as far as the memory has them */
 };
 
 struct pulse *learn_lane_pulse(struct learn_lane *l)
@@ -339,6 +341,17 @@ static int lane_look(struct learn_lane *l, bool at_once, struct error *e)
     return 0;
 }
 
+/* While nothing is learned, too: a process of a group may be gone. */
+static int lane_refresh(struct learn_lane *l, struct error *e)
+{
+    const uint64_t now = clock_us();
+    if (now - l->refreshed_us < REFRESH_US) {
+        return 0;
+    }
+    l->refreshed_us = now;
+    return engine_refresh(l->stage->engine, e);
+}
+
 /* 0; 1: told to stop before a batch was folded; -1. */
 static int lane_step(struct learn_lane *l, struct error *e)
 {
@@ -357,6 +370,9 @@ static int lane_step(struct learn_lane *l, struct error *e)
     lane_flows(l);
     if (learn_consumer_caught_up(l->consumer)) {
         lane_ready(l);
+        if (lane_refresh(l, e)) {
+            return -1;
+        }
     }
     return lane_look(l, false, e);
 }

@@ -16,7 +16,8 @@ int cuda_check(struct cuda *c, cudaError_t status, const char *what, struct erro
     }
     cudaGetLastError(); /* forgets it, unless the device itself is lost */
     if (status == cudaErrorMemoryAllocation) {
-        return c->host->error_set(e, ERROR_RETRY, E_DEVICE_MEMORY, "the GPU has no memory left for %s", what);
+        return c->host->error_set(e, ERROR_RETRY, E_DEVICE_MEMORY, "the GPU, or its machine, has no memory left for %s",
+                                  what);
     }
     return c->host->error_set(e, ERROR_FATAL, E_INTERNAL, "CUDA failed at %s: %s (%s)", what,
                               cudaGetErrorString(status), cudaGetErrorName(status));
@@ -77,8 +78,11 @@ void *staging_take(struct stream *s, size_t bytes, struct error *e)
         void *memory;
         room = room < bytes ? bytes : room;
         device_use(s->cuda, s->home); /* a thread that has none would take the first GPU, whoever uses that */
-        if (t->count == STAGING_MAX || cuda_check(s->cuda, cudaHostAlloc(&memory, room, cudaHostAllocPortable),
-                                                  "copies between host and GPU", e)) {
+        if (t->count == STAGING_MAX) {
+            cuda_check(s->cuda, cudaErrorMemoryAllocation, "copies to and from it", e);
+            return NULL;
+        }
+        if (cuda_check(s->cuda, cudaHostAlloc(&memory, room, cudaHostAllocPortable), "copies to and from it", e)) {
             return NULL;
         }
         t->chunks[t->count].memory = (unsigned char *)memory;
@@ -214,8 +218,7 @@ int cuda_host_alloc(struct backend *b, size_t bytes, void **out, struct error *e
 {
     struct cuda *c = cuda_of(b);
     device_use(c, 0);
-    return cuda_check(c, cudaHostAlloc(out, bytes ? bytes : 1, cudaHostAllocPortable), "copies between host and GPU",
-                      e);
+    return cuda_check(c, cudaHostAlloc(out, bytes ? bytes : 1, cudaHostAllocPortable), "copies to and from it", e);
 }
 
 void cuda_host_release(struct backend *b, void *memory)
@@ -250,9 +253,12 @@ int cuda_stream_open(struct backend *b, struct stream **out, struct error *e)
     }
     s->cuda = c;
     pthread_mutex_lock(&c->lock);
-    s->number = ++c->next_home;
+    s->number = ++c->streams;
+    for (size_t i = 1; i < c->count; i++) { /* where the fewest are at home */
+        s->home = c->at_home[i] < c->at_home[s->home] ? i : s->home;
+    }
+    c->at_home[s->home]++;
     pthread_mutex_unlock(&c->lock);
-    s->home = (size_t)((s->number - 1) % c->count);
     for (size_t i = 0; i < c->count; i++) {
         device_use(c, i);
         if (cuda_check(c, cudaStreamCreateWithFlags(&s->on[i], cudaStreamNonBlocking), "opening a stream", e)) {
@@ -285,6 +291,9 @@ void cuda_stream_close(struct stream *s)
     for (size_t i = 0; i < s->staging.count; i++) {
         cudaFreeHost(s->staging.chunks[i].memory);
     }
+    pthread_mutex_lock(&c->lock);
+    c->at_home[s->home]--;
+    pthread_mutex_unlock(&c->lock);
     free(s);
 }
 

@@ -18,7 +18,7 @@
 
 #include "gpu/cuda/group.h"
 
-enum { HEAR_SECONDS = 2 };
+enum { HEAR_SECONDS = 2, SAY_SECONDS = 5 };
 static const double SPIN_SECONDS = 0.002;
 
 /* ---- the end ---- */
@@ -174,6 +174,29 @@ static void message_take(struct group *g, size_t from)
     }
 }
 
+/* Rank 0: true while a search waits for a rank that has not caught up with its topics; says so once. */
+static bool unready_tell(struct group *g)
+{
+    bool wanted = false;
+    size_t late = 0;
+    while (late < g->world && g->are_ready[late]) {
+        late++;
+    }
+    for (size_t i = 0; i < g->world; i++) {
+        wanted = wanted || g->wants[i].n;
+    }
+    if (g->rank > 0 || !wanted || late == g->world) {
+        g->waits_since = 0;
+        return false;
+    }
+    g->waits_since = g->waits_since > 0 ? g->waits_since : seconds();
+    if (seconds() - g->waits_since > SAY_SECONDS && !g->told_unready) {
+        g->told_unready = true;
+        host_of(g)->log_info("texts wait until rank %zu of %zu has its keys: it is still catching up", late, g->world);
+    }
+    return true;
+}
+
 static void *listen_to_all(void *context)
 {
     struct group *g = (struct group *)context;
@@ -189,7 +212,7 @@ static void *listen_to_all(void *context)
             round_begin(g);
             news_tell(g); /* what waits behind what is under way now */
         }
-        if (poll(all, count + 1, -1) < 0 && errno != EINTR) {
+        if (poll(all, count + 1, unready_tell(g) ? 1000 : -1) < 0 && errno != EINTR) {
             rank_lost(g, g->rank);
         }
         char rings[64];
@@ -376,15 +399,17 @@ static void *run_rounds(void *context)
 
 /* ---- what keys.cu calls ---- */
 
-void group_ready(struct group *g)
+int group_ready(struct group *g, struct error *e)
 {
     pthread_mutex_lock(&g->lock);
     const bool news = !g->ready;
+    const struct error why = g->error;
     g->ready = true;
     pthread_mutex_unlock(&g->lock);
     if (news) {
         bell_ring(g);
     }
+    return why.kind == ERROR_NONE ? 0 : host_of(g)->error_set(e, why.kind, why.code, "%s", why.text);
 }
 
 void group_search(struct group *g, struct finish *f)
@@ -427,7 +452,7 @@ int group_wait(struct group *g, struct finish *f, struct error *e)
 
 /* ---- opening ---- */
 
-/* NCCL connects ranks when they are first to send: now, so that no call waits for a rank later. */
+/* What NCCL has left to do until it is first called is done now, while all ranks are there. */
 static ncclResult_t comm_connect(struct group *g)
 {
     const cudaStream_t on = g->stream->on[0];
@@ -444,6 +469,7 @@ static ncclResult_t comm_connect(struct group *g)
 static int comm_open(struct group *g, const ncclUniqueId *id, struct error *e)
 {
     device_use(g->keys->cuda, 0);
+    setenv("NCCL_RUNTIME_CONNECT", "0", 0); /* all connections now: none is to wait for a rank later */
     ncclResult_t status = ncclCommInitRank(&g->comm, (int)g->world, *id, (int)g->rank);
     if (status != ncclSuccess) {
         g->comm = NULL;
@@ -478,13 +504,16 @@ int group_open(struct group **out, struct keys *k, struct error *e)
         group_close(g);
         return -1;
     }
-    if (pipe2(g->bell, O_CLOEXEC | O_NONBLOCK) != 0 ||
-        !(g->listener_runs = pthread_create(&g->listener, NULL, listen_to_all, g) == 0) ||
-        !(g->runner_runs = pthread_create(&g->runner, NULL, run_rounds, g) == 0)) {
+    int why = pipe2(g->bell, O_CLOEXEC | O_NONBLOCK) ? errno : 0;
+    why = why ? why : pthread_create(&g->listener, NULL, listen_to_all, g);
+    g->listener_runs = !why;
+    why = why ? why : pthread_create(&g->runner, NULL, run_rounds, g);
+    g->runner_runs = !why;
+    if (why) {
         group_close(g);
-        return k->cuda->host->error_set(e, ERROR_FATAL, E_INTERNAL, "a thread cannot be started: %s", strerror(errno));
+        return k->cuda->host->error_set(e, ERROR_FATAL, E_INTERNAL, "a thread cannot be started: %s", strerror(why));
     }
-    host_of(g)->log_info("rank %zu of %zu: this process searches a part of the keys for all", g->rank, g->world);
+    host_of(g)->log_info("rank %zu of %zu: all are there, and this process has a part of the keys", g->rank, g->world);
     *out = g;
     return 0;
 }

@@ -68,7 +68,8 @@ struct group {
     struct error error; /* why the group is of no use any more */
 
     /* the listener's own */
-    bool told_ready, told_want;
+    bool told_ready, told_want, told_unready;
+    double waits_since;        /* rank 0: a search for a rank that is not ready; 0: none does */
     bool are_ready[RANKS_MAX]; /* rank 0: what it heard */
     struct want wants[RANKS_MAX];
 };

@@ -5,8 +5,8 @@
  * is the first device's, an upload goes to all of them, and a stream reads its home's (see regions). What an operation
  * writes there it writes at home only.
  *
- * For tests, environment variables: ENGRAM_CUDA_PLAIN (plain loops instead of tensor cores), ENGRAM_CUDA_KEY_BYTES (of
- * each device's memory that keys may take), ENGRAM_CUDA_TILE (tokens of a tile). */
+ * For tests, environment variables: GPU_TEST_PLAIN (plain loops instead of tensor cores), GPU_TEST_KEY_BYTES (of
+ * each device's memory that keys may take), GPU_TEST_TILE (tokens of a tile). */
 #ifndef ENGRAM_GPU_CUDA_INTERNAL_H
 #define ENGRAM_GPU_CUDA_INTERNAL_H
 
@@ -39,12 +39,13 @@ struct cuda {
     const struct backend_host *host;
     struct device devices[DEVICES_MAX];
     size_t count;
-    bool plain;         /* ENGRAM_CUDA_PLAIN */
+    bool plain;         /* GPU_TEST_PLAIN */
     size_t rank, world; /* processes that share the keys: see group.cu; world 1: this one alone */
     char library[96], device[320];
 
     pthread_mutex_t lock; /* covers all below */
-    size_t next_home;
+    uint64_t streams;     /* ever opened */
+    size_t at_home[DEVICES_MAX];
     struct region *regions; /* by falling address */
     size_t regions_count, regions_room;
     pthread_mutex_t nccl; /* collectives are put on all devices in one order */

@@ -42,7 +42,7 @@ static int mirror_open(struct keys *k, size_t device, struct error *e)
     for (size_t i = 0; i < STAGES; i++) {
         void **memory = (void **)&m->stages[i].memory;
         if (cuda_check(c, cudaHostAlloc(memory, STAGE_FRAMES * k->frame_bytes, cudaHostAllocPortable),
-                       "copies between host and GPU", e) ||
+                       "copies to and from it", e) ||
             event_open(c, &m->stages[i].copied, e)) {
             return -1;
         }
@@ -50,7 +50,7 @@ static int mirror_open(struct keys *k, size_t device, struct error *e)
     if (event_open(c, &m->uploaded, e) || cuda_check(c, cudaMemGetInfo(&free_bytes, &all), "asking for memory", e)) {
         return -1;
     }
-    const char *said = getenv("ENGRAM_CUDA_KEY_BYTES");
+    const char *said = getenv("GPU_TEST_KEY_BYTES");
     m->room = said ? (size_t)strtoull(said, NULL, 10) : (size_t)((double)free_bytes * MEMORY_SHARE);
     return 0;
 }
@@ -148,12 +148,12 @@ static bool slab_add(struct keys *k, struct stream *s, size_t device, struct pil
     struct mirror *m = &k->mirrors[device];
     const size_t bytes = SLAB_FRAMES * k->frame_bytes;
     void *memory;
-    if (p->slabs_count == SLABS_MAX || bytes > m->room) {
+    if (p->slabs_count == SLABS_MAX || bytes > m->room || m->refused) {
         return false;
     }
     if (cudaMalloc(&memory, bytes) != cudaSuccess) {
         cudaGetLastError();
-        m->room = 0;
+        m->refused = true;
         return false;
     }
     m->room -= bytes;
@@ -341,7 +341,8 @@ static int slots_compare(const void *a, const void *b)
     return x < y ? -1 : x > y;
 }
 
-/* What there is of this block, where it has not changed. Views mostly have their blocks where the last one had them. */
+/* What there is of this block, where it has a place and has not changed. Views mostly have their blocks where the last
+ * one had them. */
 static struct mirrored *unchanged(struct mirrored *old, size_t count, const struct mirrored *sorted, size_t place,
                                   const struct keys_block *b)
 {
@@ -351,13 +352,15 @@ static struct mirrored *unchanged(struct mirrored *old, size_t count, const stru
     if (!found || found->first_slot != b->first_slot) {
         found = sorted ? (struct mirrored *)bsearch(&key, sorted, count, sizeof key, slots_compare) : NULL;
     }
-    return found && found->version == b->version && found->rows == b->rows && found->kind == b->kind ? found : NULL;
+    return found && found->placed && found->version == b->version && found->rows == b->rows && found->kind == b->kind
+               ? found
+               : NULL;
 }
 
 static void absent_tell(struct keys *k)
 {
     size_t rows = 0, all = 0;
-    if (!k->absent || k->told) {
+    if (!k->absent || k->told || k->group) {
         return;
     }
     for (size_t i = 0; i < k->count; i++) {
@@ -366,7 +369,7 @@ static void absent_tell(struct keys *k)
     }
     k->told = true;
     k->cuda->host->log_warn("the GPU's memory has no room for %zu of %zu keys: each search copies them to it, which is "
-                            "slow; more GPUs (devices) or bf16 keys (key_dtype) help",
+                            "slow; more GPUs (devices), or bf16 keys (key_dtype) in a new memory, help",
                             rows, all);
 }
 
@@ -420,6 +423,7 @@ static void keys_take(struct keys *k, struct stream *s, const struct keys_view *
         s->busy[i] = true;
         put(s, cudaStreamWaitEvent(s->on[i], k->mirrors[i].uploaded, 0), "the keys");
         readers_wait(k, s, i);
+        k->mirrors[i].refused = false;
     }
     *now = ++k->sequence;
     k->any = false;
@@ -460,8 +464,8 @@ static void keys_take(struct keys *k, struct stream *s, const struct keys_view *
         k->any = false; /* so that whoever searches next hears it too */
         k->cuda->host->error_set(
             &s->error, ERROR_FATAL, E_DEVICE_MEMORY,
-            "rank %zu of %zu: its keys find no room on its GPU: more ranks or bf16 keys (key_dtype) "
-            "help",
+            "rank %zu of %zu: the GPU has no room for its part of the keys: use one with more memory, more "
+            "ranks, or bf16 keys (key_dtype) in a new memory",
             k->cuda->rank, k->cuda->world);
     }
 }
@@ -486,23 +490,22 @@ static uint32_t turn_for(uint32_t n)
 }
 
 /* Frames [0, frames.end), step by step. */
-static void frames_search(const struct searching *x, size_t device, const struct finding *f, struct frames frames,
-                          size_t *seen)
+static void frames_search(const struct searching *x, size_t device, const struct finding *f, struct frames frames)
 {
+    size_t seen = 0; /* of these: what is elsewhere may be of another kind */
     const uint32_t end = frames.end;
     frames.all = end;
     frames.turn = turn_for(end);
     for (frames.first = 0; frames.first < end; frames.first = frames.end) {
-        const size_t step = scan_step(f, *seen, x->careful) / FRAME_ROWS;
+        const size_t step = scan_step(f, seen, x->careful) / FRAME_ROWS;
         frames.end = step < end - frames.first ? frames.first + (uint32_t)step : end;
         finding_scan(x->stream, device, f, &frames, x->keys->dtype);
-        *seen += (size_t)(frames.end - frames.first) * FRAME_ROWS;
+        seen += (size_t)(frames.end - frames.first) * FRAME_ROWS;
     }
 }
 
 /* The blocks that have no place on this device: some at a time are copied to it. */
-static void absent_search(const struct searching *x, size_t device, const struct finding *f, struct frames frames,
-                          size_t *seen)
+static void absent_search(const struct searching *x, size_t device, const struct finding *f, struct frames frames)
 {
     struct keys *k = x->keys;
     struct stream *s = x->stream;
@@ -528,7 +531,7 @@ static void absent_search(const struct searching *x, size_t device, const struct
         put(s, cudaMemcpyAsync(m->alone, here, frames.end * k->frame_bytes, cudaMemcpyHostToDevice, s->on[device]),
             "the keys");
         stage_close(k, s, device);
-        frames_search(x, device, f, frames, seen);
+        frames_search(x, device, f, frames);
     }
 }
 
@@ -537,7 +540,6 @@ void device_search(const struct searching *x, size_t device, const struct findin
     struct keys *k = x->keys;
     struct stream *s = x->stream;
     struct frames frames = {};
-    size_t seen = 0;
     frames.bytes = k->frame_bytes;
     frames.sequence = k->sequence;
     frames.dim = (int)k->dim;
@@ -551,11 +553,11 @@ void device_search(const struct searching *x, size_t device, const struct findin
         if (x->kinds & (kind ? KEY_LABEL : KEY_INSTANCE)) {
             frames.slabs = p->table;
             frames.end = p->used;
-            frames_search(x, device, f, frames, &seen);
+            frames_search(x, device, f, frames);
         }
     }
     if (k->absent && x->view) {
-        absent_search(x, device, f, frames, &seen);
+        absent_search(x, device, f, frames);
     }
     finding_end(s, device, f);
 }
@@ -668,7 +670,9 @@ void reader_record(struct keys *k, struct stream *s)
         k->readers[i] = {s->number, {}};
         for (size_t j = 0; j < c->count; j++) {
             device_use(c, j);
-            event_open(c, &k->readers[i].searched[j], &s->error);
+            if (event_open(c, &k->readers[i].searched[j], &s->error)) {
+                return; /* what was opened is not: the device is lost */
+            }
         }
         k->readers_count++;
     }
@@ -694,8 +698,7 @@ static void finish_start(struct stream *s, struct finish *f, bool careful)
         reader_record(k, s); /* also of a search that failed on its way: a part of it may run */
     }
     pthread_mutex_unlock(&k->lock);
-    if (!failed(s) && k->group) {
-        group_ready(k->group);
+    if (!failed(s) && k->group && group_ready(k->group, &s->error) == 0) {
         f->careful = careful;
         device_use(s->cuda, s->home);
         if (put(s, cudaEventRecord(f->ready, s->on[s->home]), "the queries")) {
@@ -820,8 +823,9 @@ void cuda_keys_scan(struct stream *s, struct keys *k, const struct keys_view *vi
     while (*end) {
         end = &(*end)->next;
     }
-    for (size_t first = 0; first < queries->rows && !failed(s); first += QUERIES_MAX) {
-        const size_t n = queries->rows - first < QUERIES_MAX ? queries->rows - first : (size_t)QUERIES_MAX;
+    const size_t most = queries_for(b);
+    for (size_t first = 0; first < queries->rows && !failed(s); first += most) {
+        const size_t n = queries->rows - first < most ? queries->rows - first : most;
         struct finish *f = finish_open(s, k, view, rows + first * k->dim, n, b, kinds);
         if (f) {
             f->hits = hits + first * b;
@@ -836,7 +840,7 @@ void cuda_keys_scan(struct stream *s, struct keys *k, const struct keys_view *vi
         keys_take(k, s, view);
         pthread_mutex_unlock(&k->lock);
         if (k->group && !failed(s)) {
-            group_ready(k->group);
+            group_ready(k->group, &s->error);
         }
     }
 }

@@ -9,12 +9,12 @@
 #include "gpu/cuda/internal.h"
 
 enum {
-    FRAME_ROWS = 64,
-    SLAB_FRAMES = 512, /* allocated at once */
-    SLABS_MAX = 16384, /* of one kind: half a billion rows */
-    QUERIES_MAX = 256, /* searched at once */
-    SORTED_MAX = 2048, /* hits of a query that the device sorts; more are sorted by the host */
-    HITS_LEAST = 4096, /* room for hits of a query while it is searched */
+    FRAME_ROWS = 32,
+    SLAB_FRAMES = 1024, /* allocated at once */
+    SLABS_MAX = 16384,  /* of one kind: half a billion rows */
+    QUERIES_MAX = 256,  /* searched at once */
+    SORTED_MAX = 2048,  /* hits of a query that the device sorts; more are sorted by the host */
+    HITS_LEAST = 4096,  /* room for hits of a query while it is searched */
     COLUMNS_MULTIPLE = 32,
 };
 
@@ -53,6 +53,7 @@ struct finding {
     size_t n, b, room;
 };
 
+size_t queries_for(size_t b); /* that one pass takes: fewer than QUERIES_MAX where their lists would be large */
 /* Places the search's memory on the device; queries NULL: those too. */
 int finding_place(struct stream *s, size_t device, struct finding *f, size_t dim, size_t stride, size_t gathered,
                   struct keys_hit **from_all, uint32_t **counts_from_all, struct error *e);
@@ -72,7 +73,7 @@ int hits_compare(const void *a, const void *b); /* best first */
 
 /* ---- keys.cu ---- */
 
-enum { KINDS = 2, BLOCK_FRAMES_MAX = 4, STAGE_FRAMES = 64, STAGES = 2 };
+enum { KINDS = 2, BLOCK_FRAMES_MAX = 8, STAGE_FRAMES = 128, STAGES = 2 };
 
 /* All frames of one kind on one device. */
 struct pile {
@@ -97,6 +98,7 @@ struct mirror {
     size_t stage;
     cudaEvent_t uploaded; /* the last change of its frames */
     size_t room;          /* bytes that slabs may still take */
+    bool refused;         /* for this view there is no more */
     unsigned char *alone; /* [STAGE_FRAMES]: where frames without a place are searched */
 };
 
@@ -180,8 +182,8 @@ bool result_download(struct stream *s, const struct finding *f, const struct fin
 /* Waits for the other processes. */
 int group_open(struct group **out, struct keys *k, struct error *e);
 void group_close(struct group *g); /* NULL is fine */
-/* This process's keys are there: it can take part. */
-void group_ready(struct group *g);
+/* This process's keys are there: it can take part. -1: the group is of no use any more, for the reason in *e. */
+int group_ready(struct group *g, struct error *e);
 /* Has *f searched by all; its `ready` is recorded. group_wait returns once it is done, or -1 with the reason why it
  * never will be; then nobody uses it any more. */
 void group_search(struct group *g, struct finish *f);

@@ -301,6 +301,12 @@ static bool plan_run(struct stream *s, struct plan *p, const struct weight *w, v
         cublasLtMatmul(s->cuda->devices[home].lt, p->matmul, &one, w->packed[home], p->weight, in, p->x, &zero, out,
                        p->out, out, p->out, &p->algo, s->workspace.memory, WORKSPACE_BYTES, s->on[home]);
     p->plain = status == CUBLAS_STATUS_NOT_SUPPORTED || status == CUBLAS_STATUS_INVALID_VALUE;
+    if (p->plain) {
+        s->cuda->host->log_warn(
+            "cuBLASLt refused a matmul of %zu by %zu by %zu that it had offered: a slow kernel takes its "
+            "place (%s)",
+            p->rows, p->in, p->width, cublasLtGetStatusString(status));
+    }
     return p->plain || lt_put(s, status);
 }
 

@@ -6,6 +6,7 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,7 +16,7 @@
 
 #include "gpu/cuda/group.h"
 
-enum { WAIT_SECONDS = 600, SAY_SECONDS = 5, MAGIC = 0x31474E45 /* "ENG1" */ };
+enum { WAIT_SECONDS = 600, SAY_SECONDS = 5, ANSWER_SECONDS = 10, MAGIC = 0x31474E45 /* "ENG1" */ };
 
 /* ---- messages ---- */
 
@@ -31,12 +32,16 @@ struct message message_of(const struct group *g, enum message_kind kind)
     return m;
 }
 
-/* Small messages that nobody answers go out at once, and a host that is gone is noticed in the end. */
+/* Small messages that nobody answers go out at once, and a host that is gone is noticed within half a minute. */
 static void socket_settle(int socket)
 {
-    const int one = 1;
+    const int one = 1, quiet_seconds = 10, between_seconds = 5, times = 4, unsent_ms = 30 * 1000;
     setsockopt(socket, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
     setsockopt(socket, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof one);
+    setsockopt(socket, IPPROTO_TCP, TCP_KEEPIDLE, &quiet_seconds, sizeof quiet_seconds);
+    setsockopt(socket, IPPROTO_TCP, TCP_KEEPINTVL, &between_seconds, sizeof between_seconds);
+    setsockopt(socket, IPPROTO_TCP, TCP_KEEPCNT, &times, sizeof times);
+    setsockopt(socket, IPPROTO_TCP, TCP_USER_TIMEOUT, &unsent_ms, sizeof unsent_ms);
 }
 
 bool message_send(int socket, const struct message *m)
@@ -76,6 +81,16 @@ double seconds(void)
     return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
 }
 
+/* Whoever is at the other end may be a stranger that says nothing. */
+static bool message_first(int socket, struct message *m)
+{
+    const struct timeval limit = {ANSWER_SECONDS, 0}, none = {};
+    setsockopt(socket, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
+    const bool came = message_receive(socket, m);
+    setsockopt(socket, SOL_SOCKET, SO_RCVTIMEO, &none, sizeof none);
+    return came;
+}
+
 struct meeting_place {
     const char *host, *port;
     double begun;
@@ -88,16 +103,25 @@ static struct meeting_place place_named(void)
     return {host ? host : "127.0.0.1", port ? port : "29500", seconds(), false};
 }
 
-/* true: there is time left. Says once what is waited for. */
+static bool told_to_stop(void)
+{
+    sigset_t pending;
+    return sigpending(&pending) == 0 && (sigismember(&pending, SIGTERM) || sigismember(&pending, SIGINT));
+}
+
+/* true: there is time left, and nobody wants the process to end. Says once what is waited for. */
 static bool patience(struct group *g, struct meeting_place *p, size_t come)
 {
     const double waited = seconds() - p->begun;
     if (waited > SAY_SECONDS && !p->said) {
         p->said = true;
-        host_of(g)->log_info("rank %zu of %zu waits at %s:%s: %zu are there", g->rank, g->world, p->host, p->port,
-                             come);
+        if (g->rank == 0) {
+            host_of(g)->log_info("rank 0 of %zu waits at %s:%s: %zu are there", g->world, p->host, p->port, come);
+        } else {
+            host_of(g)->log_info("rank %zu of %zu waits for rank 0 at %s:%s", g->rank, g->world, p->host, p->port);
+        }
     }
-    return waited < WAIT_SECONDS;
+    return waited < WAIT_SECONDS && !told_to_stop();
 }
 
 static int meeting_fail(struct group *g, const struct meeting_place *p, const char *what, struct error *e)
@@ -106,11 +130,28 @@ static int meeting_fail(struct group *g, const struct meeting_place *p, const ch
                                  g->rank, g->world, p->host, p->port, what);
 }
 
+/* At this address, or at any of the machine's where it is not one of them: a service's in front of it, say. */
+static int listen_at(int s, const struct addrinfo *a, const char *port)
+{
+    struct addrinfo hints = {}, *any = NULL;
+    int one = 1, failed;
+    setsockopt(s, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
+    failed = bind(s, a->ai_addr, a->ai_addrlen);
+    hints.ai_flags = AI_PASSIVE;
+    hints.ai_family = a->ai_family;
+    hints.ai_socktype = SOCK_STREAM;
+    if (failed && errno == EADDRNOTAVAIL && getaddrinfo(NULL, port, &hints, &any) == 0) {
+        failed = bind(s, any->ai_addr, any->ai_addrlen);
+        freeaddrinfo(any);
+    }
+    return failed || listen(s, RANKS_MAX);
+}
+
 /* A socket that listens, or is connected; -1: errno says why. */
 static int socket_at(const struct meeting_place *p, bool listens)
 {
     struct addrinfo hints = {}, *found = NULL;
-    int s = -1, one = 1;
+    int s = -1;
     hints.ai_socktype = SOCK_STREAM;
     if (getaddrinfo(p->host, p->port, &hints, &found) != 0) {
         errno = EHOSTUNREACH;
@@ -118,11 +159,7 @@ static int socket_at(const struct meeting_place *p, bool listens)
     }
     for (struct addrinfo *a = found; a && s < 0; a = a->ai_next) {
         s = socket(a->ai_family, a->ai_socktype | SOCK_CLOEXEC, a->ai_protocol);
-        if (s >= 0 && listens) {
-            setsockopt(s, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
-        }
-        if (s >= 0 && (listens ? bind(s, a->ai_addr, a->ai_addrlen) || listen(s, RANKS_MAX)
-                               : connect(s, a->ai_addr, a->ai_addrlen))) {
+        if (s >= 0 && (listens ? listen_at(s, a, p->port) : connect(s, a->ai_addr, a->ai_addrlen))) {
             const int why = errno;
             close(s);
             s = -1;
@@ -137,13 +174,13 @@ static int socket_at(const struct meeting_place *p, bool listens)
 static const char *greeting_wrong(const struct group *g, const struct message *m)
 {
     if (m->kind != MESSAGE_HELLO || m->world != g->world) {
-        return "it expects another number of ranks (WORLD_SIZE)";
+        return "WORLD_SIZE is not the same as rank 0's";
     }
     if (m->rank == 0 || m->rank >= g->world || g->sockets[m->rank] >= 0) {
-        return "another process has its RANK";
+        return "another process has this RANK";
     }
     if (m->dim != g->keys->dim || m->dtype != (uint32_t)g->keys->dtype) {
-        return "its memory's vectors have other dimensions or another key_dtype";
+        return "this memory's vectors have other dimensions or another key_dtype than rank 0's";
     }
     return NULL;
 }
@@ -151,13 +188,10 @@ static const char *greeting_wrong(const struct group *g, const struct message *m
 static void greet(struct group *g, int socket, const ncclUniqueId *id, size_t *come)
 {
     struct message m, answer = message_of(g, MESSAGE_WELCOME);
-    const struct timeval limit = {5, 0}, none = {};
-    setsockopt(socket, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit); /* a stranger that says nothing */
-    if (!message_receive(socket, &m)) {
+    if (!message_first(socket, &m)) {
         close(socket);
         return;
     }
-    setsockopt(socket, SOL_SOCKET, SO_RCVTIMEO, &none, sizeof none);
     const char *wrong = greeting_wrong(g, &m);
     if (wrong) {
         answer.kind = MESSAGE_REFUSED;
@@ -199,7 +233,13 @@ static int others_meet(struct group *g, ncclUniqueId *id, struct error *e)
     if (status != ncclSuccess) {
         return meeting_fail(g, &p, ncclGetErrorString(status), e);
     }
-    return come == g->world ? 0 : meeting_fail(g, &p, "not all came", e);
+    if (come < g->world) {
+        char text[96];
+        snprintf(text, sizeof text, "%zu of %zu came%s", come, g->world,
+                 told_to_stop() ? " before it was told to stop" : "");
+        return meeting_fail(g, &p, text, e);
+    }
+    return 0;
 }
 
 /* The others: rank 0 may start later. */
@@ -216,8 +256,8 @@ static int first_meet(struct group *g, ncclUniqueId *id, struct error *e)
         nanosleep(&pause, NULL);
     }
     socket_settle(g->sockets[0]);
-    if (!message_send(g->sockets[0], &m) || !message_receive(g->sockets[0], &m)) {
-        return meeting_fail(g, &p, "rank 0 hung up", e);
+    if (!message_send(g->sockets[0], &m) || !message_first(g->sockets[0], &m)) {
+        return meeting_fail(g, &p, "who is there is not rank 0 of this version, or has ended", e);
     }
     if (m.kind == MESSAGE_REFUSED) {
         m.reason[sizeof m.reason - 1] = '\0';

@@ -47,7 +47,9 @@ void group_names_add(struct group *g, const struct keys_view *view, size_t place
     struct names *n = &g->names;
     m->names = (uint64_t *)calloc(b->rows, sizeof *m->names);
     if (!m->names || !names_grow(n, b->rows)) {
-        host_of(g)->log_warn("out of memory for the names of %u keys: other ranks' hits of them are lost", b->rows);
+        host_of(g)->log_warn(
+            "out of memory for the names of %u keys: until a restart, hits of them that other ranks find are left out",
+            b->rows);
         return;
     }
     for (uint32_t r = 0; r < b->rows; r++) {

@@ -6,8 +6,8 @@
 
 #include "gpu/cuda/internal.h"
 
-/* A tile's intermediates fit the L2 of an A100 or later; two streams a device, so that one's copies and the host's part
- * run while the other computes. A batch is one tile a stream and one to come. Chosen on paper, see docs/GPU.md. */
+/* A tile's largest tensor fits the L2 of an A100 or later; two streams a device, so that one's copies and the host's
+ * part run while the other computes. A batch is one tile a stream and one to come. Chosen on paper, see docs/GPU.md. */
 enum { TILE_TOKENS = 8192, DEVICE_STREAMS = 2, BATCH_TILES = 2, CAPABILITY_LEAST = 8, DRIVER_LEAST = 13000 };
 
 static void cuda_close(struct backend *b)
@@ -98,7 +98,8 @@ static int numbers_check(const struct backend_options *o, const struct backend_h
     }
     for (size_t i = 0; i < o->devices_count; i++) {
         if (o->devices[i] < 0 || o->devices[i] >= count) {
-            return host->error_set(e, ERROR_FATAL, E_USAGE, "devices names GPU %d: this process sees %d, from 0 on",
+            return host->error_set(e, ERROR_FATAL, E_USAGE,
+                                   "devices (or LOCAL_RANK) names GPU %d: this process sees %d, numbered from 0",
                                    o->devices[i], count);
         }
     }
@@ -129,6 +130,12 @@ static int rank_read(struct cuda *c, struct backend_options *o, int *number, str
         return -1;
     }
     c->world = c->world ? c->world : 1;
+    if (c->world > 1 && !getenv("RANK")) {
+        return c->host->error_set(
+            e, ERROR_FATAL, E_USAGE,
+            "the environment variable WORLD_SIZE is %zu, and RANK is not set: it must be from 0 to %zu", c->world,
+            c->world - 1);
+    }
     if (c->world > 1 && o->devices_count > 1) {
         return c->host->error_set(
             e, ERROR_FATAL, E_USAGE,
@@ -227,7 +234,7 @@ static int plugin_open(struct backend **out, const struct backend_options *optio
         return host->error_set(e, ERROR_FATAL, E_INTERNAL, "out of memory");
     }
     c->host = host;
-    c->plain = getenv("ENGRAM_CUDA_PLAIN") != NULL;
+    c->plain = getenv("GPU_TEST_PLAIN") != NULL;
     c->backend.ops = &operations;
     pthread_mutex_init(&c->lock, NULL);
     pthread_mutex_init(&c->nccl, NULL);
@@ -245,7 +252,7 @@ static int plugin_open(struct backend **out, const struct backend_options *optio
     f->row_multiple = ROW_MULTIPLE;
     f->streams = DEVICE_STREAMS * c->count;
     f->host_threads = options->threads;
-    const char *tile = getenv("ENGRAM_CUDA_TILE");
+    const char *tile = getenv("GPU_TEST_TILE");
     f->tile_tokens = tile ? (size_t)strtoul(tile, NULL, 10) : (size_t)TILE_TOKENS;
     f->tile_tokens = f->tile_tokens ? f->tile_tokens : 1;
     f->batch_tokens = f->streams * BATCH_TILES * f->tile_tokens;

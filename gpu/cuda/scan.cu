@@ -22,6 +22,8 @@ enum {
     DIGITS = 20, /* bytes by which hits are ordered: score, tie, slot */
 };
 
+static const size_t LISTS_BYTES = (size_t)128 << 20; /* about, of one pass's lists */
+
 /* ---- order ---- */
 
 /* Unsigned numbers in the order of floats. */
@@ -430,15 +432,27 @@ static void *place(unsigned char *memory, size_t *next, size_t bytes)
     return at;
 }
 
+static size_t room_for(size_t b, size_t gathered)
+{
+    size_t room = HITS_LEAST;
+    while (room < 8 * b || room < gathered * b) {
+        room *= 2;
+    }
+    return room;
+}
+
+size_t queries_for(size_t b)
+{
+    const size_t fit = LISTS_BYTES / (room_for(b, 0) * sizeof(struct keys_hit));
+    return fit < 1 ? 1 : fit < QUERIES_MAX ? fit : (size_t)QUERIES_MAX;
+}
+
 int finding_place(struct stream *s, size_t device, struct finding *f, size_t dim, size_t stride, size_t gathered,
                   struct keys_hit **from_all, uint32_t **counts_from_all, struct error *e)
 {
     struct grown *g = &s->scan_memory[device];
     const float *given = f->queries;
-    f->room = HITS_LEAST;
-    while (f->room < 8 * f->b || f->room < gathered * f->b) {
-        f->room *= 2;
-    }
+    f->room = room_for(f->b, gathered);
     for (unsigned char *memory = NULL;;) {
         size_t next = 0;
         void *queries = place(memory, &next, given ? 0 : f->n * dim * sizeof(float));

@@ -71,7 +71,12 @@ EMULATED_SUITE := test_backend test_backend_keys test_backend_streams
 SUITE_SOURCES := base/error.c base/log.c base/buffer.c base/clock.c base/cgroup.c base/utf8.c gpu/plugin.c gpu/backend.c
 SUITE_FLAGS = -DSUITE_PLUGIN='"libengram_cuda.so"' $(if $(findstring _late,$@),-DSUITE_LATE)
 
-$(BUILD)/obj/suite/%.o $(BUILD)/obj/suite/%_late.o: tests/unit/%.c Makefile tests/cuda/rules.mk
+# two rules: of one with two patterns make takes it that both files are made at once
+$(BUILD)/obj/suite/%.o: tests/unit/%.c Makefile tests/cuda/rules.mk
+	@mkdir -p $(@D)
+	$(call say,CC $<)
+	$(Q)$(CC) $(CPPFLAGS) $(ALL_CFLAGS) $(SUITE_FLAGS) -MMD -MP -c -o $@ $<
+$(BUILD)/obj/suite/%_late.o: tests/unit/%.c Makefile tests/cuda/rules.mk
 	@mkdir -p $(@D)
 	$(call say,CC $<)
 	$(Q)$(CC) $(CPPFLAGS) $(ALL_CFLAGS) $(SUITE_FLAGS) -MMD -MP -c -o $@ $<
@@ -129,7 +134,8 @@ CHECK := $(BUILD)/gpu-check
 check_objects = $(SUITE_SOURCES:%.c=$(CHECK)/obj/%.o)
 $(CHECK)/obj/%.o: %.c
 	@mkdir -p $(@D)
-	$(Q)$(CC) $(CPPFLAGS) -Itests/cuda/check -std=c17 $(CFLAGS) -pthread $(if $(findstring tests/unit,$<),$(SUITE_FLAGS)) -c -o $@ $<
+	$(Q)$(CC) $(CPPFLAGS) -Itests/cuda/check -std=c17 $(CFLAGS) -pthread $(if $(findstring tests/unit,$<),$(SUITE_FLAGS)) \
+		-MMD -MP -c -o $@ $<
 $(CHECK)/%: $(CHECK)/obj/tests/unit/%.o $(check_objects)
 	$(Q)$(CC) -pthread -o $@ $^ -lm -ldl
 $(CHECK)/gpu_bench: tests/cuda/check/gpu_bench.cu $(check_objects) $(BUILD)/cuda.mk

@@ -21,7 +21,7 @@
 #include "gpu/backend.h"
 #include "tests/backend/beside.h"
 
-enum { RANKS = 3, DIM = 8, KEYS = 900, ROWS_MAX = 200, N = 5, ROUNDS = 4 };
+enum { RANKS = 3, DIM = 8, KEYS = 15000, SOME_KEYS = 900, ROWS_MAX = 200, N = 5, ROUNDS = 4 };
 
 /* ---- the keys that all have ---- */
 
@@ -32,6 +32,7 @@ static struct key {
     bool gone; /* for some of the tests */
 } keys[KEYS];
 
+static size_t keys_count; /* that the test uses */
 static uint64_t seed;
 
 static uint32_t random_below(uint32_t n)
@@ -40,9 +41,11 @@ static uint32_t random_below(uint32_t n)
     return (uint32_t)((seed >> 33) % n);
 }
 
+/* rising: each scores better than the one before, and there are more than a search keeps in mind. */
 static void keys_make(bool rising)
 {
-    for (size_t i = 0; i < KEYS; i++) {
+    keys_count = rising ? KEYS : SOME_KEYS;
+    for (size_t i = 0; i < keys_count; i++) {
         for (size_t j = 0; j < DIM; j++) {
             keys[i].vector[j] = rising ? (j == 0 ? (float)i : 0) : (float)random_below(5) - 2;
         }
@@ -66,8 +69,8 @@ struct memory {
 /* Blocks of a few rows of one kind, in the rank's own order. */
 static void memory_fill(struct memory *m, size_t rank, uint64_t version)
 {
-    uint16_t order[KEYS];
-    for (size_t i = 0; i < KEYS; i++) {
+    static uint16_t order[KEYS]; /* the main thread's, and rank 1's of one test */
+    for (size_t i = 0; i < keys_count; i++) {
         const size_t j = random_below((uint32_t)i + 1);
         order[i] = order[j];
         order[j] = (uint16_t)i;
@@ -78,7 +81,7 @@ static void memory_fill(struct memory *m, size_t rank, uint64_t version)
     }
     for (int kind = KEY_INSTANCE; kind <= KEY_LABEL; kind++) {
         struct keys_block *b = NULL;
-        for (size_t i = 0; i < KEYS; i++) {
+        for (size_t i = 0; i < keys_count; i++) {
             const struct key *key = &keys[order[i]];
             if (key->gone || (int)key->kind != kind) {
                 continue;
@@ -177,10 +180,10 @@ static int double_fall(const void *a, const void *b)
 }
 
 /* By brute force, the key's number as slot. */
-static size_t expected(const float *query, enum key_kind kinds, struct keys_hit out[KEYS])
+static size_t expected(const float *query, enum key_kind kinds, struct keys_hit *out)
 {
     size_t count = 0;
-    for (size_t i = 0; i < KEYS; i++) {
+    for (size_t i = 0; i < keys_count; i++) {
         float score = 0;
         for (size_t j = 0; j < DIM; j++) {
             score += query[j] * keys[i].vector[j];
@@ -196,19 +199,19 @@ static size_t expected(const float *query, enum key_kind kinds, struct keys_hit 
 static void hits_check(struct rank *r, const float *query, enum key_kind kinds, size_t b, const struct keys_hit *hits,
                        uint32_t count)
 {
-    struct keys_hit right[KEYS];
+    struct keys_hit *right = mem_alloc(KEYS * sizeof *right);
     size_t n = expected(query, kinds, right);
     n = n < b ? n : b;
     if (count != n) {
         wrong(r, "not as many hits");
-        return;
     }
-    for (size_t i = 0; i < n; i++) {
+    for (size_t i = 0; i < n && i < count; i++) {
         if (hits[i].score != right[i].score || hits[i].tie != right[i].tie || hits[i].kind != right[i].kind ||
             r->memory->of_slot[hits[i].slot] != right[i].slot) {
             wrong(r, "another hit");
         }
     }
+    free(right);
 }
 
 static int search(struct rank *r, size_t b, enum key_kind kinds, struct keys_hit *hits, uint32_t *counts,
@@ -327,7 +330,7 @@ static void *changes(void *context)
             search_check(r, 50, KEY_BOTH);
             pthread_barrier_wait(&all);
             if (r->number == 0) {
-                for (size_t i = 0; i < KEYS; i++) {
+                for (size_t i = 0; i < keys_count; i++) {
                     keys[i].gone = version == 1 && i % 3 == 0;
                 }
                 for (size_t i = 0; i < RANKS; i++) {
@@ -348,27 +351,30 @@ static void test_changes(void **state)
     each(changes);
 }
 
-/* A rank that has not caught up with a forget still finds the key; another one no longer has it, and drops it. */
+/* A rank has forgotten keys that the others still find for it: it drops them. */
 static void *lag(void *context)
 {
     struct rank *r = context;
     if (keys_of(r)) {
-        struct keys_hit hits[N * 5];
+        struct keys_hit hits[N * 20];
         uint32_t counts[N];
         struct error e = {0};
         take_all(r);
         if (r->number == 1) {
-            for (size_t i = 0; i < KEYS; i++) {
+            for (size_t i = 0; i < keys_count; i++) {
                 keys[i].gone = i % 2;
             }
             memory_fill(r->memory, 1, 2);
-            if (search(r, 5, KEY_BOTH, hits, counts, &e)) {
+            if (search(r, 20, KEY_BOTH, hits, counts, &e)) {
                 wrong(r, e.text);
             }
             for (size_t i = 0; i < N && !*r->wrong; i++) {
+                if (counts[i] == 0) { /* of the 20 best some are left */
+                    wrong(r, "no hit");
+                }
                 for (size_t j = 0; j < counts[i]; j++) {
-                    const uint16_t key = r->memory->of_slot[hits[5 * i + j].slot];
-                    if (key == KEYS || keys[key].gone || keys[key].tie != hits[5 * i + j].tie) {
+                    const uint16_t key = r->memory->of_slot[hits[20 * i + j].slot];
+                    if (key == KEYS || keys[key].gone || keys[key].tie != hits[20 * i + j].tie) {
                         wrong(r, "a hit that it has forgotten");
                     }
                 }
@@ -433,7 +439,9 @@ static void must_refuse(const char *rank, const char *world, const int *devices,
     char path[PATH_MAX];
     struct error e = {0};
     struct backend *b = NULL;
-    setenv("RANK", rank, 1);
+    if (rank) {
+        setenv("RANK", rank, 1);
+    }
     setenv("WORLD_SIZE", world, 1);
     const struct backend_options options = {.threads = 1, .devices = devices, .devices_count = count};
     assert_int_equal(backend_plugin_open(&b, beside(path, "libengram_cuda.so"), &options, &e), -1);
@@ -450,6 +458,9 @@ static void test_variables(void **state)
     must_refuse("3", "3", two, 1, "the environment variable RANK is '3': it must be from 0 to 2");
     must_refuse("-1", "3", two, 1, "the environment variable RANK is '-1': it must be from 0 to 2");
     must_refuse("0", "many", two, 1, "the environment variable WORLD_SIZE is 'many': it must be from 0 to 32");
+    unsetenv("RANK");
+    must_refuse(NULL, "3", two, 1,
+                "the environment variable WORLD_SIZE is 3, and RANK is not set: it must be from 0 to 2");
     must_refuse("0", "3", two, 2,
                 "devices names 2 GPUs and WORLD_SIZE is 3: where several processes share the keys, each has one GPU");
 }

@@ -100,7 +100,7 @@ def test_processes_share_the_keys(broker, topics, stage, folder, kafka_flags, en
     says so, and all texts are answered once they have started again."""
     ranks = ranks_start(stage, folder, engram_cuda)
     for rank, running in enumerate(ranks):
-        running.wait_for(rf"rank {rank} of {RANKS}: this process searches a part of the keys for all$")
+        running.wait_for(rf"rank {rank} of {RANKS}: all are there, and this process has a part of the keys$")
         running.wait_ready()
     teach(broker, topics, folder / "memory0", folder, kafka_flags)
     for rank in range(1, RANKS):

@@ -268,8 +268,8 @@ static inline int plugin_run(const struct plugin_case *c, const struct CMUnitTes
     struct error e = {0};
     const struct backend_options options = {
         .threads = 2, .compute = c->compute, .devices = numbers, .devices_count = c->devices};
-    variable_set("ENGRAM_CUDA_PLAIN", c->plain);
-    variable_set("ENGRAM_CUDA_KEY_BYTES", c->key_bytes);
+    variable_set("GPU_TEST_PLAIN", c->plain);
+    variable_set("GPU_TEST_KEY_BYTES", c->key_bytes);
     if (backend_plugin_open(&backend, beside(path, SUITE_PLUGIN), &options, &e)) {
         fprintf(stderr, "%s: %s\n", c->name, e.text);
         return e.code == E_USAGE && c->devices > 1 ? 0 : 1;

@@ -316,7 +316,7 @@ static void test_orders(void **state)
 static void test_only_changes_are_read(void **state)
 {
     (void)state;
-    if (backend->facts.host_memory || getenv("ENGRAM_CUDA_KEY_BYTES")) { /* without room keys are read each time */
+    if (backend->facts.host_memory || getenv("GPU_TEST_KEY_BYTES")) { /* without room keys are read each time */
         return;
     }
     struct key_set set = keys_make(17, 6, 200, DTYPE_F32, true);

@@ -458,9 +458,9 @@ static struct stream *begin(size_t tile)
     struct stream *s;
     snprintf(text, sizeof text, "%zu", tile);
     if (tile) {
-        setenv("ENGRAM_CUDA_TILE", text, 1);
+        setenv("GPU_TEST_TILE", text, 1);
     } else {
-        unsetenv("ENGRAM_CUDA_TILE");
+        unsetenv("GPU_TEST_TILE");
     }
     must(backend_plugin_open(&backend, beside(path, "libengram_cuda.so"), &options, &error));
     ops = backend->ops;
