@@ -86,7 +86,7 @@ const struct option config_options[OPTIONS] = {
     STRING("encoder", text_prefix, "", "put before each text (models such as E5 and BGE need it), in place of the model's default prompt; in the file, double quotes keep blanks at its ends"),
     STRING("encoder", label_prefix, "", "put before each label's text, in place of that prompt; quotes as for text_prefix"),
     INT("encoder", threads, "0", 0, 1024, "threads for computing on the CPU; with a GPU, for what the CPU computes beside it; 0: as many as this process may use"),
-    ENUM("encoder", compute, "auto", compute_names, "number format for encoding; auto: bf16 where the device has instructions for it (a CPU: AMX or AVX512-BF16) and it is faster, else f32"),
+    ENUM("encoder", compute, "auto", compute_names, "number format for encoding; auto: bf16 on a GPU, and on a CPU with AMX or AVX512-BF16 where it is faster; else f32"),
 
     ENUM("compute", device, "auto", device_names, "what encodes and searches; cuda: NVIDIA GPUs, by the plug-in libengram_cuda.so, which lies beside the binary or in ../lib/engram of its folder; auto: cuda where the plug-in is there and can be used, else the CPU"),
     STRING("compute", devices, "", "which GPUs, by their numbers, as in 0,1; empty: the first one"),
