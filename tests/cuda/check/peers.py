@@ -17,27 +17,31 @@ SECONDS = 6
 
 def model_folder(folder):
     """A BERT folder with random weights whose every word `w123` is one piece."""
-    from transformers import BertConfig, BertModel, BertTokenizerFast
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    vocabulary = os.path.join(folder, "vocab.txt")
-    with open(vocabulary, "w", encoding="utf-8") as out:
-        out.write("\n".join(special + [f"w{i}" for i in range(WORDS - len(special))]))
-    BertTokenizerFast(vocab_file=vocabulary).save_pretrained(folder)
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    words = {word: i for i, word in enumerate(special + [f"w{i}" for i in range(WORDS - len(special))])}
+    tokenizer = Tokenizer(models.WordPiece(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]",
+                                                             special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]",
+                            sep_token="[SEP]", model_max_length=512).save_pretrained(folder)
     BertModel(BertConfig(vocab_size=WORDS, hidden_size=DIM, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
                          intermediate_size=WIDE)).save_pretrained(folder)
 
 
-def encoder(folder):
+def encoder(folder, device="cuda"):
     from sentence_transformers import SentenceTransformer, models
 
     words = models.Transformer(folder, max_seq_length=512)
-    return SentenceTransformer(modules=[words, models.Pooling(DIM), models.Normalize()], device="cuda").bfloat16()
+    return SentenceTransformer(modules=[words, models.Pooling(DIM), models.Normalize()], device=device).bfloat16()
 
 
 def texts_of(length, count):
     draw = random.Random(length)
-    return [" ".join(f"w{draw.randrange(WORDS - 5)}" for _ in range(draw.randint(length * 3 // 4, length * 5 // 4) - 2))
+    return [" ".join(f"w{draw.randrange(WORDS - 4)}" for _ in range(draw.randint(length * 3 // 4, length * 5 // 4) - 2))
             for _ in range(count)]
 
 
