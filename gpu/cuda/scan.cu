@@ -114,7 +114,7 @@ static __device__ inline void append(const struct finding *f, int query, float s
 template <int TILES> struct share {
     static const int parts = TILES >= 4 ? 2 : 1, rows = 16 * parts;
     static const int frame_warps = FRAME_ROWS / rows, frames = SCAN_WARPS / frame_warps;
-    static const int unrolled = TILES >= 8 ? 1 : 4; /* more would spill */
+    static const int unrolled = TILES >= 8 ? 1 : TILES >= 4 ? 2 : 4; /* more would spill */
 };
 
 template <int TILES> static __device__ void queries_load(bf16 *parts, float *least, const struct finding &f, int stride)
