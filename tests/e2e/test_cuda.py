@@ -126,6 +126,21 @@ def test_processes_share_the_keys(broker, topics, stage, folder, kafka_flags, en
     assert len({one["id"] for one in answers.bodies()}) == 80 and not answers.letters
 
 
+def test_the_real_model(engram_cuda):
+    """The default model's vectors, of texts of 3 to 256 tokens."""
+    texts = "".join(f"{text}\n" for text in ("", "an embedded database", "tools to edit images " * 20, "x " * 300))
+
+    def vectors(device, compute):
+        done = subprocess.run([engram_cuda, "encode", "--stdin", "--device", device, "--compute", compute, "--model",
+                               ROOT / "build" / "models" / "all-MiniLM-L6-v2"], input=texts, capture_output=True, text=True,
+                              check=True)
+        return [json.loads(line)["embedding"] for line in done.stdout.splitlines()]
+
+    for mine, half, wanted in zip(vectors("cuda", "f32"), vectors("cuda", "bf16"), vectors("cpu", "f32"), strict=True):
+        assert max(abs(a - b) for a, b in zip(mine, wanted, strict=True)) < 1e-5
+        assert sum(a * b for a, b in zip(half, wanted, strict=True)) > 0.999
+
+
 def test_the_benchmark_for_gpus_runs(engram_cuda):
     """On an emulated GPU, at sizes for that: all its tables, and a number in every place."""
     done = subprocess.run(["make", "-s", "build/emulated/gpu_bench"], cwd=ROOT, capture_output=True, text=True, check=False)
