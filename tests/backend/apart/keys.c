@@ -167,7 +167,7 @@ static size_t score_all(const struct keys *k, const float *query, enum key_kind 
 static void keys_scan_run(struct stream *s, const struct call *c)
 {
     struct keys *k = c->keys;
-    if (c->x.rows > s->device->scan_max || (*s->device->once && unlink(s->device->once) == 0)) {
+    if (c->x.rows > s->device->scan_max || (c->x.rows && *s->device->once && unlink(s->device->once) == 0)) {
         memory_out(s->device, c->x.rows, &s->error);
         return;
     }
