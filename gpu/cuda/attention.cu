@@ -252,14 +252,12 @@ void cuda_attention(struct stream *s, const struct tensor *out, const struct ten
 {
     const int size = (int)(out->columns / heads), n = (int)heads;
     const float scale = 1.44269504088896341F / sqrtf((float)size);
-    if (failed(s)) {
+    if (!home_use(s)) {
         return;
     }
     void *to = at_home(s, out->data), *from = at_home(s, qkv->data);
     float *log_sums = kept ? (float *)at_home(s, kept->data) : NULL;
     const int steps = qkv->dtype == DTYPE_BF16 && !s->cuda->plain && size % 16 == 0 ? size / 16 : 0;
-    device_use(s->cuda, s->home);
-    s->busy[s->home] = true;
     switch (steps) {
     case 1:
         tensor_launch<1>(s, to, from, log_sums, n, scale);

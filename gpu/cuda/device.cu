@@ -38,6 +38,16 @@ void device_use(struct cuda *c, size_t device)
     cudaSetDevice(c->devices[device].number);
 }
 
+bool home_use(struct stream *s)
+{
+    if (failed(s)) {
+        return false;
+    }
+    device_use(s->cuda, s->home);
+    s->busy[s->home] = true;
+    return true;
+}
+
 /* ---- memory ---- */
 
 int grown_take(struct stream *s, size_t device, struct grown *g, size_t bytes, struct error *e)
@@ -78,11 +88,9 @@ void *staging_take(struct stream *s, size_t bytes, struct error *e)
         void *memory;
         room = room < bytes ? bytes : room;
         device_use(s->cuda, s->home); /* a thread that has none would take the first GPU, whoever uses that */
-        if (t->count == STAGING_MAX) {
-            cuda_check(s->cuda, cudaErrorMemoryAllocation, "copies to and from it", e);
-            return NULL;
-        }
-        if (cuda_check(s->cuda, cudaHostAlloc(&memory, room, cudaHostAllocPortable), "copies to and from it", e)) {
+        const cudaError_t status =
+            t->count == STAGING_MAX ? cudaErrorMemoryAllocation : cudaHostAlloc(&memory, room, cudaHostAllocPortable);
+        if (cuda_check(s->cuda, status, "copies to and from it", e)) {
             return NULL;
         }
         t->chunks[t->count].memory = (unsigned char *)memory;
@@ -344,11 +352,9 @@ int cuda_upload(struct stream *s, void *to, const void *from_host, size_t bytes,
 
 void cuda_download(struct stream *s, void *to_host, const void *from, size_t bytes)
 {
-    if (failed(s) || bytes == 0) {
+    if (bytes == 0 || !home_use(s)) {
         return;
     }
-    device_use(s->cuda, s->home);
-    s->busy[s->home] = true;
     put(s, cudaMemcpyAsync(to_host, at_home(s, from), bytes, cudaMemcpyDeviceToHost, s->on[s->home]),
         "a copy from the GPU");
 }

@@ -127,6 +127,8 @@ bool put(struct stream *s, cudaError_t status, const char *what);
 /* Of the kernel that was just launched. */
 bool launched(struct stream *s, const char *what);
 void device_use(struct cuda *c, size_t device);
+/* What an operation begins with: its stream's home is to work. false: the stream has failed, and does no more. */
+bool home_use(struct stream *s);
 /* At least `bytes` on the device; what it held is lost, once the stream is done with it. */
 int grown_take(struct stream *s, size_t device, struct grown *g, size_t bytes, struct error *e);
 /* Pinned host memory that the stream may use until it is waited for; NULL: *e says why. */

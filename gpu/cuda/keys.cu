@@ -210,22 +210,28 @@ static unsigned char *frame_on_device(const struct keys *k, const struct pile *p
 }
 
 /* The block's rows that are this process's: by their names, so that it is the same wherever a memory has them. */
-static size_t rows_mine(const struct keys *k, const struct keys_block *b, uint16_t *rows)
+struct mine {
+    uint16_t rows[BLOCK_FRAMES_MAX * FRAME_ROWS];
+    uint32_t count;
+};
+
+static struct mine rows_mine(const struct keys *k, const struct keys_block *b)
 {
-    size_t count = 0;
+    struct mine mine;
+    mine.count = 0;
     for (uint32_t r = 0; r < b->rows; r++) {
         if (k->cuda->world == 1 || b->ties[r] % k->cuda->world == k->cuda->rank) {
-            rows[count++] = (uint16_t)r;
+            mine.rows[mine.count++] = (uint16_t)r;
         }
     }
-    return count;
+    return mine;
 }
 
 /* Makes the block's frame number `part` at `out`. */
-static void frame_make(const struct keys *k, const struct keys_block *b, size_t part, unsigned char *out)
+static void frame_make(const struct keys *k, const struct keys_block *b, const struct mine *mine, size_t part,
+                       unsigned char *out)
 {
-    uint16_t mine[BLOCK_FRAMES_MAX * FRAME_ROWS];
-    const size_t first = part * FRAME_ROWS, count = rows_mine(k, b, mine);
+    const size_t first = part * FRAME_ROWS;
     const size_t each = each_bytes(k->dtype), row_bytes = k->dim * each, stride_bytes = k->stride * each;
     struct frame_head *head = (struct frame_head *)out;
     memset(out, 0, k->frame_bytes);
@@ -233,8 +239,8 @@ static void frame_make(const struct keys *k, const struct keys_block *b, size_t 
     head->born = k->sequence;
     head->died = UINT32_MAX;
     head->kind = b->kind;
-    for (size_t i = 0; i < FRAME_ROWS && first + i < count; i++) {
-        const size_t row = mine[first + i];
+    for (size_t i = 0; i < FRAME_ROWS && first + i < mine->count; i++) {
+        const size_t row = mine->rows[first + i];
         head->candidates |= (uint64_t)(b->candidate[row] != 0) << i;
         ((uint64_t *)(out + FRAME_TIES))[i] = b->ties[row];
         memcpy(out + FRAME_VECTORS + i * stride_bytes, (const unsigned char *)b->vectors + row * row_bytes, row_bytes);
@@ -270,12 +276,12 @@ static unsigned char *stage_take(struct keys *k, struct stream *s, size_t device
 }
 
 static void frames_upload(struct keys *k, struct stream *s, size_t device, const struct keys_block *b,
-                          const struct mirrored *to)
+                          const struct mine *mine, const struct mirrored *to)
 {
     const struct pile *p = &k->mirrors[device].piles[pile_of(b->kind)];
     unsigned char *here = stage_take(k, s, device, frames_of(to->mine));
     for (size_t i = 0; i < frames_of(to->mine); i++, here += k->frame_bytes) {
-        frame_make(k, b, i, here);
+        frame_make(k, b, mine, i, here);
         put(s,
             cudaMemcpyAsync(frame_on_device(k, p, to->frames[i]), here, k->frame_bytes, cudaMemcpyHostToDevice,
                             s->on[device]),
@@ -313,10 +319,10 @@ static void block_take(struct keys *k, struct stream *s, const struct keys_view 
 {
     const struct keys_block *b = &view->blocks[place];
     struct pile *p;
-    uint16_t mine[BLOCK_FRAMES_MAX * FRAME_ROWS];
+    const struct mine mine = rows_mine(k, b);
     size_t had = 0;
-    *out = {b->first_slot, b->version, b->rows, b->kind, device_for(k, b->first_slot), (uint32_t)rows_mine(k, b, mine),
-            true,          false,      {},      NULL};
+    *out = {b->first_slot, b->version, b->rows, b->kind, device_for(k, b->first_slot),
+            mine.count,    true,       false,   {},      NULL};
     p = &k->mirrors[out->device].piles[pile_of(b->kind)];
     device_use(k->cuda, out->device);
     while (had < frames_of(out->mine) && frame_take(k, s, out->device, p, &out->frames[had])) {
@@ -324,7 +330,7 @@ static void block_take(struct keys *k, struct stream *s, const struct keys_view 
     }
     out->placed = had == frames_of(out->mine);
     if (out->placed) {
-        frames_upload(k, s, out->device, b, out);
+        frames_upload(k, s, out->device, b, &mine, out);
     }
     while (!out->placed && had) {
         frame_give(p, out->frames[--had]);
@@ -523,9 +529,12 @@ static void absent_search(const struct searching *x, size_t device, const struct
         unsigned char *here = stage_take(k, s, device, STAGE_FRAMES);
         for (frames.end = 0; i < k->count && frames.end + BLOCK_FRAMES_MAX <= STAGE_FRAMES; i++) {
             const struct mirrored *b = &k->blocks[i];
-            for (size_t part = 0;
-                 !b->placed && b->device == device && (b->kind & x->kinds) && part < frames_of(b->mine); part++) {
-                frame_make(k, &x->view->blocks[i], part, here + frames.end++ * k->frame_bytes);
+            if (b->placed || b->device != device || !(b->kind & x->kinds)) {
+                continue;
+            }
+            const struct mine mine = rows_mine(k, &x->view->blocks[i]);
+            for (size_t part = 0; part < frames_of(mine.count); part++) {
+                frame_make(k, &x->view->blocks[i], &mine, part, here + frames.end++ * k->frame_bytes);
             }
         }
         put(s, cudaMemcpyAsync(m->alone, here, frames.end * k->frame_bytes, cudaMemcpyHostToDevice, s->on[device]),

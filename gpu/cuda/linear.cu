@@ -315,13 +315,11 @@ void cuda_linear(struct stream *s, const struct tensor *out, const struct tensor
 {
     const size_t rows = rounded(in->rows, ROW_MULTIPLE), home = s->home;
     const bool gelu_too = epilogue == EPILOGUE_GELU, wide = w->dtype == DTYPE_F32;
-    if (failed(s) || grown_take(s, home, &s->workspace, WORKSPACE_BYTES, &s->error)) {
+    if (!home_use(s) || grown_take(s, home, &s->workspace, WORKSPACE_BYTES, &s->error)) {
         return;
     }
     void *to = at_home(s, out->data), *before = gelu_too && kept ? at_home(s, kept->data) : to;
     const void *from = at_home(s, in->data);
-    device_use(s->cuda, home);
-    s->busy[home] = true;
     struct plan *p = plan_of(s, rows, w);
     if (!p) {
         return;

@@ -98,11 +98,9 @@ static void layer_norm_launch(struct stream *s, const struct tensor *out, const 
 void cuda_layer_norm(struct stream *s, const struct tensor *out, const struct tensor *x, const struct tensor *residual,
                      const struct tensor *norm, float epsilon, const struct tensor *kept)
 {
-    if (failed(s)) {
+    if (!home_use(s)) {
         return;
     }
-    device_use(s->cuda, s->home);
-    s->busy[s->home] = true;
     if (x->dtype == DTYPE_BF16) {
         layer_norm_launch<bf16>(s, out, x, residual, norm, epsilon, kept);
     } else {
@@ -126,11 +124,9 @@ static void embed_launch(struct stream *s, const struct tensor *out, const struc
 void cuda_embed(struct stream *s, const struct tensor *out, const struct embedding *embedding,
                 const struct tensor *kept)
 {
-    if (failed(s)) {
+    if (!home_use(s)) {
         return;
     }
-    device_use(s->cuda, s->home);
-    s->busy[s->home] = true;
     if (out->dtype == DTYPE_BF16) {
         embed_launch<bf16>(s, out, embedding, kept);
     } else {
@@ -157,7 +153,7 @@ static __global__ void pool_sequence(float *out, const T *x, const uint32_t *sta
 
 void cuda_pool(struct stream *s, const struct tensor *out, const struct tensor *x, enum pooling pooling)
 {
-    if (failed(s)) {
+    if (!home_use(s)) {
         return;
     }
     const unsigned sequences = (unsigned)s->tile.sequences;
@@ -165,8 +161,6 @@ void cuda_pool(struct stream *s, const struct tensor *out, const struct tensor *
     const unsigned columns = (unsigned)rounded(x->columns, WARP);
     const unsigned threads = columns < POOL_THREADS_MAX ? columns : (unsigned)POOL_THREADS_MAX;
     float *to = (float *)at_home(s, out->data);
-    device_use(s->cuda, s->home);
-    s->busy[s->home] = true;
     if (x->dtype == DTYPE_BF16) {
         LAUNCH(pool_sequence<bf16>, sequences, threads, 0, s->on[s->home], to, (const bf16 *)at_home(s, x->data),
                s->tile.starts, dim, pooling == POOLING_CLS);
@@ -201,11 +195,9 @@ static __global__ void normalise_rows(float *out, const float *x, float *kept, i
 
 void cuda_normalise(struct stream *s, const struct tensor *out, const struct tensor *x, const struct tensor *kept)
 {
-    if (failed(s)) {
+    if (!home_use(s)) {
         return;
     }
-    device_use(s->cuda, s->home);
-    s->busy[s->home] = true;
     LAUNCH(normalise_rows, blocks_for(x->rows, ROW_WARPS), ROW_WARPS * WARP, 0, s->on[s->home],
            (float *)at_home(s, out->data), (const float *)at_home(s, x->data), kept_at(s, kept), (int)x->rows,
            (int)x->columns);

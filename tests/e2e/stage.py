@@ -40,6 +40,14 @@ def engram(*arguments, stdin=None, env=None, timeout_s=WAIT_S, check=True, cwd=N
     return done
 
 
+def built(*path):
+    """A program in the build folder that `make all` leaves out."""
+    target = Path("build", *path)
+    done = subprocess.run(["make", "-s", target], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return ROOT / target
+
+
 def memory_stats(memory):
     """`memory stats --json` of a folder, also beside a running stage."""
     return json.loads(engram("memory", "stats", "--json", "--memory", memory).stdout)

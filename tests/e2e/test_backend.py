@@ -3,14 +3,13 @@ whose calls run late. What it publishes is what the CPU says of the same memory.
 """
 
 import json
-import subprocess
 import threading
 
 import pytest
 from console import Console, free_port
 from kafka import wait_until
 from oracle import check_memory, check_texts, written
-from stage import ROOT, TINY, engram
+from stage import TINY, built, engram
 
 from test_stage_texts import lines, write
 
@@ -18,10 +17,7 @@ from test_stage_texts import lines, write
 @pytest.fixture(scope="session")
 def engram_apart():
     """build/engram linked so that it opens that backend in place of the CPU's."""
-    binary = ROOT / "build" / "tests" / "engram_apart"
-    done = subprocess.run(["make", "-s", "build/tests/engram_apart"], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return binary
+    return built("tests", "engram_apart")
 
 
 def near(mine, other, bound=1e-4):

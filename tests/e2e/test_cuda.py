@@ -9,7 +9,7 @@ import pytest
 from console import free_port
 from kafka import wait_until
 from oracle import check_memory, check_texts
-from stage import ROOT, TINY, engram
+from stage import ROOT, TINY, built, engram
 
 from test_backend import near
 from test_stage_texts import lines, write
@@ -20,10 +20,7 @@ CUDA = r"Emulated GPU, driver \d+\.\d+"
 @pytest.fixture(scope="session")
 def engram_cuda():
     """build/engram beside the plug-in that is compiled for the CPU."""
-    binary = ROOT / "build" / "emulated" / "engram"
-    done = subprocess.run(["make", "-s", "build/emulated/engram"], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return binary
+    return built("emulated", "engram")
 
 
 def texts_of(count):
@@ -34,6 +31,12 @@ def teach(broker, topics, memory, folder, kafka_flags, instances=200):
     engram("replay", *kafka_flags, "--labels", write(folder / "labels.jsonl", lines("labels.jsonl.gz", 60)), "--instances",
            write(folder / "instances.jsonl", lines("train.jsonl.gz", instances)))
     return check_memory(broker, topics, memory)
+
+
+def ask(broker, topics, folder, kafka_flags, texts):
+    """What all texts so far were answered, these among them."""
+    engram("replay", *kafka_flags, "--texts", write(folder / "texts.jsonl", texts))
+    return check_texts(broker, topics)
 
 
 def as_the_cpu(answers, texts, memory, *flags, bound):
@@ -56,16 +59,15 @@ def test_the_stage_on_a_gpu(broker, topics, stage, memory, folder, kafka_flags, 
     running.wait_for(rf", cuda \({CUDA}\), 2 streams, \d+ threads?, bf16$")
     teach(broker, topics, memory, folder, kafka_flags)
     texts = texts_of(60)
-    engram("replay", *kafka_flags, "--texts", write(folder / "texts.jsonl", texts))
-    answers = check_texts(broker, topics)
+    answers = ask(broker, topics, folder, kafka_flags, texts)
     assert len(answers.predictions) == 60 and not answers.letters
     as_the_cpu(answers, texts, memory, bound=0.02)
 
     text = "a text about nothing that was there before"
     engram("teach", *kafka_flags, "--id", "new", "--label", "brand-new", text)
     check_memory(broker, topics, memory)
-    engram("replay", *kafka_flags, "--texts", write(folder / "more.jsonl", [{"id": "asks", "text": text}]))
-    answer = next(one for one in check_texts(broker, topics).bodies() if one["id"] == "asks")
+    answers = ask(broker, topics, folder, kafka_flags, [{"id": "asks", "text": text}])
+    answer = next(one for one in answers.bodies() if one["id"] == "asks")
     nearest = answer["evidence"][0]
     assert (nearest["kind"], nearest["id"], nearest["labels"]) == ("instance", "new", ["brand-new"])
     running.stop()
@@ -77,8 +79,7 @@ def test_four_gpus_share_the_keys(broker, topics, stage, memory, folder, kafka_f
     running.wait_for(rf", cuda \(4 x {CUDA}\), 8 streams, \d+ threads?, f32$")
     teach(broker, topics, memory, folder, kafka_flags)
     texts = texts_of(60)
-    engram("replay", *kafka_flags, "--texts", write(folder / "texts.jsonl", texts))
-    answers = check_texts(broker, topics)
+    answers = ask(broker, topics, folder, kafka_flags, texts)
     assert len(answers.predictions) == 60 and not answers.letters
     as_the_cpu(answers, texts, memory, bound=1e-4)
     running.stop()
@@ -106,8 +107,7 @@ def test_processes_share_the_keys(broker, topics, stage, folder, kafka_flags, en
     for rank in range(1, RANKS):
         check_memory(broker, topics, folder / f"memory{rank}")
     texts = texts_of(80)
-    engram("replay", *kafka_flags, "--texts", write(folder / "texts.jsonl", texts[:40]))
-    answers = check_texts(broker, topics)
+    answers = ask(broker, topics, folder, kafka_flags, texts[:40])
     assert len(answers.predictions) == 40 and not answers.letters
     as_the_cpu(answers, texts[:40], folder / "memory0", "--key-dtype", "f32", bound=1e-4)
 
@@ -141,11 +141,9 @@ def test_the_real_model(engram_cuda):
         assert sum(a * b for a, b in zip(half, wanted, strict=True)) > 0.999
 
 
-def test_the_benchmark_for_gpus_runs(engram_cuda):
+def test_the_benchmark_for_gpus_runs():
     """On an emulated GPU, at sizes for that: all its tables, and a number in every place."""
-    done = subprocess.run(["make", "-s", "build/emulated/gpu_bench"], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    done = subprocess.run([engram_cuda.with_name("gpu_bench"), "--tiny"], capture_output=True, text=True, check=True)
+    done = subprocess.run([built("emulated", "gpu_bench"), "--tiny"], capture_output=True, text=True, check=True)
     rows = [line for line in done.stdout.splitlines() if line.startswith("| ") and line[-3:] == "% |"]
     assert [row.split(" | ")[0] for row in rows] == ["| S, about 20 tokens a text", "| L, about 103 tokens a text",
                                                      "| 1024", "| 1024", "| 2048", "| 2048"]
